@@ -1,0 +1,37 @@
+# Two commands need nothing before them but Python 3.11, git and make: `make run` and `make test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export DVC_NO_ANALYTICS := 1
+# The stages are called by name from dvc.yaml.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test lint ui clean
+
+run: $(VENV)/.installed
+	dvc repro
+	@eqreg summary
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(VENV)/.installed
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# pip's own configuration decides which build of torch is installed; see the README.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,74 @@
+"""Residual U-Net in the form of FBPConvNet.
+
+Source: Jin, McCann, Froustey, Unser, *Deep Convolutional Neural Network for Inverse Problems in Imaging*, IEEE TIP
+2017 (arXiv 1611.03679): a U-Net (Ronneberger et al. 2015) with zero padding and the input added to the output. The
+published one has width 64, depth 5 and batch normalisation. Up-sampling here is nearest-neighbour to the size of the
+skip connection followed by a 3x3 convolution, which has the same parameters as a 3x3 transposed convolution and fits
+images of any size, odd ones included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.networks.blocks import Norm, initialise, normalisation
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions, each followed by its normalisation and a ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
+        super().__init__()
+        bias = norm == "none"
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+        self.norm1 = normalisation(norm, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=bias)
+        self.norm2 = normalisation(norm, outputs)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = F.relu(self.norm1(self.conv1(maps)))
+        return F.relu(self.norm2(self.conv2(maps)))
+
+
+class ResidualUNet(nn.Module):
+    """``output = input + unet(input)`` over ``depth`` resolutions; channels double from ``width`` at each.
+
+    Shapes: ``(B, channels, H, W)`` -> the same, float, H and W at least ``2 ** (depth - 1)``, odd sizes included.
+
+    Raises:
+        ValueError: fewer than 2 resolutions, or a width or channel count below 1.
+    """
+
+    scale = 1
+
+    def __init__(self, channels: int = 3, width: int = 32, depth: int = 3, norm: Norm = "none") -> None:
+        super().__init__()
+        if depth < 2 or width < 1 or channels < 1:
+            raise ValueError(f"unet needs depth >= 2, width >= 1 and channels >= 1, got {depth}, {width}, {channels}")
+        self.in_channels = self.out_channels = channels
+        widths = [width * 2**level for level in range(depth)]
+        self.down = nn.ModuleList(
+            _Block(inputs, outputs, norm) for inputs, outputs in zip([channels, *widths[:-1]], widths, strict=True)
+        )
+        self.up = nn.ModuleList(
+            nn.Conv2d(deep, shallow, 3, padding=1) for deep, shallow in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.merge = nn.ModuleList(_Block(2 * shallow, shallow, norm) for shallow in widths[-2::-1])
+        self.last = nn.Conv2d(width, channels, 1)
+        initialise(self, self.last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        maps = images
+        for level, block in enumerate(self.down):
+            maps = block(maps if level == 0 else F.max_pool2d(maps, 2))
+            skips.append(maps)
+        skips.pop()
+        for up, merge in zip(self.up, self.merge, strict=True):
+            skip = skips.pop()
+            maps = F.relu(up(F.interpolate(maps, size=skip.shape[-2:], mode="nearest")))
+            maps = merge(torch.cat([skip, maps], dim=1))
+        residual: Tensor = self.last(maps)
+        return images + residual

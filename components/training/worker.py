@@ -1,0 +1,55 @@
+"""One of the processes that train together: its rank, its device, and the two things it does with the others."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Rank 0 of 1 unless torch.distributed has been started, by Ray Train, torchrun or a test."""
+
+    rank: int
+    num_workers: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> Worker:
+        """This process, on its GPU if there is one."""
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size(), device)
+        return cls(0, 1, device)
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network whose backward averages gradients over the workers.
+
+        ``find_unused_parameters`` keeps DDP from rebuilding its buckets after the first step: gradients are then
+        summed in one order in every step, and a resumed run repeats an uninterrupted one to the bit.
+        """
+        if self.num_workers == 1:
+            return network
+        return DistributedDataParallel(network, find_unused_parameters=True)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the workers, the same on each; detached."""
+        value = value.detach().clone()
+        if self.num_workers > 1:
+            distributed.all_reduce(value)
+            value /= self.num_workers
+        return value
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 on a GPU, nothing on a CPU."""
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last on a GPU, where bf16 convolutions want it; contiguous on a CPU."""
+        return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format

@@ -1,0 +1,125 @@
+"""The command ``eqreg``: each stage, and restoring images. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Train image-restoration networks with rotation-equivariant regularisation. Stages read params.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def fetch() -> None:
+    """Stage 1: copy the images of fetch.source to data/raw, with their SHA-256 sums."""
+    from pipeline.fetch import fetch as stage
+    from pipeline.params import load_params
+
+    stage(load_params())
+
+
+@app.command()
+def preprocess() -> None:
+    """Stage 2: check, split by scene, degrade and pack the images into data/packed."""
+    from pipeline.params import load_params
+    from pipeline.preprocess import preprocess as stage
+
+    stage(load_params())
+
+
+@app.command()
+def tune() -> None:
+    """Stage 3: search lambda and the layer weights; writes results/tune."""
+    from pipeline.params import load_params
+    from pipeline.tune import tune as stage
+
+    stage(load_params())
+
+
+@app.command()
+def train() -> None:
+    """Stage 4: train the network; writes results/train. Goes on where a killed run stopped."""
+    from pipeline.train import train as stage
+
+    stage()
+
+
+@app.command()
+def evaluate() -> None:
+    """Stage 5: measure the network on the test images; writes results/evaluate."""
+    from pipeline.evaluate import evaluate as stage
+    from pipeline.params import load_params
+
+    stage(load_params())
+
+
+@app.command()
+def register() -> None:
+    """Stage 6: put the model into the registry; it becomes champion if it earned it on validation."""
+    from pipeline.params import load_params
+    from pipeline.register import register as stage
+
+    stage(load_params())
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="an image, or a folder of images")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the file or folder to write")],
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@champion, or a model.safetensors")
+    ] = "models:/eqreg-denoise@champion",
+    tile: Annotated[int, typer.Option(help="side of a tile in pixels; bounds the memory")] = 512,
+    overlap: Annotated[int, typer.Option(help="pixels that neighbouring tiles share")] = 64,
+    self_ensemble: Annotated[bool, typer.Option("--self-ensemble", help="average over the 4 rotations")] = False,
+) -> None:
+    """Restore an image or a folder of images with a registered model."""
+    from pipeline.restore import restore as run
+
+    run(source, target, model, tile, overlap, self_ensemble)
+
+
+@app.command()
+def summary() -> None:
+    """Print what the last run measured, and where to look next."""
+    from pipeline.params import load_params
+    from pipeline.summary import summary as show
+
+    show(load_params())
+
+
+def main() -> None:
+    """Runs a command. A user's error is one or two lines and exit code 2; a traceback is a bug."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("EQREG_DEBUG") or not _is_for_the_user(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_for_the_user(error: BaseException) -> bool:
+    """Whether the error was raised by our own code, which words it for the user, or is about the disk."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    packages = Path(__file__).parents[1]
+    file = Path(trace.tb_frame.f_code.co_filename) if trace else Path()
+    is_ours = file.is_relative_to(packages / "components") or file.is_relative_to(packages / "pipeline")
+    return isinstance(error, OSError) or is_ours
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does: Ray's processes with it."""
+    raise KeyboardInterrupt

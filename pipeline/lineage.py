@@ -1,0 +1,100 @@
+"""What made a result: the code, the data and the parameters, and one id for the three."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.params import Params
+from pipeline.paths import PACKED
+
+# "Dirty" means that one of these differs from the commit.
+_CODE = (
+    "components",
+    "pipeline",
+    "tune_spaces",
+    "params.yaml",
+    "dvc.yaml",
+    "pyproject.toml",
+    "constraints.txt",
+)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Attributes: the git commit ("none" outside git), whether code or params differ from it, the hashes of the
+    difference, of the packed data and of the params, and the id: 12 hexadecimal digits of all of these.
+    """
+
+    commit: str
+    dirty: bool
+    difference: str
+    data: str
+    params: str
+
+    @property
+    def id(self) -> str:
+        text = "\n".join((self.commit, self.difference, self.data, self.params))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def tags(self) -> dict[str, str]:
+        """For MLflow: on every run, trial and model version."""
+        return {
+            "eqreg.lineage": self.id,
+            "eqreg.git_commit": self.commit,
+            "eqreg.git_dirty": str(self.dirty).lower(),
+            "eqreg.data_hash": self.data,
+            "eqreg.params_hash": self.params,
+        }
+
+
+def trace(params: Params) -> Lineage:
+    """The lineage of what would be made now, from this folder."""
+    commit = _git("rev-parse", "HEAD").decode().strip() or "none"
+    changes = _git("diff", "HEAD", "--", *_CODE) + b"".join(
+        name.encode() + Path(name).read_bytes()
+        for name in _git("ls-files", "--others", "--exclude-standard", "--", *_CODE).decode().split("\n")
+        if name and Path(name).is_file()
+    )
+    difference = hashlib.sha256(changes).hexdigest()[:12] if changes else ""
+    return Lineage(commit, bool(changes), difference, data_hash(), params.hash)
+
+
+def data_hash(packed: Path = PACKED) -> str:
+    """12 hexadecimal digits of the packs' indexes, which hold the SHA-256 of all pixels."""
+    digest = hashlib.sha256()
+    for index in sorted(packed.rglob("index.json")):
+        digest.update(index.relative_to(packed).as_posix().encode() + index.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def committed_text(path: Path) -> str | None:
+    """The file as the last commit has it; None outside git or where the commit has no such file."""
+    return _git("show", f"HEAD:./{path.as_posix()}").decode() or None
+
+
+def main_checkout(folder: Path) -> Path:
+    """The checkout that a folder belongs to, seen from a git worktree or from a copy that DVC makes for experiments.
+
+    DVC runs queued and ``--temp`` experiments in ``MAIN/.dvc/tmp/exps/NAME``.
+    """
+    folder = folder.resolve()
+    for parent in folder.parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            return parent.parents[2]
+    common = _git("-C", str(folder), "rev-parse", "--path-format=absolute", "--git-common-dir").decode().strip()
+    # A checkout that is a subfolder of a larger repository keeps its own place.
+    top = _git("-C", str(folder), "rev-parse", "--show-toplevel").decode().strip()
+    if common and top and Path(common).name == ".git" and Path(common).parent != Path(top):
+        return Path(common).parent / folder.relative_to(top)
+    return folder
+
+
+def _git(*arguments: str) -> bytes:
+    """What git prints; nothing where git or the repository is missing."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""

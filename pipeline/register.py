@@ -1,0 +1,112 @@
+"""Stage 6: results/train/model.safetensors -> the MLflow registry; the alias moves if validation says so.
+
+Runs in every ``dvc repro``, since no file can say whether the registry still holds the model; it does nothing where it does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from components.data.packs import file_sha256
+from pipeline.console import console
+from pipeline.params import Params
+from pipeline.paths import EVALUATE, MODEL, PACKED, REGISTER, existing, replaced_folder
+from pipeline.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+from pipeline.tracking.results import log_results
+from pipeline.tracking.store import Store
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which alias the new version gets, and why, in one line."""
+
+    alias: str
+    reason: str
+
+
+def register(params: Params) -> None:
+    """Registers the model unless the registry holds it already, and decides who is champion."""
+    existing(MODEL, "train")
+    metrics = json.loads(existing(EVALUATE / "metrics.json", "evaluate").read_text())
+    digest = file_sha256(MODEL)
+    registry = Registry(Store(params.task))
+    known, champion = registry.find(digest), registry.champion()
+    if known and champion:
+        console.print(f"{registry.name} version {known.number} is this model already: nothing to do")
+        return
+    from pipeline.job import load_model
+
+    network, metadata = load_model(MODEL)
+    decision = decide(params, network, registry, champion)
+    run_id = log_results(registry.store)
+    tags = metadata["lineage"] | {"eqreg.reason": decision.reason} | test_tags(metrics)
+    version = known or registry.add(run_id, network, network.in_channels, digest, tags)  # type: ignore[arg-type]
+    registry.point(decision.alias, version.number)
+    registry.tag(version.number, "eqreg.reason", decision.reason)
+    with replaced_folder(REGISTER) as folder:
+        record = {
+            "name": registry.name,
+            "version": version.number,
+            "alias": decision.alias,
+            "reason": decision.reason,
+        }
+        (folder / "decision.json").write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"{registry.name} version {version.number}: {decision.alias} ({decision.reason})")
+
+
+def decide(params: Params, network: nn.Module, registry: Registry, champion: Version | None) -> Decision:
+    """Champion if there is none that loads, or if it is beaten on the present validation set by more than the margin,
+    with the whole paired interval above 0. Test figures take no part.
+    """
+    if champion is None:
+        return Decision(CHAMPION, "there was no champion")
+    rival = registry.load(champion)
+    if rival is None:
+        return Decision(CHAMPION, f"champion version {champion.number} does not load")
+    from components.evaluation.statistics import clustered_interval
+
+    try:
+        differences, scenes = validation_differences(network, rival)
+    except Exception as error:
+        return Decision(CHAMPION, f"champion version {champion.number} does not run ({str(error).splitlines()[0]})")
+    interval = clustered_interval(differences, scenes, seed=params.seed)
+    shown = f"{interval.mean:+.3f} dB on validation"
+    if interval.low is None:
+        return Decision(CHALLENGER, f"{shown} to version {champion.number}, no interval with one scene")
+    shown += f" [{interval.low:+.3f}, {interval.high:+.3f}] to version {champion.number}"
+    wins = interval.mean > params.register_.margin and interval.low > 0
+    return Decision(CHAMPION if wins else CHALLENGER, f"{shown}, margin {params.register_.margin:g}")
+
+
+def validation_differences(network: nn.Module, rival: nn.Module) -> tuple[list[float], list[str]]:
+    """PSNR of ``network`` minus that of ``rival`` for every validation pair, and the pairs' scenes."""
+    import torch
+
+    from components.data.packs import Pack
+    from components.evaluation.metrics import as_saved, psnr
+
+    differences, scenes = [], []
+    with torch.inference_mode():
+        for entry, degraded, clean in Pack(PACKED / "val").pairs():
+            images, truth = torch.from_numpy(degraded)[None], torch.from_numpy(clean)[None]
+            scores = [psnr(as_saved(model(images)), truth).item() for model in (network, rival)]
+            differences.append(scores[0] - scores[1])
+            scenes.append(entry.scene)
+    return differences, scenes
+
+
+def test_tags(metrics: dict[str, Any]) -> dict[str, str]:
+    """The test figures, for people to read."""
+    return {
+        f"eqreg.test.{method}.{metric}": f"{metrics['test'][method][metric]:.4f}"
+        for method in ("input", "classical", "restored")
+        for metric in ("psnr", "ssim", "psnr_y", "ssim_y")
+    }
+
+
+__all__ = ["Decision", "decide", "register"]

@@ -1,0 +1,157 @@
+"""MLflow's model registry: versions of ``eqreg-TASK`` and their aliases."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.tracking.store import Store, answering
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_HASH = "eqreg.model_sha256"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: its number as text, and the aliases that point to it."""
+
+    number: str
+    aliases: tuple[str, ...]
+
+
+class Registry:
+    """The versions of one model in the registry of a store.
+
+    Raises:
+        UserError: from every method, where the server does not answer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.name = f"eqreg-{store.task}"
+
+    def find(self, model_sha256: str) -> Version | None:
+        """The version with this model, if its files are there."""
+        with answering(self.store.uri):
+            found = self.store.client.search_model_versions(f"name='{self.name}' and tags.`{_HASH}`='{model_sha256}'")
+        for version in found:
+            if self._has_files(version.version):
+                return Version(str(version.version), self._aliases(version.version))
+        return None
+
+    def champion(self) -> Version | None:
+        """The version that the alias points to; None if there is no such alias."""
+        from mlflow.exceptions import MlflowException
+
+        with answering(self.store.uri):
+            try:
+                version = self.store.client.get_model_version_by_alias(self.name, CHAMPION)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+        return Version(str(version.version), (CHAMPION,))
+
+    def load(self, version: Version) -> nn.Module | None:
+        """The network of a version; None if it cannot be loaded."""
+        import mlflow.pytorch
+
+        try:
+            network: nn.Module = mlflow.pytorch.load_model(f"models:/{self.name}/{version.number}")
+        except Exception:
+            return None
+        return network
+
+    def add(
+        self, run_id: str, network: nn.Module, channels: int, model_sha256: str, tags: Mapping[str, str]
+    ) -> Version:
+        """Logs the network to a run and registers it; it then loads with mlflow and torch alone, for any image size."""
+        import mlflow
+        import mlflow.pytorch
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        images = Schema([TensorSpec(np.dtype(np.float32), (-1, channels, -1, -1))])
+        # Two images of unequal sides: torch.export takes a dimension of 1, or equal ones, for fixed.
+        example = np.random.default_rng(0).random((2, channels, 64, 48), dtype=np.float32)
+        with answering(self.store.uri), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in ("mlflow", "torch.export", "torch._export"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            with mlflow.start_run(run_id=run_id):
+                info = mlflow.pytorch.log_model(
+                    network.eval(),
+                    name="model",
+                    signature=ModelSignature(images, images),
+                    input_example=example,
+                    pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_torch_version()}"],
+                    registered_model_name=self.name,
+                )
+        version = str(info.registered_model_version)
+        for key, value in {**tags, _HASH: model_sha256}.items():
+            self.tag(version, key, value)
+        return Version(version, ())
+
+    def tag(self, version: str, key: str, value: str) -> None:
+        """Sets a tag of a version."""
+        with answering(self.store.uri):
+            self.store.client.set_model_version_tag(self.name, version, key, value)
+
+    def point(self, alias: str, version: str) -> None:
+        """Moves an alias to a version."""
+        with answering(self.store.uri):
+            self.store.client.set_registered_model_alias(self.name, alias, version)
+
+    def _aliases(self, version: Any) -> tuple[str, ...]:
+        with answering(self.store.uri):
+            aliases = self.store.client.get_registered_model(self.name).aliases
+        return tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(version)))
+
+    def _has_files(self, version: Any) -> bool:
+        import mlflow.artifacts
+
+        try:
+            return bool(mlflow.artifacts.list_artifacts(f"models:/{self.name}/{version}"))
+        except Exception:
+            return False
+
+
+def load_registered(uri: str, store_uri: str) -> nn.Module:
+    """The network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    Raises:
+        UserError: there is no such model, or the registry does not answer.
+    """
+    from pipeline.tracking.store import quiet_mlflow
+
+    quiet_mlflow()
+    import mlflow
+    import mlflow.pytorch
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(store_uri)
+    with answering(store_uri):
+        try:
+            network: nn.Module = mlflow.pytorch.load_model(uri)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                known = ", ".join(model.name for model in mlflow.MlflowClient().search_registered_models()) or "none"
+                raise UserError(
+                    f"--model {uri}: no such model in {store_uri} ({' '.join(str(error).split())}); registered: {known}"
+                ) from error
+            raise
+    return network
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__).split("+")[0]

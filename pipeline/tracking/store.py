@@ -1,0 +1,181 @@
+"""MLflow's runs: one parent a lineage, trials nested under it. Nothing outside ``pipeline.tracking`` imports MLflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.lineage import main_checkout
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+def tracking_uri(root: Path | None = None) -> str:
+    """``MLFLOW_TRACKING_URI``, or ``mlflow.db`` (SQLite) at the root of the main checkout, as an absolute path."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{main_checkout(root or Path.cwd()) / 'mlflow.db'}"
+
+
+def quiet_mlflow() -> None:
+    """Settings that must stand before MLflow is imported: no telemetry, no pickles, no chatter, quick failure."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
+
+
+class Store:
+    """The runs of one task in one MLflow experiment, ``eqreg-TASK``.
+
+    Raises:
+        UserError: from every method, where the server does not answer.
+    """
+
+    def __init__(self, task: str, uri: str | None = None) -> None:
+        self.task = task
+        self.uri = uri or tracking_uri()
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's client, connected."""
+        quiet_mlflow()
+        import mlflow
+
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
+        return mlflow.MlflowClient(self.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment of the task, made if need be. Beside the default store its artifacts lie in ``mlartifacts``."""
+        name = f"eqreg-{self.task}"
+        with answering(self.uri):
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment:
+                return str(experiment.experiment_id)
+            location = None
+            if self.uri.startswith("sqlite:///"):
+                location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+            return str(self.client.create_experiment(name, artifact_location=location))
+
+    def find(self, tags: Mapping[str, str]) -> Run | None:
+        """The newest run that has all these tags."""
+        conditions = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        with answering(self.uri):
+            runs = self.client.search_runs([self.experiment_id], conditions, max_results=1)
+        return runs[0] if runs else None
+
+    def parent_run(self, lineage: Mapping[str, str], params: Mapping[str, Any], resolved: str) -> str:
+        """The id of the run that holds everything of one lineage, found again or begun.
+
+        Args:
+            lineage: the tags of ``Lineage.tags()``.
+            params: the resolved values, nested; each leaf becomes a param under its dotted key.
+            resolved: the same as YAML text, kept as an artifact.
+        """
+        tags = {"eqreg.kind": "pipeline", "eqreg.lineage": lineage["eqreg.lineage"]}
+        if found := self.find(tags):
+            return str(found.info.run_id)
+        run_id = self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, flatten(params))
+        with answering(self.uri):
+            self.client.log_text(run_id, resolved, "params.yaml")
+        return run_id
+
+    def begin(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """Begins a run and logs its params; gives its id."""
+        from mlflow.entities import Param
+
+        with answering(self.uri):
+            run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+            values = [Param(key, str(value)[:6000]) for key, value in params.items()]
+            self.client.log_batch(run.info.run_id, params=values)
+        return str(run.info.run_id)
+
+    def log(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds one value to the history of each metric."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with answering(self.uri):
+            self.client.log_batch(run_id, [Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def last_step(self, run_id: str, metric: str) -> int:
+        """The last step at which the metric was logged, so that a resumed run does not log it twice; -1 for none."""
+        with answering(self.uri):
+            return max((entry.step for entry in self.client.get_metric_history(run_id, metric)), default=-1)
+
+    def log_files(self, run_id: str, folder: Path, artifact_path: str) -> None:
+        """Keeps all files of a folder as artifacts."""
+        with answering(self.uri):
+            self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def tag(self, run_id: str, key: str) -> str | None:
+        """The value of a run's tag; None where it has none."""
+        with answering(self.uri):
+            tags: dict[str, str] = self.client.get_run(run_id).data.tags
+        return tags.get(key)
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        """Sets a run's tag."""
+        with answering(self.uri):
+            self.client.set_tag(run_id, key, value)
+
+    def end(self, run_id: str, status: str = "FINISHED") -> None:
+        """Marks the run as FINISHED, FAILED or KILLED."""
+        with answering(self.uri):
+            self.client.set_terminated(run_id, status)
+
+
+class answering:  # noqa: N801 - used as a with statement, like contextlib.suppress
+    """Turns the many errors of an MLflow server that does not answer, or refuses, into one line."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        module = type(error).__module__.split(".")[0]
+        if module in ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3") or isinstance(error, OSError):
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the MLflow store {_without_password(self.uri)} does not answer as it should: {reason}\n"
+                "check MLFLOW_TRACKING_URI (unset it to use mlflow.db here), then run the stage again"
+            ) from error
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,197 @@
+"""Stage 3: data/packed and a space -> results/tune: the best trial as a patch of params, all trials, a figure."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.table import Table
+
+from pipeline.console import console, progress
+from pipeline.errors import UserError
+from pipeline.lineage import trace
+from pipeline.params import Params, get_value, read_values
+from pipeline.paths import BEST, PACKED, PARAMS, SCRATCH, TUNE, existing, replaced_folder
+from pipeline.spaces import WEIGHT, load_space
+from pipeline.tracking.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.cluster.sweep import Trial
+
+NOTE = "one seed: not evidence"
+_PENALTY = "equivariance.penalty"
+
+
+def tune(params: Params) -> None:
+    """Searches the space with short one-worker trainings, the control (weight 0, same pairs) among them."""
+    values = read_values(PARAMS)
+    if params.tune.trials == 0:
+        with replaced_folder(TUNE) as folder:
+            _write(folder, [], values)
+        console.print("tune.trials is 0: no sweep")
+        return
+    space = load_space(params.tune.space, values)
+    for part in ("train", "val"):
+        existing(PACKED / part, "preprocess")
+    trial_values = _trial_values(values, params)
+    trials = _run(params, trial_values, space)
+    with replaced_folder(TUNE) as folder:
+        _write(folder, trials, values)
+    _print(trials, values)
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the highest validation PSNR of those that ran to their end; the control may be it."""
+    finished = [trial for trial in trials if not trial.stopped_early and trial.failure is None]
+    return max(finished, key=lambda trial: trial.metrics["val_psnr"], default=None)
+
+
+def _trial_values(values: dict[str, Any], params: Params) -> dict[str, Any]:
+    """params.yaml with the trials' own rhythm: shorter, and a report wherever one may be stopped."""
+    train = values["train"] | {
+        "steps": params.tune.steps,
+        "report_every": params.tune.grace_steps,
+        "validate_every": params.tune.grace_steps,
+        "checkpoint_every": params.tune.steps,
+        "warmup_steps": min(params.train.warmup_steps, params.tune.steps // 4),
+    }
+    equivariance = values["equivariance"] | {
+        "warmup_steps": min(params.equivariance.warmup_steps, params.tune.steps // 4)
+    }
+    return values | {"train": train, "equivariance": equivariance}
+
+
+def _run(params: Params, values: dict[str, Any], space: dict[str, Any]) -> list[Trial]:
+    """The sweep itself, with its progress on the console and every trial in MLflow, nested under the parent run."""
+    from pipeline.cluster.session import ray_session
+
+    lineage, store = trace(params), Store(params.task)
+    parent = store.parent_run(lineage.tags(), values, yaml.safe_dump(values, sort_keys=False))
+    runs: dict[int, str] = {}
+    with progress() as bars, ray_session(params.cluster.address, dashboard=True):
+        from pipeline.cluster.sweep import SweepSettings, sweep
+
+        bar = bars.add_task("tuning", total=(params.tune.trials + 1) * params.tune.steps, note="starting")
+        steps: dict[int, int] = {}
+        best: dict[int, float] = {}
+
+        def on_result(number: int, config: dict[str, Any], step: int, metrics: dict[str, float]) -> None:
+            if number not in runs:
+                tags = lineage.tags() | {
+                    "eqreg.kind": "trial",
+                    "mlflow.parentRunId": parent,
+                    "eqreg.control": str("control" in config).lower(),
+                }
+                shown = {key: value for key, value in config.items() if key != "control"}
+                runs[number] = store.begin(f"trial-{number}", tags, shown)
+            store.log(runs[number], step, metrics)
+            steps[number], best[number] = step, metrics["val_psnr"]
+            bars.update(bar, completed=sum(steps.values()), note=f"trial {number}: {metrics['val_psnr']:.2f} dB")
+
+        settings = SweepSettings(
+            params.tune.trials,
+            params.tune.steps,
+            params.tune.grace_steps,
+            params.tune.concurrent,
+            params.seed,
+            (SCRATCH / "tune").resolve(),
+        )
+        trials = sweep(values, PACKED.resolve(), space, settings, on_result)
+        bars.update(bar, completed=(params.tune.trials + 1) * params.tune.steps, note="")
+    for trial in trials:
+        if trial.number in runs:
+            store.end(
+                runs[trial.number],
+                "FAILED" if trial.failure else "KILLED" if trial.stopped_early else "FINISHED",
+            )
+    if all(trial.failure for trial in trials):
+        raise UserError(f"all {len(trials)} trials failed, the first one: {trials[0].failure}")
+    return trials
+
+
+def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> None:
+    """best.yaml, trials.csv and, if there are trials, trials.png."""
+    best, control = best_trial(trials), next((trial for trial in trials if trial.is_control), None)
+    keys = sorted({key for trial in trials for key in trial.params})
+    summary: dict[str, Any] = {
+        "params": dict(best.params) if best else {},
+        "note": NOTE if best else "no sweep",
+    }
+    if best and control:
+        summary |= {"trial": best.number, "val_psnr": round(best.metrics["val_psnr"], 4)}
+        summary["difference_to_control"] = round(best.metrics["val_psnr"] - control.metrics["val_psnr"], 4)
+    (folder / BEST.name).write_text(yaml.safe_dump(summary, sort_keys=False))
+    with (folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [
+                "trial",
+                "control",
+                *keys,
+                "steps",
+                "val_psnr",
+                "difference_to_control",
+                "stopped_early",
+                "failure",
+            ]
+        )
+        for trial in trials:
+            cells = [trial.params.get(key, get_value(values, key)) for key in keys]
+            psnr, difference = trial.metrics.get("val_psnr"), _difference(trial, control)
+            writer.writerow(
+                [
+                    trial.number,
+                    trial.is_control,
+                    *cells,
+                    trial.steps,
+                    psnr,
+                    difference,
+                    trial.stopped_early,
+                    trial.failure,
+                ]
+            )
+    if trials:
+        from components.evaluation.figures import save_trials
+
+        save_trials(
+            folder / "trials.png",
+            [
+                {
+                    "weight": trial.params[WEIGHT],
+                    "penalty": trial.params.get(_PENALTY, get_value(values, _PENALTY)),
+                    "psnr": trial.metrics["val_psnr"],
+                    "stopped_early": trial.stopped_early,
+                    "is_control": trial.is_control,
+                }
+                for trial in trials
+                if trial.failure is None
+            ],
+        )
+
+
+def _print(trials: Sequence[Trial], values: dict[str, Any]) -> None:
+    control, best = next(trial for trial in trials if trial.is_control), best_trial(trials)
+    table = Table(title=f"trials ({NOTE})", title_justify="left")
+    for column in ("trial", "weight", "penalty", "steps", "validation PSNR, dB", "to control"):
+        table.add_column(column, justify="right")
+    for trial in trials:
+        difference = _difference(trial, control)
+        table.add_row(
+            f"{trial.number}{' best' if trial is best else ''}",
+            "0 (control)" if trial.is_control else f"{trial.params[WEIGHT]:.4g}",
+            "" if trial.is_control else str(trial.params.get(_PENALTY, get_value(values, _PENALTY))),
+            f"{trial.steps}{' stopped' if trial.stopped_early else ''}",
+            trial.failure or f"{trial.metrics['val_psnr']:.2f}",
+            "" if difference is None or trial.is_control else f"{difference:+.2f}",
+        )
+    console.print(table)
+
+
+def _difference(trial: Trial, control: Trial | None) -> float | None:
+    """To the control, at the same number of steps; None where they did not do the same number."""
+    if control is None or trial.failure or control.failure or trial.steps != control.steps:
+        return None
+    return trial.metrics["val_psnr"] - control.metrics["val_psnr"]

@@ -1,0 +1,148 @@
+"""Batches with pairs: their order, their bytes, what is drawn, and what is refused."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.equivariance import EquivarianceRegularizer, insert_rotated_copies
+from tests.components.equivariance.exact import loop_rotate, plain_network, random_images
+
+
+def _regularizer(**options: object) -> EquivarianceRegularizer:
+    return EquivarianceRegularizer(plain_network(), **options)  # type: ignore[arg-type]
+
+
+def _batch(num_images: int, height: int = 6, width: int = 6) -> tuple[Tensor, Tensor]:
+    return random_images(num_images, 3, height, width), random_images(num_images, 3, height, width, seed=11)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_replace_gives_up_the_second_k_images_for_copies_of_the_first(turns: int) -> None:
+    inputs, targets = _batch(8)
+    batch = _regularizer(pairing="replace", pair_fraction=0.25).pair(inputs, targets, turns=turns)
+    for paired, images in ((batch.inputs, inputs), (batch.targets, targets)):
+        assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], turns), images[4:])))
+    assert (batch.turns, batch.num_pairs, batch.copies) == (turns, 2, slice(2, 4))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_append_keeps_every_image(turns: int) -> None:
+    inputs, targets = _batch(5)
+    batch = _regularizer(pairing="append", pair_fraction=0.4).pair(inputs, targets, turns=turns)
+    for paired, images in ((batch.inputs, inputs), (batch.targets, targets)):
+        assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], turns), images[2:])))
+
+
+@pytest.mark.parametrize("pairing", ["replace", "append"])
+def test_an_explicit_number_of_pairs_keeps_every_image(pairing: str) -> None:
+    inputs, targets = _batch(5)
+    batch = _regularizer(pairing=pairing, pair_fraction=0.25).pair(inputs, targets, turns=3, num_pairs=2)
+    assert torch.equal(batch.inputs, insert_rotated_copies(inputs, 2, 3))
+    assert torch.equal(batch.targets, torch.cat((targets[:2], loop_rotate(targets[:2], 3), targets[2:])))
+    assert torch.equal(batch.inputs[batch.copies], loop_rotate(inputs[:2], 3))
+
+
+def test_half_of_a_replaced_and_all_of_an_appended_batch_can_be_copies() -> None:
+    inputs, targets = _batch(4)
+    replaced = _regularizer(pairing="replace", pair_fraction=0.5).pair(inputs, targets, turns=1)
+    appended = _regularizer(pairing="append", pair_fraction=1.0).pair(inputs, targets, turns=1)
+    assert torch.equal(replaced.inputs, torch.cat((inputs[:2], loop_rotate(inputs[:2], 1))))
+    assert torch.equal(appended.inputs, torch.cat((inputs, loop_rotate(inputs, 1))))
+
+
+def test_targets_are_turned_at_their_own_size() -> None:
+    inputs, targets = random_images(4, 3, 6, 6), random_images(4, 1, 12, 12)
+    batch = _regularizer().pair(inputs, targets, turns=1)
+    assert torch.equal(batch.targets[batch.copies], loop_rotate(targets[:1], 1))
+
+
+def test_turns_and_shift_come_from_the_generator_and_every_penalty_draws_alike() -> None:
+    inputs, targets = _batch(4)
+    draws = []
+    for penalty in ("rotation", "channel", "rotation+channel", "regular"):
+        regularizer, generator = _regularizer(penalty=penalty), torch.Generator().manual_seed(3)
+        batches = [regularizer.pair(inputs, targets, generator=generator) for _ in range(20)]
+        draws.append([(batch.turns, batch.shift) for batch in batches])
+    assert draws.count(draws[0]) == 4
+
+
+def test_every_turn_and_shift_but_none_at_all_is_drawn_alike_often() -> None:
+    inputs, targets = _batch(4, 1, 1)
+    regularizer, generator = _regularizer(), torch.Generator().manual_seed(0)
+    batches = [regularizer.pair(inputs, targets, generator=generator) for _ in range(900)]
+    for drawn in (Counter(batch.turns for batch in batches), Counter(batch.shift for batch in batches)):
+        assert set(drawn) == {1, 2, 3}
+        assert min(drawn.values()) > 240
+
+
+def test_shifts_over_all_channels_stay_below_the_narrowest_layer() -> None:
+    regularizer = _regularizer(penalty="channel", channel_group="all")  # the one hidden layer has 8 channels
+    batches = [regularizer.pair(*_batch(4, 1, 1)) for _ in range(200)]
+    assert {batch.shift for batch in batches} == set(range(1, 8))
+
+
+def test_half_turns_of_images_that_are_not_square_are_paired() -> None:
+    inputs, targets = _batch(4, 5, 7)
+    batch = _regularizer().pair(inputs, targets, turns=2)
+    assert torch.equal(batch.inputs[batch.copies], loop_rotate(inputs[:1], 2))
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_odd_turns_of_images_that_are_not_square_are_refused_with_the_remedy(turns: int) -> None:
+    with pytest.raises(ValueError, match=r"5 x 7 images.*crop them to squares, or pass turns=2"):
+        _regularizer().pair(*_batch(4, 5, 7), turns=turns)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_drawn_turns_of_images_that_are_not_square_are_refused_whatever_is_drawn(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with pytest.raises(ValueError, match=r"5 x 7 images.*crop them to squares, or pass turns=2"):
+        _regularizer().pair(*_batch(4, 5, 7), generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "fraction", "message"),
+    [
+        (6, 0.25, r"0.25 of a batch of 6 is 1.5 pairs.*batch of 4 or 8, or a pair_fraction of 1/6"),
+        (2, 0.25, r"0.25 of a batch of 2 is 0.5 pairs.*batch of 4, or a pair_fraction of 1/2"),
+        (7, 0.4, r"0.4 of a batch of 7 is 2.8 pairs.*batch of 5 or 10, or a pair_fraction of 2/7"),
+    ],
+)
+def test_a_fraction_of_a_pair_is_refused_with_what_would_fit(num_images: int, fraction: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _regularizer(pair_fraction=fraction).pair(*_batch(num_images), turns=1)
+
+
+@pytest.mark.parametrize("num_images", [3, 6, 9, 30])
+def test_a_third_of_a_batch_is_a_whole_number_of_pairs(num_images: int) -> None:
+    assert _regularizer(pair_fraction=1 / 3).pair(*_batch(num_images), turns=1).num_pairs == num_images // 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"turns": 0}, r"turns: 0 is not one of 1, 2, 3"),
+        ({"turns": 4}, r"turns: 4"),
+        ({"shift": 0}, r"shift: 0 is not one of 1, 2, 3"),
+        ({"num_pairs": 0}, r"num_pairs: 0 is not in 1..4"),
+        ({"num_pairs": 5}, r"num_pairs: 5 is not in 1..4"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _regularizer().pair(*_batch(4), **options)
+
+
+def test_inputs_and_targets_of_different_number_or_rank_are_refused_with_their_shapes() -> None:
+    inputs, targets = _batch(4)
+    for wrong in (targets[:3], targets[0]):
+        with pytest.raises(ValueError, match=r"same B, not \(4, 3, 6, 6\)"):
+            _regularizer().pair(inputs, wrong)
+
+
+@pytest.mark.parametrize(("pairing", "fraction"), [("replace", 0.6), ("append", 1.5), ("append", 0.0)])
+def test_a_pair_fraction_beyond_the_pairing_is_refused(pairing: str, fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"pair_fraction: {fraction} .*{pairing}"):
+        _regularizer(pairing=pairing, pair_fraction=fraction)

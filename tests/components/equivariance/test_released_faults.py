@@ -1,0 +1,196 @@
+"""Faults of the released code (METHOD.md section 6), by their numbers there, that must not come back."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from components.equivariance import EquivarianceRegularizer, equivariance_error
+from tests.components.equivariance.exact import plain_network, random_images
+
+PENALTIES = ["rotation", "channel", "rotation+channel", "regular"]
+every_penalty = pytest.mark.parametrize("penalty", PENALTIES)
+
+
+class UpperHalfLouder(nn.Module):
+    """Spoils the symmetry of an image, alike at any size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        upper, lower = images.chunk(2, dim=2)
+        return torch.cat((3 * upper, lower), dim=2)
+
+
+def _pointwise(weight: Tensor, num_layers: int = 1) -> nn.Sequential:
+    """Equal 1 x 1 convolutions, "1" .. "n", between two that stand for the image layers."""
+    sides = [nn.Conv2d(len(weight), len(weight), 1, bias=False, dtype=torch.float64) for _ in range(2)]
+    for side in sides:
+        side.weight.data.copy_(torch.eye(len(weight))[:, :, None, None])
+    layers = []
+    for _ in range(num_layers):
+        layers.append(nn.Conv2d(len(weight), len(weight), 1, bias=False, dtype=torch.float64))
+        layers[-1].weight.data.copy_(weight)
+    return nn.Sequential(nn.Sequential(UpperHalfLouder(), sides[0]), *layers, sides[1])
+
+
+def _penalty(network: nn.Module, images: Tensor, num_pairs: int, penalty: str, **options: object) -> float:
+    regularizer = EquivarianceRegularizer(network, penalty=penalty, **options)  # type: ignore[arg-type]
+    network(regularizer.pair(images, images, turns=1, shift=1, num_pairs=num_pairs).inputs)
+    return regularizer.penalty().item()
+
+
+@every_penalty
+def test_fault_1_lambda_does_not_scale_with_batch_channels_height_or_width(penalty: str) -> None:
+    weight, images = random_images(4, 4, 1, 1), random_images(2, 4, 6, 6)
+    twice_the_channels = torch.block_diag(weight[:, :, 0, 0], weight[:, :, 0, 0])[:, :, None, None]
+    reference = _penalty(_pointwise(weight), images, 2, penalty)
+    larger = {
+        "batch": _penalty(_pointwise(weight), images.repeat(3, 1, 1, 1), 6, penalty),
+        "singles": _penalty(_pointwise(weight), torch.cat((images, 9 * images)), 2, penalty),
+        "size": _penalty(_pointwise(weight), images.repeat_interleave(2, 2).repeat_interleave(2, 3), 2, penalty),
+        "channels": _penalty(_pointwise(twice_the_channels), images.repeat(1, 2, 1, 1), 2, penalty),
+    }
+    assert reference > 0.1
+    assert larger == pytest.approx(dict.fromkeys(larger, reference), rel=1e-9)
+
+
+@every_penalty
+def test_fault_1_lambda_does_not_scale_with_the_number_of_layers(penalty: str) -> None:
+    weight = torch.eye(4, dtype=torch.float64)[[1, 0, 2, 3]][:, :, None, None]  # the same maps, exchanged
+    images = random_images(2, 4, 6, 6)
+    middle = ["1"], ["1", "3", "5", "7", "9"]  # alike: an even number of exchanges lies between them
+    few = _penalty(_pointwise(weight, 9), images, 2, penalty, layers=middle[0])
+    many = _penalty(_pointwise(weight, 9), images, 2, penalty, layers=middle[1])
+    assert few > 0.1
+    assert many == pytest.approx(few, rel=1e-9)
+
+
+@every_penalty
+def test_fault_1_lambda_does_not_scale_with_the_features(penalty: str) -> None:
+    weight, images = random_images(4, 4, 1, 1), random_images(2, 4, 6, 6)
+    reference = _penalty(_pointwise(weight), images, 2, penalty)
+    assert _penalty(_pointwise(weight), 1000 * images, 2, penalty) == pytest.approx(reference, rel=1e-9)
+
+
+@every_penalty
+def test_fault_7_the_network_can_be_copied_at_any_time_and_the_copy_feeds_nobody(penalty: str) -> None:
+    network, images = plain_network(), random_images(4, 3, 6, 6)
+    regularizer = EquivarianceRegularizer(network, penalty=penalty)
+    expected = _step_with_copies(regularizer, network, images, copies=False)
+    assert _step_with_copies(regularizer, network, images, copies=True) == expected
+
+
+def _step_with_copies(
+    regularizer: EquivarianceRegularizer, network: nn.Module, images: Tensor, copies: bool
+) -> dict[str, float]:
+    def copy_and_run() -> None:
+        if copies:
+            twin = copy.deepcopy(network)
+            assert torch.equal(twin(images), network.eval()(images))
+            network.train()
+            twin(images).sum().backward()
+
+    copy_and_run()
+    batch = regularizer.pair(images, images, turns=1, shift=1)
+    copy_and_run()
+    output = network(batch.inputs)
+    copy_and_run()
+    value = regularizer.penalty()
+    copy_and_run()
+    (output.square().mean() + value).backward()
+    copy_and_run()
+    return regularizer.layer_penalties()
+
+
+def test_fault_7_nothing_is_stored_on_the_network_and_a_copy_between_steps_has_no_hooks() -> None:
+    network, images = plain_network(), random_images(4, 3, 6, 6)
+    before = [set(vars(module)) for module in network.modules()]
+    regularizer = EquivarianceRegularizer(network)
+    network(regularizer.pair(images, images).inputs)
+    assert [set(vars(module)) for module in network.modules()] == before
+    regularizer.penalty().backward()
+    assert [set(vars(module)) for module in network.modules()] == before
+    assert not any(module._forward_hooks for module in copy.deepcopy(network).modules())
+    torch.save(network, io.BytesIO())  # whole, though only the state is ever stored
+
+
+class Checkpointed(nn.Module):
+    """A network that recomputes its layers in the backward pass."""
+
+    def __init__(self, network: nn.Sequential) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in (self.network[:2], self.network[2:4], self.network[4:]):
+            images = checkpoint(layer, images, use_reentrant=False)
+        return images
+
+
+@every_penalty
+@pytest.mark.parametrize("scale_gradient", [False, True])
+def test_fault_7_activation_checkpointing_gives_the_same_gradient(penalty: str, scale_gradient: bool) -> None:
+    images = random_images(4, 3, 6, 6)
+    gradients = []
+    for wrap in (lambda network: network, Checkpointed):
+        inner = plain_network(in_place=True)
+        network = wrap(inner)
+        regularizer = EquivarianceRegularizer(network, penalty=penalty, scale_gradient=scale_gradient)
+        batch = regularizer.pair(images, images, turns=1, shift=1)
+        loss = network(batch.inputs).square().mean() + regularizer.penalty()
+        gradients.append(torch.autograd.grad(loss, list(inner.parameters())))
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_fault_8_an_image_whose_channels_divide_by_four_is_no_regular_field(channels: int) -> None:
+    network, images = plain_network(channels=channels), random_images(4, channels, 6, 6)  # RGB and an auxiliary one
+    regularizer = EquivarianceRegularizer(network, penalty="channel")
+    for _ in range(2):
+        network(regularizer.pair(images, images).inputs)
+        regularizer.penalty()
+        assert list(regularizer.layer_penalties()) == ["2"]
+        assert "image" in regularizer.skipped["0"]
+        assert "image" in regularizer.skipped["4"]
+
+
+def test_fault_9_a_part_of_the_batch_is_never_taken_for_pairs() -> None:
+    network, images = plain_network(), random_images(8, 3, 6, 6)
+    regularizer = EquivarianceRegularizer(network)
+    batch = regularizer.pair(images, images)
+    network(batch.inputs[:4])  # what DataParallel would hand to one of two replicas
+    with pytest.raises(ValueError, match="4 entries on the batch axis, the paired batch 8 images"):
+        regularizer.penalty()
+
+
+def test_fault_9_replicas_do_not_feed_the_regulariser() -> None:
+    network, images = plain_network(), random_images(4, 3, 6, 6)
+    regularizer = EquivarianceRegularizer(network)
+    batch = regularizer.pair(images, images)
+    replica = network[0]._replicate_for_data_parallel()  # shares the hooks of the original
+    replica.weight, replica.bias = network[0].weight, network[0].bias
+    replica(batch.inputs)
+    with pytest.raises(RuntimeError, match="DataParallel"):
+        regularizer.penalty()
+
+
+@pytest.mark.parametrize("num_images", [3, 5, 7])
+def test_fault_10_an_odd_batch_can_be_paired(num_images: int) -> None:
+    network, images = plain_network(), random_images(num_images, 3, 7, 7)
+    regularizer = EquivarianceRegularizer(network, pairing="append", pair_fraction=1.0)
+    batch = regularizer.pair(images, images)
+    assert len(network(batch.inputs)) == 2 * num_images
+    assert 0 < regularizer.penalty() < 4
+
+
+def test_fault_11_no_step_is_wasted_on_no_turn() -> None:
+    regularizer, images = EquivarianceRegularizer(plain_network()), random_images(4, 3, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    assert 0 not in [regularizer.pair(images, images, generator=generator).turns for _ in range(300)]
+
+
+def test_fault_12_equivariance_is_measured_without_any_training() -> None:
+    errors = equivariance_error(plain_network().eval(), random_images(2, 3, 7, 9))
+    assert all(0.1 < error < 2 for error in errors.values())
