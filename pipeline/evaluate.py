@@ -99,7 +99,7 @@ def _equivariance(network: nn.Module, draws: Sequence[Draw]) -> dict[str, float]
 def _write_tables(
     folder: Path, rows: Sequence[Row], errors: Mapping[str, float], candidates: Sequence[CandidateScore]
 ) -> None:
-    """images.csv (a row an image and condition), equivariance.csv (a row a layer), classical.csv (a row a candidate)."""
+    """A row for each image and condition in images.csv, layer in equivariance.csv, candidate in classical.csv."""
     with (folder / "images.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         methods = list(rows[0].scores)

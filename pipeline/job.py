@@ -76,7 +76,7 @@ class TrainingJob:
         chosen = self.params.equivariance
         if chosen.pairing == "none":
             return None
-        weights = chosen.layer_weights
+        weights: Any = chosen.layer_weights
         return EquivarianceRegularizer(
             network,
             penalty=chosen.penalty,
@@ -97,7 +97,7 @@ class TrainingJob:
         """Trains to the end in this process, which may be one of several.
 
         Raises:
-            TrainingDiverged: the loss is no longer finite.
+            TrainingDivergedError: the loss is no longer finite.
         """
         worker = Worker.current()
         chosen, settings = self.params.equivariance, self.settings()

@@ -232,7 +232,7 @@ def check_combinations(params: Params, origin: str) -> None:
     Raises:
         UserError: with the keys, the values and what would be right.
     """
-    equivariance, network, train, tune = params.equivariance, params.network, params.train, params.tune
+    equivariance, network, tune = params.equivariance, params.network, params.tune
     if equivariance.weight > 0 and equivariance.pairing == "none":
         raise UserError(
             f"{origin}: equivariance.weight: {equivariance.weight} needs pairs, and equivariance.pairing is "

@@ -25,7 +25,7 @@ OUT_OF_DISTRIBUTION = "out_of_distribution"
 
 
 def preprocess(params: Params) -> None:
-    """Packs clean images for training, and fixed (degraded, clean) pairs for validation, test and out of distribution."""
+    """Packs clean images for training; fixed (degraded, clean) pairs for validation, test and out of distribution."""
     images = read_raw(RAW)
     scenes = {name: scene_of(name, params.preprocess.scene_pattern) for name in images}
     split = split_scenes(sorted(set(scenes.values())), params.preprocess)

@@ -1,6 +1,7 @@
 """Stage 6: results/train/model.safetensors -> the MLflow registry; the alias moves if validation says so.
 
-Runs in every ``dvc repro``, since no file can say whether the registry still holds the model; it does nothing where it does.
+Runs in every ``dvc repro``, since no file can say whether the registry still holds the model. Where it does,
+nothing is done.
 """
 
 from __future__ import annotations

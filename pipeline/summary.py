@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import json
 
+from rich import box
 from rich.table import Table
 
 from pipeline.console import console
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, REGISTER, TUNE, existing
 
-_SHOWN = {"test": "test", "rotated": "rotated by 90, 180, 270", "out_of_distribution": "out of distribution"}
+_GROUPS = {"test": "test", "rotated": "test, turned", "out_of_distribution": "out of distribution"}
+# Deraining is compared on the luma, denoising in colour.
+_METRICS = {
+    "denoise": {"psnr": "PSNR, dB", "ssim": "SSIM"},
+    "derain": {"psnr_y": "PSNR of Y, dB", "ssim_y": "SSIM of Y"},
+}
 
 
 def summary(params: Params) -> None:
     """Prints the figures of results/evaluate, and the files and commands that say more."""
     metrics = json.loads(existing(EVALUATE / "metrics.json", "evaluate").read_text())
-    name = metrics["classical_method"]["name"].replace("_", " ")
-    table = Table(title=f"{params.task}: mean over the images, PSNR in dB / SSIM, RGB", title_justify="left")
-    for column in ("", "degraded", name, "restored", "gain over degraded, dB [95 %]", f"over {name}"):
-        table.add_column(column, justify="left" if not column else "right")
-    for group, title in _SHOWN.items():
-        if group not in metrics:
-            continue
-        means, gain = metrics[group], metrics[group]["gain"]
-        cells = [f"{means[m]['psnr']:.2f} / {means[m]['ssim']:.3f}" for m in ("input", "classical", "restored")]
-        table.add_row(title, *cells, _interval(gain["over_input"]), _interval(gain["over_classical"]))
+    classical = metrics["classical_method"]["name"].replace("_", " ")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (params.task, "degraded", classical, "restored", "gain [95 %]"):
+        table.add_column(column, justify="left" if column == params.task else "right", no_wrap=True)
+    for metric, title in _METRICS[params.task].items():
+        table.add_section()
+        for group, group_title in _GROUPS.items():
+            if group in metrics:
+                digits = 2 if "psnr" in metric else 3
+                means = [f"{metrics[group][m][metric]:.{digits}f}" for m in ("input", "classical", "restored")]
+                gain = _interval(metrics[group]["gain"][metric]["over_input"], digits)
+                table.add_row(f"{title}, {group_title}", *means, gain)
     console.print(table)
-    console.print("Intervals are bootstrapped over scenes; with few scenes they are too narrow.")
+    console.print("Means over images; intervals are bootstrapped over scenes, and too narrow with few scenes.")
     errors = metrics["equivariance_error"]
     console.print(f"equivariance error (relative residual under quarter turns): output {errors['output']:.4f}")
     console.print(f"pictures   {EVALUATE}/strip-*.png, {EVALUATE}/equivariance.png, {TUNE}/trials.png")
@@ -41,7 +49,7 @@ def summary(params: Params) -> None:
     console.print("look       make ui (MLflow on this machine), dvc plots show, dvc metrics show")
 
 
-def _interval(gain: dict[str, float | None]) -> str:
+def _interval(gain: dict[str, float | None], digits: int) -> str:
     if gain["low"] is None:
-        return f"{gain['mean']:+.2f}"
-    return f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+        return f"{gain['mean']:+.{digits}f}"
+    return f"{gain['mean']:+.{digits}f} [{gain['low']:+.{digits}f}, {gain['high']:+.{digits}f}]"

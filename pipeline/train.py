@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.console import console, progress
 from pipeline.job import TrainingJob, resolve_num_workers, save_model
 from pipeline.lineage import Lineage, trace
-from pipeline.params import Params
 from pipeline.paths import MODEL, PACKED, SCRATCH, TRAIN, existing, replaced_folder
 from pipeline.resolve import Resolved, resolve
 from pipeline.tracking.store import Store

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# How streaks of one image differ, measured on Rain100L (benchmarks/rain_statistics.py): factors of the image's own
-# length and width with mean 1, degrees about its angle, and the power of a uniform number that makes many streaks faint.
-LENGTH_JITTER = 0.5
-WIDTH_JITTER = 0.3
-ANGLE_JITTER = 2.0
-FAINTNESS = 3.0
+# What the streaks of one image look like beside each other; chosen by looking at measured rain and by its coherence,
+# the spread of its orientations and the distribution of its values (benchmarks/rain_statistics.py).
+SHORTEST, LONGEST = 0.2, 2.6  # factors of the image's length: shortest + (longest - shortest) u^2, u uniform, mean 1
+WIDTH_JITTER = 0.4  # uniform, share of the image's width
+ANGLE_JITTER = 1.5  # uniform, degrees
+END = 0.4  # share of a streak's length over which each of its ends fades
+BRIGHTEST = 0.8  # of one streak; also the largest value of any measured layer
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Streaks:
     """N streaks, an ``(N,)`` array a property.
 
     Attributes:
-        rows, columns: the centres in pixels; the centre of the first pixel is at (0, 0). They may lie outside the image.
+        rows, columns: the centres in pixels; the centre of the first pixel is (0, 0). They may lie outside the image.
         angles: degrees from the vertical, in -90..90, positive like a backslash.
         lengths, widths: full widths at half height along and across, in pixels.
         brightnesses: of the centres, in image units.
@@ -49,12 +50,13 @@ class Streaks:
 
 
 def render_streaks(height: int, width: int, streaks: Streaks) -> np.ndarray:
-    """The layer of light, ``(H, W)`` float32 >= 0: the sum of all streaks, each smooth along and across.
+    """The layer of light, ``(H, W)`` float32 >= 0: the sum of all streaks.
 
-    ``layer[r, c] = sum_n brightness_n bump(along_n / length_n) bump(across_n / width_n)``, where (along, across) is
-    (r, c) minus the streak's centre in its own axes and ``bump(x) = cos(pi x / 2)^2`` for |x| < 1, else 0: half
-    height at |x| = 1/2, so a streak's light is brightness x length x width. Widths from 1 pixel are drawn without
-    aliasing, as bumps of width 1 at neighbouring pixels add up to 1.
+    ``layer[r, c] = sum_n brightness_n bump(beyond_n / end_n) bump(across_n / width_n)`` with
+    ``bump(x) = cos(pi x / 2)^2`` for |x| < 1, else 0; ``(along, across)`` is (r, c) minus the streak's centre in its
+    own axes; ``beyond = max(|along| - (length - end) / 2, 0)`` and ``end = END length``. A streak is flat along
+    its middle and fades at its ends; it is half as bright at |along| = length / 2 and at |across| = width / 2, and its
+    light sums to brightness x length x width. (Bumps of width 1 at neighbouring pixels add up to 1: no aliasing.)
     """
     lying = np.abs(streaks.angles) > 45
     layer = _render_upright(height, width, streaks.where(~lying))
@@ -73,7 +75,7 @@ def _render_upright(height: int, width: int, streaks: Streaks) -> np.ndarray:
         return np.zeros((height, width))
     rows, columns, angles, lengths, widths, brightnesses = vars(streaks).values()
     cosines, sines = np.cos(np.radians(angles)), np.sin(np.radians(angles))
-    reaches = lengths * np.abs(cosines) + widths * np.abs(sines)  # rows from the centre
+    reaches = (1 + END) / 2 * lengths * np.abs(cosines) + widths * np.abs(sines)  # rows from the centre
     first = np.clip(np.ceil(rows - reaches), 0, height).astype(np.int64)
     numbers = (np.clip(np.floor(rows + reaches), -1, height - 1).astype(np.int64) - first + 1).clip(0)
     owners = np.repeat(np.arange(rows.size), numbers)  # (M,) of M strips
@@ -90,9 +92,10 @@ def _render_upright(height: int, width: int, streaks: Streaks) -> np.ndarray:
         values.astype(np.float32)[:, None]
         for values in (below, *(each[owners] for each in (cosines, sines, lengths, widths, brightnesses)))
     )  # (M, 1)
-    along = (below * cosines + right * sines) / lengths
-    across = (right * cosines - below * sines) / widths
-    light = brightnesses * _bump(along) * _bump(across)  # (M, S)
+    across = right * cosines - below * sines
+    ends = np.float32(END) * lengths
+    beyond = np.maximum(np.abs(below * cosines + right * sines) - (lengths - ends) / 2, 0)
+    light = brightnesses * _bump(beyond / ends) * _bump(across / widths)  # (M, S)
     stride = width + 4 * reach  # a strip ends at most 2 reach beside the image
     pixels = (strip_rows * stride + axis + 2 * reach)[:, None] + offsets  # (M, S)
     canvas = np.bincount(pixels.ravel(), weights=light.ravel(), minlength=height * stride)
@@ -108,15 +111,18 @@ def _bump(x: np.ndarray) -> np.ndarray:
 class Rain:
     """``degraded = clip(clean + streak, 0, 1)`` with streak >= 0, equal in all channels.
 
-    Each image draws its angle, length, width, density and brightness uniformly from the ranges ``[low, high]``;
-    its streaks then vary about them. The light is that of an endless sky: streaks also start outside the image.
+    Each image draws one value from each range ``[low, high]``, uniformly; its streaks vary about them. They also start
+    outside the image, so that a small patch has the statistics of a crop of a large image.
 
     Attributes:
-        angle: degrees from the vertical in -90..90, positive where a streak leans like a backslash.
-        length: of a streak at half its height, in pixels; a streak's own is 0.5 to 1.5 times as long.
-        width: of a streak at half its height, in pixels, at least 0.5; a streak's own is 0.7 to 1.3 times as wide.
-        density: length x width of all streaks together as a share of the image's area; they overlap.
-        brightness: of the brightest streak's centre, in image units; a streak's own is this times u^3, u uniform.
+        angle: degrees from the vertical in -90..90, positive where streaks lean like a backslash; a streak's own is at
+            most 1.5 degrees off.
+        length: mean of the streaks, at half brightness, in pixels; a streak's own is 0.2 to 2.6 times as long.
+        width: mean of the streaks, at half brightness, in pixels; a streak's own is 0.6 to 1.4 times as wide.
+        density: expected sum of length x width of the streaks, as a share of the image's area. They overlap, and fade
+            into more pixels than these: half of the pixels carry light at 0.35.
+        brightness: at a streak's middle, in image units; a streak's own is exponentially distributed with this mean,
+            cut off at 0.8.
 
     Raises:
         ValueError: a range is reversed or impossible.
@@ -132,27 +138,27 @@ class Rain:
         _check_range("angle", self.angle, -90, 90, "degrees from the vertical")
         _check_range("length", self.length, 1, 1000, "pixels")
         _check_range("width", self.width, 0.5, 100, "pixels")
-        _check_range("density", self.density, 0, 2, "area of all streaks over area of the image")
+        _check_range("density", self.density, 0, 2, "area of all streaks as a share of the image")
         _check_range("brightness", self.brightness, 0.001, 1, "image units of [0, 1]")
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> Streaks:
         """The random streaks that can touch an image of this size; their number is Poisson distributed."""
         ranges = (self.angle, self.length, self.width, self.density, self.brightness)
         angle, length, breadth, density, brightness = (generator.uniform(*limits) for limits in ranges)
-        longest, broadest = length * (1 + LENGTH_JITTER), breadth * (1 + WIDTH_JITTER)
-        margin = longest + broadest
-        margin_columns = longest * np.sin(np.radians(min(90, abs(angle) + ANGLE_JITTER))) + broadest
-        area = (height + 2 * margin) * (width + 2 * margin_columns)
-        number = generator.poisson(density * area / (length * breadth))
+        reach = (1 + END) / 2 * LONGEST * length  # of the longest streak, along its axis
+        broadest = breadth * (1 + WIDTH_JITTER)
+        tilt = np.radians(min(90, abs(angle) + ANGLE_JITTER))
+        sky_height = height + 2 * (reach + broadest)
+        sky_width = width + 2 * (reach * np.sin(tilt) + broadest)
+        number = generator.poisson(density * sky_height * sky_width / (length * breadth))
         uniform = generator.uniform(size=(6, number))
-        signed = 2 * uniform - 1
         return Streaks(
-            rows=(height + 2 * margin) * uniform[0] - margin - 0.5,
-            columns=(width + 2 * margin_columns) * uniform[1] - margin_columns - 0.5,
-            angles=angle + ANGLE_JITTER * signed[2],
-            lengths=length * (1 + LENGTH_JITTER * signed[3]),
-            widths=breadth * (1 + WIDTH_JITTER * signed[4]),
-            brightnesses=brightness * uniform[5] ** FAINTNESS,
+            rows=sky_height * (uniform[0] - 0.5) + (height - 1) / 2,
+            columns=sky_width * (uniform[1] - 0.5) + (width - 1) / 2,
+            angles=angle + ANGLE_JITTER * (2 * uniform[2] - 1),
+            lengths=length * (SHORTEST + (LONGEST - SHORTEST) * uniform[3] ** 2),
+            widths=breadth * (1 + WIDTH_JITTER * (2 * uniform[4] - 1)),
+            brightnesses=-brightness * np.log1p(uniform[5] * np.expm1(-BRIGHTEST / brightness)),
         )
 
     def streaks(self, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
@@ -161,7 +167,8 @@ class Rain:
 
     def __call__(self, clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """``(C, H, W)`` float32 in [0, 1], C = 1 or 3 -> the same shape, in [0, 1]."""
-        return np.clip(clean + self.streaks(*clean.shape[1:], generator), 0, 1)
+        _, height, width = clean.shape
+        return np.clip(clean + self.streaks(height, width, generator), 0, 1)
 
 
 def _check_range(name: str, limits: Sequence[float], least: float, most: float, unit: str) -> None:

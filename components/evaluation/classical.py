@@ -43,9 +43,12 @@ def wavelet(image: np.ndarray, strength: float, method: str) -> np.ndarray:
     ``method``: "BayesShrink" (Chang, Yu, Vetterli 2000) adapts them to each sub-band; "VisuShrink" (Donoho,
     Johnstone 1994) has one threshold, stronger.
     """
+    levels = noise_levels(image)
+    if not any(levels):
+        return image.copy()
     return restoration.denoise_wavelet(
         image,
-        sigma=[strength * level for level in noise_levels(image)],
+        sigma=[strength * level for level in levels],
         method=method,
         wavelet="db2",
         convert2ycbcr=len(image) == 3,

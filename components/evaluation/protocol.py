@@ -74,9 +74,9 @@ def measure(case: Case, methods: Mapping[str, Method]) -> Row:
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     """Means by group, method and metric, and how far the restored images are above input and classical baseline.
 
-    ``{group: {method: {metric: mean}, "gain": {"over_METHOD": {"mean", "low", "high"}}, "conditions": {...}}}``;
-    gains are of PSNR in dB, per image, with a bootstrap interval clustered by scene. ``conditions`` holds the same
-    means for each condition of a group that has several.
+    ``{group: {method: {metric: mean}, "gain": {metric: {"over_METHOD": {"mean", "low", "high"}}}, "conditions": ..}}``;
+    gains are per image, with a bootstrap interval clustered by scene. ``conditions`` holds the same means for each
+    condition of a group that has several.
     """
     summary: dict[str, Any] = {}
     for group in GROUPS:
@@ -86,8 +86,12 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
         summary[group] = _means(chosen)
         scenes = [row.scene for row in chosen]
         summary[group]["gain"] = {
-            f"over_{method}": _as_mapping(clustered_interval(gains(chosen, method), scenes, seed=seed))
-            for method in ("input", "classical")
+            metric: {
+                f"over_{method}": _as_mapping(clustered_interval(gains(chosen, method, metric), scenes, seed=seed))
+                for method in chosen[0].scores
+                if method != "restored"
+            }
+            for metric in METRICS
         }
         conditions = list(dict.fromkeys(row.condition for row in chosen))
         if len(conditions) > 1:
@@ -97,7 +101,7 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     return summary
 
 
-def gains(rows: Iterable[Row], over: str, metric: str = "psnr") -> list[float]:
+def gains(rows: Iterable[Row], over: str, metric: str) -> list[float]:
     """Restored minus another method, image by image."""
     return [row.scores["restored"][metric] - row.scores[over][metric] for row in rows]
 

@@ -54,7 +54,7 @@ def save_strip(path: Path, columns: Mapping[str, Image]) -> Figure:
     shapes = {tuple(image.shape) for image in images.values()}
     if len(images) < 2 or len(shapes) > 1 or len(shape := shapes.pop()) != 3 or shape[0] not in (1, 3):
         raise ValueError(
-            f"columns { ({title: tuple(image.shape) for title, image in images.items()}) }: give at least two images "
+            f"columns of shapes {[tuple(image.shape) for image in images.values()]}: give at least two images "
             "of one shape (1 or 3, H, W)"
         )
     _, height, width = shape
@@ -87,11 +87,10 @@ def save_strip(path: Path, columns: Mapping[str, Image]) -> Figure:
 
 
 def _telling_detail(degraded: Tensor, truth: Tensor, side: int) -> tuple[int, int]:
-    """Top and left of the ``side x side`` window with the greatest (error of degraded) x (deviation of
-    truth)."""
+    """Top and left of the ``side x side`` window with the greatest (square error) x (variance of the truth)."""
     clean = truth.double().numpy()
-    error = uniform_filter((degraded.double().numpy() - clean) ** 2, size=(0, side, side)).mean(axis=0)
-    means, squares = (uniform_filter(values, size=(0, side, side)) for values in (clean, clean**2))
+    error = uniform_filter((degraded.double().numpy() - clean) ** 2, size=(1, side, side)).mean(axis=0)
+    means, squares = (uniform_filter(values, size=(1, side, side)) for values in (clean, clean**2))
     variance = (squares - means**2).clip(min=0).mean(axis=0)
     # uniform_filter centres the window of pixel i on i - side // 2 .. i + (side - 1) // 2
     rows, columns = (slice(side // 2, size - (side - 1) // 2) for size in clean.shape[1:])

@@ -21,7 +21,7 @@ from components.training.worker import Worker
 Metrics = dict[str, float]
 
 
-class TrainingDiverged(ValueError):
+class TrainingDivergedError(ValueError):
     """The loss became NaN or infinite; raised on every worker in the same step."""
 
 
@@ -58,7 +58,7 @@ def train(
     """Trains from ``state.step`` to ``settings.steps``. ``regularizer`` is None where there are no pairs.
 
     Raises:
-        TrainingDiverged: the loss is no longer finite.
+        TrainingDivergedError: the loss is no longer finite.
     """
     network = worker.parallel(state.network)
     network.train()
@@ -107,7 +107,7 @@ def _update(
     task_mean = worker.mean(task)
     penalty = regularizer.penalty() if regularizer else task.new_zeros(())
     if not torch.isfinite(worker.mean(task + penalty)):
-        raise TrainingDiverged(
+        raise TrainingDivergedError(
             f"the loss is no longer finite in step {state.step + 1} (task {float(task):g}, "
             f"penalty {float(penalty):g}): lower train.learning_rate or equivariance.weight"
         )

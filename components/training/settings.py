@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Loss = Literal["l1", "mse"]
+Tensors = tuple[Tensor, ...] | list[Tensor]
+EmaUpdate = Callable[[Tensors, Tensors, Tensor | int], None]
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ class TrainingSettings:
 _LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
 
 
-def ema_update(decay: float) -> object:
+def ema_update(decay: float) -> EmaUpdate:
     """Averaging function for ``torch.optim.swa_utils.AveragedModel``.
 
     The decay after n updates is ``min(decay, (1 + n) / (10 + n))``, so that a short run is not held at its beginning.
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
         count = float(num_averaged)
         step = 1 - min(decay, (1 + count) / (10 + count))
         for mean, value in zip(averaged, current, strict=True):

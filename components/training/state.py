@@ -27,7 +27,7 @@ class TrainingState:
     def __init__(
         self, network: nn.Module, penalty_weight: PenaltyWeight, settings: TrainingSettings, worker: Worker
     ) -> None:
-        self.network = network.to(worker.device, memory_format=worker.memory_format)
+        self.network = network.to(worker.device).to(memory_format=worker.memory_format)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=ema_update(settings.ema_decay), use_buffers=True)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay

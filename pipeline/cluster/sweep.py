@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from components.training.loop import Metrics, TrainingDiverged
+from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from pipeline.job import TrainingJob
 from pipeline.params import check_params, set_value
@@ -94,7 +95,7 @@ def sweep(
         tune_config=ray.tune.TuneConfig(
             metric=_METRIC,
             mode=_MODE,
-            search_alg=_ControlFirst(optuna_search),
+            search_alg=_ControlFirst(optuna_search, order),
             scheduler=_KeepControl(
                 time_attr=_TIME,
                 max_t=settings.steps + 1,
@@ -109,27 +110,25 @@ def sweep(
             storage_path=str(settings.storage), verbose=0, callbacks=[_Announcer(order, on_result)]
         ),
     )
-    results = tuner.fit()
-    trials = []
-    for result in results:
-        config = dict(result.config or {})
-        metrics = {key: float(value) for key, value in (result.metrics or {}).items() if key in _KEPT}
-        steps = int(metrics.pop(_TIME, 0))
-        trials.append(
-            Trial(
-                number=order.number((result.metrics or {}).get("trial_id", "")),
-                is_control=bool(config.pop(CONTROL, False)),
-                params=config,
-                stopped_early=result.error is None
-                and "failure" not in (result.metrics or {})
-                and steps < settings.steps,
-                steps=steps,
-                metrics=metrics,
-                failure=(result.metrics or {}).get("failure")
-                or (str(result.error).splitlines()[-1] if result.error else None),
-            )
-        )
+    trials = [_trial(result, order, settings.steps) for result in tuner.fit()]
     return sorted(trials, key=lambda trial: trial.number)
+
+
+def _trial(result: Any, order: _Order, num_steps: int) -> Trial:
+    """What Ray Tune says of a trial, in our words."""
+    config, reported = dict(result.config or {}), result.metrics or {}
+    metrics = {key: float(value) for key, value in reported.items() if key in _KEPT}
+    steps = int(metrics.pop(_TIME, 0))
+    failure = reported.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else None)
+    return Trial(
+        number=order.number(reported.get("trial_id", "")),
+        is_control=bool(config.pop(CONTROL, False)),
+        params=config,
+        stopped_early=failure is None and steps < num_steps,
+        steps=steps,
+        metrics=metrics,
+        failure=failure,
+    )
 
 
 _KEPT = frozenset({_TIME, _METRIC, "task_loss", "penalty", "images_per_second"})
@@ -137,8 +136,6 @@ _KEPT = frozenset({_TIME, _METRIC, "task_loss", "penalty", "images_per_second"})
 
 def _run_trial(config: dict[str, Any], values: dict[str, Any], packed: str, threads: int) -> None:
     """Runs in a trial's process."""
-    import copy
-
     torch.set_num_threads(threads)
     values = copy.deepcopy(values)
     for key, value in config.items():
@@ -156,7 +153,7 @@ def _run_trial(config: dict[str, Any], values: dict[str, Any], packed: str, thre
 
     try:
         job.run(report, checkpoint)
-    except TrainingDiverged as error:
+    except TrainingDivergedError as error:
         ray.tune.report({_TIME: 0, **last, _METRIC: 0.0, "failure": str(error)})
 
 
@@ -171,12 +168,13 @@ def _optuna_distribution(distribution: Any) -> optuna.distributions.BaseDistribu
 class _ControlFirst(Searcher):
     """Proposes the control first, then what another searcher proposes."""
 
-    def __init__(self, searcher: Searcher) -> None:
+    def __init__(self, searcher: Searcher, order: _Order) -> None:
         super().__init__(metric=_METRIC, mode=_MODE)
-        self._searcher = searcher
+        self._searcher, self._order = searcher, order
         self._control: str | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        self._order.number(trial_id)
         if self._control is None:
             self._control = trial_id
             return {CONTROL: True, WEIGHT: 0.0}
@@ -207,7 +205,7 @@ class _KeepControl(AsyncHyperBandScheduler):
 
 
 class _Order:
-    """Numbers trials in the order in which they are first seen."""
+    """Numbers trials in the order in which they are proposed: the control is 0."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -222,8 +220,9 @@ class _Announcer(ray.tune.Callback):
     def __init__(self, order: _Order, on_result: OnResult) -> None:
         self._order, self._on_result = order, on_result
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._order.number(trial.trial_id)
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray keeps a pickle of the sweep; the caller's function, with its console, stays out of it."""
+        return {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from components.training.loop import Metrics, TrainingDiverged
+from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from pipeline.errors import UserError
 from pipeline.job import TrainingJob
@@ -121,7 +120,7 @@ def _train_worker(config: dict[str, Any]) -> None:
                 job.run(report, checkpoint, Path(folder))
         else:
             job.run(report, checkpoint)
-    except TrainingDiverged as error:
+    except TrainingDivergedError as error:
         # Not raised: another try would come to the same step.
         if is_first:
             mailbox.put(("diverged", 0, str(error)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +84,8 @@ class Registry:
         images = Schema([TensorSpec(np.dtype(np.float32), (-1, channels, -1, -1))])
         # Two images of unequal sides: torch.export takes a dimension of 1, or equal ones, for fixed.
         example = np.random.default_rng(0).random((2, channels, 64, 48), dtype=np.float32)
-        with answering(self.store.uri), warnings.catch_warnings():
+        # MLflow prints what it did to stderr.
+        with answering(self.store.uri), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             for name in ("mlflow", "torch.export", "torch._export"):
                 logging.getLogger(name).setLevel(logging.ERROR)

@@ -63,7 +63,7 @@ class Store:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment of the task, made if need be. Beside the default store its artifacts lie in ``mlartifacts``."""
+        """The experiment of the task, made if need be; with the default store its artifacts lie in ``mlartifacts``."""
         name = f"eqreg-{self.task}"
         with answering(self.uri):
             experiment = self.client.get_experiment_by_name(name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import skimage.data
 from scipy.ndimage import convolve1d
 from skimage.metrics import peak_signal_noise_ratio
-from skimage.restoration import estimate_sigma
+from skimage.restoration import denoise_nl_means, estimate_sigma
 
 from components.evaluation.classical import (
     CANDIDATES,
@@ -108,11 +109,33 @@ def test_every_candidate_is_deterministic_silent_and_leaves_its_input(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one, other = candidate(image), candidate(image)
-        flat = candidate(np.full(shape, 0.25, dtype=np.float32))
+        black, flat = (candidate(np.full(shape, grey, dtype=np.float32)) for grey in (0, 0.25))
     assert np.array_equal(image, before)
     assert np.array_equal(one, other)
     assert (one.shape, one.dtype) == (shape, np.float32)
+    assert not black.any()
     np.testing.assert_allclose(flat, 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["total_variation", "wavelet", "non_local_means"])
+def test_a_greater_strength_smooths_more(name: str) -> None:
+    image = noisy(CLEAN)
+    families: dict[str, list[float]] = {}
+    for candidate in CANDIDATES:
+        if candidate.name == name:
+            variation = float(np.abs(np.diff(candidate(image))).mean())
+            families.setdefault(str(candidate.settings.get("method")), []).append(variation)
+    for variations in families.values():
+        assert len(variations) > 1
+        assert all(more < 0.97 * less for less, more in pairwise(variations))
+
+
+def test_non_local_means_of_grey_is_that_of_scikit_image_at_the_estimated_noise() -> None:
+    image = noisy(CLEAN[:1, :50, :70])
+    level = estimate_sigma(image[0])
+    expected = denoise_nl_means(image[0], patch_size=5, patch_distance=6, h=0.6 * level, sigma=level)
+    restored = ClassicalBaseline("non_local_means", {"strength": 0.6})(image)
+    np.testing.assert_allclose(restored[0], expected, atol=1e-5)
 
 
 def test_the_median_keeps_what_is_longer_than_half_its_window() -> None:

@@ -79,16 +79,20 @@ def test_the_detail_below_is_the_same_square_of_every_image_enlarged(tmp_path: P
     assert len(corners) == 1
 
 
-def test_the_detail_is_where_the_input_is_wrong_and_the_truth_has_structure(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (150, 30), (180, 180)])
+def test_the_detail_is_where_the_input_is_wrong_and_the_truth_has_structure(
+    tmp_path: Path, top: int, left: int
+) -> None:
     generator = np.random.default_rng(0)
     truth = np.full((3, 240, 240), 0.5, dtype=np.float32)
-    truth[:, 150:210, 30:90] = generator.random((3, 60, 60))
+    truth[:, :40, 200:] = generator.integers(2, size=(3, 40, 40))  # only structured
+    truth[:, top : top + 60, left : left + 60] = generator.random((3, 60, 60))
     degraded = truth.copy()
-    degraded[:, 150:210, 30:90] += 0.3  # wrong and structured
-    degraded[:, 20:100, 120:220] += 0.5  # only wrong
+    degraded[:, top : top + 60, left : left + 60] += 0.3  # wrong and structured
+    degraded[:, 100:140, 100:140] += 0.5  # only wrong
     save_strip(tmp_path / "strip.png", {"input": degraded, "truth": truth})
     detail = read(tmp_path / "strip.png")[44 + 240 + 8 :, 12 + 248 :][:240, :240][2::4, 2::4]
-    assert np.array_equal(detail, file_pixels(truth)[150:210, 30:90])
+    assert np.array_equal(detail, file_pixels(truth)[top : top + 60, left : left + 60])
 
 
 def test_a_wide_image_is_shown_in_means_of_blocks(tmp_path: Path) -> None:
