@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +27,8 @@ def fetch() -> None:
     from pipeline.fetch import fetch as stage
     from pipeline.params import load_params
 
-    stage(load_params())
+    with _timed("fetch"):
+        stage(load_params())
 
 
 @app.command()
@@ -33,7 +37,8 @@ def preprocess() -> None:
     from pipeline.params import load_params
     from pipeline.preprocess import preprocess as stage
 
-    stage(load_params())
+    with _timed("preprocess"):
+        stage(load_params())
 
 
 @app.command()
@@ -42,7 +47,8 @@ def tune() -> None:
     from pipeline.params import load_params
     from pipeline.tune import tune as stage
 
-    stage(load_params())
+    with _timed("tune"):
+        stage(load_params())
 
 
 @app.command()
@@ -50,7 +56,8 @@ def train() -> None:
     """Stage 4: train the network; writes results/train. Goes on where a killed run stopped."""
     from pipeline.train import train as stage
 
-    stage()
+    with _timed("train"):
+        stage()
 
 
 @app.command()
@@ -59,7 +66,8 @@ def evaluate() -> None:
     from pipeline.evaluate import evaluate as stage
     from pipeline.params import load_params
 
-    stage(load_params())
+    with _timed("evaluate"):
+        stage(load_params())
 
 
 @app.command()
@@ -68,7 +76,8 @@ def register() -> None:
     from pipeline.params import load_params
     from pipeline.register import register as stage
 
-    stage(load_params())
+    with _timed("register"):
+        stage(load_params())
 
 
 @app.command()
@@ -107,6 +116,14 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _timed(stage: str) -> Iterator[None]:
+    """Says how long a stage took, if it succeeded."""
+    start = time.monotonic()
+    yield
+    print(f"{stage}: {time.monotonic() - start:.0f} s")
 
 
 def _is_for_the_user(error: BaseException) -> bool:

@@ -49,6 +49,8 @@ def _train(job: TrainingJob, num_workers: int, lineage: Lineage, store: Store, r
     journal = SCRATCH / "train" / f"{name}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
     history: History = _read(journal)
+    if history:
+        console.print(f"a run that was broken off goes on after step {max(history)} or its last checkpoint before")
     logged = store.last_step(run_id, "task_loss")
     with progress() as bars, ray_session(params.cluster.address, dashboard=False):
         from pipeline.cluster.training import TrainingRun, train_on_cluster

@@ -62,8 +62,6 @@ def non_local_means(image: np.ndarray, strength: float) -> np.ndarray:
     Source: Buades, Coll, Morel, *Non-Local Means Denoising*, 2011; Darbon et al. 2008 for the fast form.
     """
     level = float(np.mean(noise_levels(image)))
-    if level == 0:
-        return image.copy()
     # scikit-image loses a single channel and turns the image over, so a grey image goes in without its axis.
     is_grey = len(image) == 1
     restored = restoration.denoise_nl_means(

@@ -2,9 +2,9 @@
 
 Source: Jin, McCann, Froustey, Unser, *Deep Convolutional Neural Network for Inverse Problems in Imaging*, IEEE TIP
 2017 (arXiv 1611.03679): a U-Net (Ronneberger et al. 2015) with zero padding and the input added to the output. The
-published one has width 64, depth 5 and batch normalisation. Up-sampling here is nearest-neighbour to the size of the
-skip connection followed by a 3x3 convolution, which has the same parameters as a 3x3 transposed convolution and fits
-images of any size, odd ones included.
+published one has width 64, depth 5 and batch normalisation. Up-sampling here repeats each pixel 2x2 and follows with a
+3x3 convolution, which has the same parameters as a 3x3 transposed convolution. An odd row or column is pooled alone and
+its copy cut off again, so pixels stay in their place at every size.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ class _Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         maps = F.relu(self.norm1(self.conv1(maps)))
         return F.relu(self.norm2(self.conv2(maps)))
+
+
+def _repeated(maps: Tensor, like: Tensor) -> Tensor:
+    """Every pixel 2x2 times, cut to the height and width of ``like``.
+
+    By index, because exporting an interpolation and a cut fixes whether sizes are even.
+    """
+    rows = torch.arange(like.shape[-2], device=maps.device) // 2
+    columns = torch.arange(like.shape[-1], device=maps.device) // 2
+    return maps.index_select(-2, rows).index_select(-1, columns)
 
 
 class ResidualUNet(nn.Module):
@@ -63,12 +73,11 @@ class ResidualUNet(nn.Module):
         skips: list[Tensor] = []
         maps = images
         for level, block in enumerate(self.down):
-            maps = block(maps if level == 0 else F.max_pool2d(maps, 2))
+            maps = block(maps if level == 0 else F.max_pool2d(maps, 2, ceil_mode=True))
             skips.append(maps)
         skips.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
             skip = skips.pop()
-            maps = F.relu(up(F.interpolate(maps, size=skip.shape[-2:], mode="nearest")))
-            maps = merge(torch.cat([skip, maps], dim=1))
+            maps = merge(torch.cat([skip, F.relu(up(_repeated(maps, skip)))], dim=1))
         residual: Tensor = self.last(maps)
         return images + residual

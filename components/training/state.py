@@ -30,7 +30,10 @@ class TrainingState:
         self.network = network.to(worker.device).to(memory_format=worker.memory_format)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=ema_update(settings.ema_decay), use_buffers=True)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.network.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),  # a shorter memory of squares than 0.999 suits runs of some thousand steps
+            weight_decay=settings.weight_decay,
         )
         self.penalty_weight = penalty_weight
         self.step = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import ndimage
 
 from components.degradations.rain import Rain, Streaks, render_streaks
 
-LIGHT = Rain(angle=(-30, 30), length=(16, 38), width=(1.6, 2.4), density=(0.17, 0.35), brightness=(0.06, 0.115))
+LIGHT = Rain(angle=(-30, 30), length=(16, 38), width=(1.6, 2.4), density=(0.15, 0.33), brightness=(0.06, 0.14))
 
 
 def one_streak(
@@ -50,7 +51,7 @@ def orientation(layer: np.ndarray) -> float:
 @pytest.mark.parametrize("angle", [-90, -60, -45, -20, 0, 7, 45, 46, 80, 90])
 @pytest.mark.parametrize(("height", "width"), [(33, 20), (20, 33)])
 def test_rendering_agrees_with_the_formula_evaluated_pixel_by_pixel(angle: float, height: int, width: int) -> None:
-    generator = np.random.default_rng(height + int(angle))
+    generator = np.random.default_rng(100 + height + int(angle))
     streaks = Streaks(
         rows=generator.uniform(-10, height + 10, 12),
         columns=generator.uniform(-10, width + 10, 12),
@@ -130,25 +131,12 @@ def test_a_grey_image_gets_the_rain_of_a_colour_image() -> None:
     np.testing.assert_array_equal(np.repeat(degraded, 3, axis=0), LIGHT(colour, np.random.default_rng(5)))
 
 
-def test_the_clean_image_is_left_as_it_was() -> None:
-    clean = np.full((3, 32, 32), 0.5, dtype=np.float32)
-    LIGHT(clean, np.random.default_rng(0))
-    assert (clean == 0.5).all()
-
-
 def test_equal_generators_give_equal_bytes_and_others_other_rain() -> None:
-    first, again, other = (LIGHT.streaks(64, 64, np.random.default_rng(seed)) for seed in (7, 7, 8))
+    clean = np.full((3, 64, 64), 0.5, dtype=np.float32)
+    first, again, other = (LIGHT(clean, np.random.default_rng(seed)) for seed in (7, 7, 8))
     assert first.tobytes() == again.tobytes()
     assert np.abs(first - other).max() > 0.05
-
-
-def test_every_draw_comes_from_the_generator_given() -> None:
-    np.random.seed(0)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    generator = np.random.default_rng(4)
-    first, second = LIGHT.streaks(64, 64, generator), LIGHT.streaks(64, 64, generator)
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert (clean == 0.5).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1), (7, 13), (64, 31)])
@@ -186,7 +174,7 @@ def test_coverage_grows_with_density() -> None:
     ]
     coverage = [float((layer > 0.02).mean()) for layer in layers]
     assert coverage[0] == 0
-    assert all(less < more for less, more in zip(coverage, coverage[1:], strict=False))
+    assert all(less < more for less, more in pairwise(coverage))
 
 
 @pytest.mark.parametrize("angle", [0, 30, -65])

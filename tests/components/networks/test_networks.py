@@ -54,6 +54,16 @@ def test_an_exported_network_gives_the_same_image_at_another_size(name: str) -> 
         torch.testing.assert_close(exported(images), network(images))
 
 
+def test_unet_keeps_pixels_in_their_place_at_odd_sizes() -> None:
+    """Far from the border that differs, an odd image and its even part are restored alike."""
+    torch.manual_seed(0)
+    network = build_network("unet", width=8, depth=3).eval()
+    images = torch.rand(1, 3, 101, 99)
+    with torch.inference_mode():
+        whole, part = network(images), network(images[..., :100, :96])
+    torch.testing.assert_close(whole[..., :60, :60], part[..., :60, :60])
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_impossible_settings_are_refused_with_their_values(name: str) -> None:
     with pytest.raises(ValueError, match=r"depth >= 2.*got 1"):

@@ -1,0 +1,128 @@
+"""The whole pipeline with real DVC, Ray and MLflow processes, in a copy of the repository."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.pipeline.workspace import Workspace
+
+pytestmark = pytest.mark.end_to_end
+STAGES = ("fetch", "preprocess", "tune", "train", "evaluate", "register")
+
+# Runs without the project: only what the model's own requirements name.
+LOAD = """
+import sys
+sys.modules["components"] = sys.modules["pipeline"] = None
+import mlflow, torch
+mlflow.set_tracking_uri(sys.argv[1])
+network = mlflow.pytorch.load_model("models:/eqreg-denoise@champion")
+for size in ((40, 64), (65, 33)):
+    images = torch.rand(1, 3, *size)
+    with torch.inference_mode():
+        restored = network(images)
+    assert restored.shape == images.shape and not torch.equal(restored, images)
+print("loaded")
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """After one ``dvc repro``."""
+    made = Workspace(tmp_path_factory.mktemp("project"))
+    output = made.run("dvc", "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == list(STAGES)
+    assert "Warning" not in output
+    return made
+
+
+def rows(workspace: Workspace, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(workspace.folder / "mlflow.db") as database:
+        return database.execute(query).fetchall()
+
+
+def test_every_stage_leaves_what_it_promises(workspace: Workspace) -> None:
+    results = workspace.folder / "results"
+    metrics = json.loads((results / "evaluate/metrics.json").read_text())
+    for group in ("test", "rotated", "out_of_distribution"):
+        for method in ("input", "restored", "classical"):
+            assert {"psnr", "ssim", "psnr_y", "ssim_y"} <= metrics[group][method].keys()
+    assert "output" in metrics["equivariance_error"]
+    assert "layers.conv2" in metrics["equivariance_error"]
+    assert "equivariance.weight" in yaml.safe_load((results / "tune/best.yaml").read_text())["params"]
+    for picture in ("tune/trials.png", "evaluate/equivariance.png"):
+        Image.open(results / picture).verify()
+    assert len(list((results / "evaluate").glob("strip-*.png"))) == 1
+
+
+def test_the_control_is_among_the_trials_and_ran_to_its_end(workspace: Workspace) -> None:
+    lines = (workspace.folder / "results/tune/trials.csv").read_text().splitlines()
+    header, *trials = [line.split(",") for line in lines]
+    controls = [dict(zip(header, trial, strict=True)) for trial in trials if trial[header.index("control")] == "True"]
+    assert len(trials) == 3
+    assert [(c["equivariance.weight"], c["steps"], c["stopped_early"]) for c in controls] == [("0.0", "8", "False")]
+
+
+def test_a_second_repro_changes_nothing(workspace: Workspace) -> None:
+    before = rows(workspace, "select count(*) from runs"), rows(workspace, "select count(*) from model_versions")
+    output = workspace.run("dvc", "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["register"]
+    assert "nothing to do" in output
+    assert (rows(workspace, "select count(*) from runs"), rows(workspace, "select count(*) from model_versions")) == before
+
+
+def test_trials_are_nested_under_the_one_parent_run(workspace: Workspace) -> None:
+    parents = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")
+    nested = rows(workspace, "select value from tags where key = 'mlflow.parentRunId'")
+    assert len(parents) == 1
+    assert nested == parents * 3
+    assert rows(workspace, "select count(*) from tags where key = 'eqreg.git_commit'")[0][0] >= 4
+
+
+def test_the_history_has_every_report_once(workspace: Workspace) -> None:
+    parent = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")[0][0]
+    steps = rows(workspace, f"select step from metrics where run_uuid = '{parent}' and key = 'task_loss' order by step")
+    assert [step for (step,) in steps] == list(range(5, 41, 5))
+
+
+def test_the_champion_loads_without_the_project_and_restores_any_size(workspace: Workspace, tmp_path: Path) -> None:
+    uri = f"sqlite:///{workspace.folder / 'mlflow.db'}"
+    run = subprocess.run([sys.executable, "-c", LOAD, uri], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "loaded" in run.stdout, run.stderr
+
+
+def test_restore_writes_a_cleaner_picture(workspace: Workspace) -> None:
+    generator = np.random.default_rng(0)
+    picture = workspace.folder / "odd.png"
+    Image.fromarray(generator.integers(0, 255, (77, 51, 3), dtype=np.uint8)).save(picture)
+    workspace.run("eqreg", "restore", "odd.png", "out.png", "--self-ensemble")
+    assert Image.open(workspace.folder / "out.png").size == (51, 77)
+    output = workspace.run("eqreg", "restore", "odd.png", "x.png", "--model", "models:/nothing@champion", expect=2)
+    assert "eqreg-denoise" in output
+    assert "Traceback" not in output
+
+
+def test_an_emptied_registry_is_filled_by_the_next_repro(workspace: Workspace) -> None:
+    (workspace.folder / "mlflow.db").unlink()
+    output = workspace.run("dvc", "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["register"]
+    assert rows(workspace, "select alias from registered_model_aliases") == [("champion",)]
+    steps = rows(workspace, "select step from metrics where key = 'task_loss' order by step")
+    assert [step for (step,) in steps] == list(range(5, 41, 5))
+
+
+def test_an_experiment_reruns_only_what_depends_on_it_and_logs_to_the_main_checkout(workspace: Workspace) -> None:
+    versions = rows(workspace, "select count(*) from model_versions")[0][0]
+    output = workspace.run("dvc", "exp", "run", "--temp", "-S", "equivariance.weight=0.01", "-S", "train.steps=20")
+    assert [s for s in STAGES if f"Running stage '{s}'" in output] == ["train", "evaluate", "register"], output
+    assert rows(workspace, "select count(*) from model_versions")[0][0] == versions + 1
+    weights = rows(workspace, "select value from params where key = 'equivariance.weight'")
+    assert ("0.01",) in weights

@@ -1,0 +1,99 @@
+"""A copy of the repository with small params, in which real stages are run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.params import set_value
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = {
+    "preprocess.crop": 64,
+    "preprocess.draws": {"val": 1, "test": 2},
+    "network.name": "dncnn",
+    "network.width": 8,
+    "network.depth": 4,
+    "equivariance.warmup_steps": 5,
+    "train.steps": 40,
+    "train.batch_size": 8,
+    "train.patch_size": 24,
+    "train.warmup_steps": 5,
+    "train.report_every": 5,
+    "train.validate_every": 10,
+    "train.checkpoint_every": 10,
+    "train.num_workers": 2,
+    "tune.trials": 2,
+    "tune.steps": 8,
+    "tune.grace_steps": 2,
+    "evaluate.pictures": 1,
+}
+
+
+class Workspace:
+    """A folder with the project's files, its own git repository, and the means to run commands in it."""
+
+    def __init__(self, folder: Path, changes: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        )
+        for name in listed.stdout.decode().split("\0"):
+            if name and (ROOT / name).is_file() and not name.startswith("tests/"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        self.set({**SMALL, **(changes or {})})
+        for command in (
+            "git init -q -b main",
+            "git add -A",
+            "git -c user.name=test -c user.email=test@localhost commit -qm test",
+        ):
+            subprocess.run(command.split(), cwd=folder, check=True, env=self.environment())
+
+    def set(self, changes: dict[str, Any]) -> None:
+        """Changes dotted keys of params.yaml."""
+        path = self.folder / "params.yaml"
+        values = yaml.safe_load(path.read_text())
+        for key, value in changes.items():
+            set_value(values, key, value)
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def environment(self) -> dict[str, str]:
+        """The caller's, with this copy's code first, this Python's commands first, and no store but its own."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "RAY_"))}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        environment["PYTHONPATH"] = str(self.folder)
+        return environment | {
+            "DVC_NO_ANALYTICS": "1",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@localhost",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@localhost",
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command in a session of its own, as a terminal does."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        """Runs a command, gives what it printed, and insists on its exit code."""
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=540)
+        assert process.returncode == expect, f"{' '.join(command)}: exit code {process.returncode}\n{output}"
+        return output
