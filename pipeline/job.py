@@ -45,11 +45,19 @@ class TrainingJob:
     packed: Path
 
     def check(self, num_workers: int) -> None:
-        """Refuses a batch that cannot be shared out, before any process is started.
+        """Refuses what no worker could train on, before any process is started.
 
         Raises:
-            ValueError: with the keys and values.
+            ValueError: a damaged pack; layers or weights that fit no layer; a batch that cannot be shared out.
         """
+        for part in ("train", "val"):
+            Pack(self.packed / part).verify()
+        self.sampler()
+        network = self.network()
+        try:
+            self.regularizer(network)
+        except ValueError as error:
+            raise ValueError(f"equivariance.{error}") from error
         for rank in range(num_workers):
             worker_share(
                 self.params.train.batch_size,
@@ -82,6 +90,7 @@ class TrainingJob:
             penalty=chosen.penalty,
             layers=chosen.layers,
             layer_weights="uniform" if weights.get("profile") == "uniform" else weights,
+            max_gradient_ratio=chosen.max_gradient_ratio,
             normalise=chosen.normalise,
             scale_gradient=chosen.scale_gradient,
             pairing=chosen.pairing,

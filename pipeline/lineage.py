@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,11 @@ class Lineage:
 def trace(params: Params) -> Lineage:
     """The lineage of what would be made now, from this folder."""
     commit = _git("rev-parse", "HEAD").decode().strip() or "none"
-    changes = _git("diff", "HEAD", "--", *_CODE) + b"".join(
-        name.encode() + Path(name).read_bytes()
-        for name in _git("ls-files", "--others", "--exclude-standard", "--", *_CODE).decode().split("\n")
-        if name and Path(name).is_file()
+    changes = _git("diff", "--binary", "HEAD", "--", *_CODE) + b"".join(
+        name + Path(os.fsdecode(name)).read_bytes()
+        # -z: names as they are, not quoted.
+        for name in _git("ls-files", "-z", "--others", "--exclude-standard", "--", *_CODE).split(b"\0")
+        if name and Path(os.fsdecode(name)).is_file()
     )
     difference = hashlib.sha256(changes).hexdigest()[:12] if changes else ""
     return Lineage(commit, bool(changes), difference, data_hash(), params.hash)
@@ -83,7 +85,8 @@ def main_checkout(folder: Path) -> Path:
     folder = folder.resolve()
     for parent in folder.parents:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            return parent.parents[2]
+            folder = parent.parents[2]  # which may be a worktree itself
+            break
     common = _git("-C", str(folder), "rev-parse", "--path-format=absolute", "--git-common-dir").decode().strip()
     # A checkout that is a subfolder of a larger repository keeps its own place.
     top = _git("-C", str(folder), "rev-parse", "--show-toplevel").decode().strip()

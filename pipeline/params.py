@@ -2,37 +2,81 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
 
+from components.degradations import build_degradation
+from components.training.global_batch import count_pairs, worker_share
 from pipeline.errors import UserError
+from pipeline.refusal import nearest, refusals
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+Text = Annotated[str, Field(min_length=1)]
+
+
 def _as_range(value: object) -> object:
-    return [value, value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return (value, value) if _is_number(value) else tuple(value) if isinstance(value, list) else value
 
 
-Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
+Range = Annotated[
+    tuple[float, float], BeforeValidator(_as_range), Field(description="a number or a range [lowest, highest]")
+]
 Auto = Literal["auto"]
 FieldType = Literal["regular", "trivial"]
 
 
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"'{pattern}' is no regular expression ({error})") from error
+    return pattern
+
+
+def _check_layer_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    profile = weights.get("profile")
+    if "profile" not in weights:
+        wrong = {name: weight for name, weight in weights.items() if not _is_number(weight) or weight < 0}
+        if wrong or not weights:
+            found = ", ".join(f"{name}: {weight!r}" for name, weight in wrong.items()) or "nothing"
+            raise ValueError(f"{found}: give a profile, or name patterns with a weight of at least 0 each")
+        return weights
+    keys = {"uniform": ["profile"], "geometric": ["profile", "decay"]}
+    if profile not in keys:
+        raise ValueError(f"profile: {profile!r}: use uniform or geometric")
+    if unknown := [key for key in weights if key not in keys[profile]]:
+        raise ValueError(f"{unknown[0]}: unknown with profile {profile}{nearest(unknown[0], keys[profile])}")
+    if profile == "geometric" and not (_is_number(weights.get("decay")) and 0 < weights["decay"] <= 1):
+        raise ValueError(f"decay: {weights.get('decay')!r}: use a number above 0 and of at most 1")
+    return weights
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+LayerWeights = Annotated[dict[str, Any], AfterValidator(_check_layer_weights)]
+# Names of folders in data/packed.
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", description="a name of letters, digits, '_', '-' and '.'")]
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    # strict: '16' and true are no numbers.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Fetch(_Section):
-    source: str
+    source: Text
 
 
 class Splits(_Section):
@@ -52,7 +96,7 @@ class Draws(_Section):
 
 
 class Preprocess(_Section):
-    scene_pattern: str
+    scene_pattern: Annotated[str, AfterValidator(_check_pattern)]
     splits: Splits
     remaining: Remaining
     crop: Annotated[int, Field(ge=16)]
@@ -62,6 +106,11 @@ class Preprocess(_Section):
 class Denoise(_Section):
     sigma: Range
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        build_degradation("denoise", self.model_dump())
+        return self
+
 
 class Derain(_Section):
     angle: Range
@@ -70,16 +119,21 @@ class Derain(_Section):
     density: Range
     brightness: Range
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        build_degradation("derain", self.model_dump())
+        return self
+
 
 class DenoiseTask(_Section):
     degradation: Denoise
-    out_of_distribution: dict[str, Denoise]
+    out_of_distribution: dict[FolderName, Denoise]
     rotations: bool
 
 
 class DerainTask(_Section):
     degradation: Derain
-    out_of_distribution: dict[str, Derain]
+    out_of_distribution: dict[FolderName, Derain]
     rotations: bool
 
 
@@ -101,7 +155,8 @@ class Equivariance(_Section):
     warmup_steps: NotNegative
     penalty: Literal["regular", "rotation", "channel", "rotation+channel"]
     layers: Auto | dict[str, FieldType]
-    layer_weights: dict[str, str | float]
+    layer_weights: LayerWeights
+    max_gradient_ratio: Annotated[float, Field(gt=0)] | None
     normalise: Literal["relative", "none"]
     scale_gradient: bool
     pairing: Literal["replace", "append", "none"]
@@ -128,7 +183,7 @@ class Train(_Section):
 
 class Tune(_Section):
     trials: NotNegative
-    space: str
+    space: Text
     steps: Positive
     grace_steps: Positive
     concurrent: Auto | Positive
@@ -136,8 +191,8 @@ class Tune(_Section):
 
 
 class Evaluate(_Section):
-    tile: Annotated[int, Field(ge=64)]
-    overlap: Annotated[int, Field(ge=0)]
+    tile: Annotated[int, Field(ge=64, multiple_of=16)]
+    overlap: Annotated[int, Field(ge=0, multiple_of=16)]
     pictures: NotNegative
 
 
@@ -146,7 +201,7 @@ class Register(_Section):
 
 
 class Cluster(_Section):
-    address: str
+    address: Text
     max_failures: NotNegative
 
 
@@ -154,7 +209,7 @@ class Params(_Section):
     """The whole of params.yaml. ``load_params`` reads it."""
 
     task: Literal["denoise", "derain"]
-    seed: NotNegative
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     fetch: Fetch
     preprocess: Preprocess
     tasks: Tasks
@@ -191,13 +246,28 @@ def read_values(path: Path) -> dict[str, Any]:
         UserError: the file is missing or is not such a file.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        return parse_values(path.read_text(), str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; run from the folder that holds params.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not readable as text ({error})") from error
+
+
+def parse_values(text: str, origin: str) -> dict[str, Any]:
+    """The plain values of YAML text, read as DVC reads it: YAML 1.2, where 1e-3 is a number and no key comes twice.
+
+    Raises:
+        UserError: it is no YAML, or its top level is no mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error)
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{origin}{where}: not readable as YAML ({' '.join(problem.split())})") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+        raise UserError(f"{origin}: expected a mapping of sections, found {type(values).__name__}")
     return values
 
 
@@ -219,9 +289,9 @@ def check_params(values: dict[str, Any], origin: str) -> Params:
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        messages = list(dict.fromkeys(_message(values, dict(item)) for item in error.errors()))
-        more = f" (and {len(messages) - 2} more)" if len(messages) > 2 else ""
-        raise UserError(f"{origin}: " + "\n".join(messages[:2]) + more) from None
+        lines = refusals(Params, values, error)
+        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+        raise UserError(f"{origin}: " + "\n".join(lines[:2]) + more) from None
     check_combinations(params, origin)
     return params
 
@@ -245,6 +315,19 @@ def check_combinations(params: Params, origin: str) -> None:
             f"{origin}: network.width: {network.width} channels do not divide by 4, which the regular field of "
             f"penalty '{equivariance.penalty}' needs: use {nearest}, or equivariance.penalty: rotation"
         )
+    smallest = 2 ** (network.depth - 1)
+    for key, side in (("train.patch_size", params.train.patch_size), ("preprocess.crop", params.preprocess.crop)):
+        if network.name == "unet" and side < smallest:
+            raise UserError(
+                f"{origin}: network.depth: {network.depth} resolutions of a unet need images of {smallest} pixels or "
+                f"more, and {key} is {side}: use a depth of {side.bit_length()} or less"
+            )
+    try:
+        num_pairs = count_pairs(params.train.batch_size, equivariance.pairing, equivariance.pair_fraction)
+        if params.train.num_workers != "auto":
+            worker_share(params.train.batch_size, equivariance.pairing, num_pairs, 0, params.train.num_workers)
+    except ValueError as error:
+        raise UserError(f"{origin}: {error}") from None
     if tune.trials and tune.grace_steps >= tune.steps:
         raise UserError(
             f"{origin}: tune.grace_steps: {tune.grace_steps} leaves nothing to stop early of tune.steps "
@@ -272,7 +355,7 @@ def set_value(values: dict[str, Any], key: str, value: object) -> None:
     *sections, last = key.split(".")
     for section in sections:
         if not isinstance(values.get(section), dict):
-            raise UserError(f"{key}: there is no section '{section}' in params.yaml{_nearest(section, list(values))}")
+            raise UserError(f"{key}: there is no section '{section}' in params.yaml{nearest(section, list(values))}")
         values = values[section]
     values[last] = value
 
@@ -285,48 +368,3 @@ def get_value(values: dict[str, Any], key: str) -> object:
             return None
         node = node[part]
     return node
-
-
-def _message(values: dict[str, Any], item: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors."""
-    # Union members add parts to the location that no key has.
-    location = [str(part) for part in item["loc"]]
-    key = ".".join(_existing(values, location))
-    if item["type"] == "extra_forbidden":
-        section, last = ".".join(location[:-1]), location[-1]
-        return f"{'.'.join(location)}: unknown{_nearest(last, _known_keys(section))}"
-    if item["type"] == "missing":
-        return f"{'.'.join(location)}: missing; add it"
-    return f"{key}: {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _existing(values: Any, location: list[str]) -> list[str]:
-    """The leading parts of a location that are keys or positions of the values."""
-    found: list[str] = []
-    for part in location:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and part.isdigit() and int(part) < len(values):
-            values = values[int(part)]
-        else:
-            break
-        found.append(part)
-    return found
-
-
-def _known_keys(section: str) -> list[str]:
-    """The keys that a section may have."""
-    model: Any = Params
-    for part in filter(None, section.split(".")):
-        fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-        model = fields.get(part)
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, 1, 0.5)
-    if match:
-        return f"; did you mean {match[0]}?"
-    return f"; known here: {', '.join(known)}" if known else ""

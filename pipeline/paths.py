@@ -38,17 +38,30 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     new.chmod(0o755)
+    old = new.with_name(f"{new.name}.old")
     try:
         yield new
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
         if path.exists():
-            path.replace(old / path.name)
-        new.replace(path)
-        shutil.rmtree(old)
+            path.replace(old)
+        try:
+            new.replace(path)
+        except BaseException:
+            if old.exists():
+                old.replace(path)
+            raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}: {error.filename})") from error
+        where = f" {error.filename}" if error.filename else ""
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}{where})") from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        for left in (new, old):
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or the file that lay where a folder belongs."""
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def existing(path: Path, stage: str) -> Path:

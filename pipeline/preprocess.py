@@ -61,27 +61,28 @@ def read_raw(raw: Path) -> dict[str, np.ndarray]:
     """Every image of the manifest, ``(3, H, W)`` uint8, by its name without suffix.
 
     Raises:
-        UserError: a file is missing, altered or unreadable, or two names differ by their suffix alone.
+        UserError: the manifest or a file is missing, altered or unreadable, or two images would have one name.
     """
-    manifest = json.loads(existing(MANIFEST if raw == RAW else raw / MANIFEST.name, "fetch").read_text())
+    manifest = existing(raw / MANIFEST.name, "fetch")
+    try:
+        sums = {record["name"]: record["sha256"] for record in json.loads(manifest.read_bytes())["images"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: damaged ({error}); run 'eqreg fetch' again") from error
     images: dict[str, np.ndarray] = {}
-    for record in track(manifest["images"], "reading"):
-        path = raw / "images" / record["name"]
-        if not path.is_file() or file_sha256(path) != record["sha256"]:
+    for file in track(sums, "reading"):
+        path = raw / "images" / file
+        if not path.is_file() or file_sha256(path) != sums[file]:
             raise UserError(f"{path}: missing or altered since it was fetched; run 'eqreg fetch' again")
-        name = str(PurePosixPath(record["name"]).with_suffix("")).replace("/", "__")
+        name = str(PurePosixPath(file).with_suffix("")).replace("/", "__")
         if name in images:
-            raise UserError(f"{path}: another image has the same name with another suffix; rename one of them")
+            raise UserError(f"{path}: another image would also be called {name}; rename one of them")
         images[name] = read_image(path)
     return images
 
 
 def scene_of(name: str, pattern: str) -> str:
     """The scene that an image shows: the pattern's first group where it matches, else the name."""
-    try:
-        match = re.search(pattern, name)
-    except re.error as error:
-        raise UserError(f"preprocess.scene_pattern: '{pattern}' is no regular expression ({error})") from error
+    match = re.search(pattern, name)
     return match.group(1) if match and match.re.groups and match.group(1) else name
 
 

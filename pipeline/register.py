@@ -21,6 +21,8 @@ from pipeline.tracking.store import Store
 if TYPE_CHECKING:
     from torch import nn
 
+    from components.data.packs import Pack
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -37,7 +39,7 @@ def register(params: Params) -> None:
     digest = file_sha256(MODEL)
     registry = Registry(Store(params.task))
     known, champion = registry.find(digest), registry.champion()
-    if known and champion:
+    if known and champion and (known.number == champion.number or registry.has_files(champion)):
         console.print(f"{registry.name} version {known.number} is this model already: nothing to do")
         return
     from pipeline.job import load_model
@@ -45,7 +47,7 @@ def register(params: Params) -> None:
     network, metadata = load_model(MODEL)
     decision = decide(params, network, registry, champion)
     run_id = log_results(registry.store)
-    tags = metadata["lineage"] | {"eqreg.reason": decision.reason} | test_tags(metrics)
+    tags = metadata["lineage"] | {"eqreg.reason": decision.reason} | figures_as_tags(metrics)
     version = known or registry.add(run_id, network, network.in_channels, digest, tags)  # type: ignore[arg-type]
     registry.point(decision.alias, version.number)
     registry.tag(version.number, "eqreg.reason", decision.reason)
@@ -69,12 +71,18 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
     rival = registry.load(champion)
     if rival is None:
         return Decision(CHAMPION, f"champion version {champion.number} does not load")
+    from components.data.packs import Pack
     from components.evaluation.statistics import clustered_interval
 
+    validation = Pack(PACKED / "val")
+    own = validation_scores(network, validation)
     try:
-        differences, scenes = validation_differences(network, rival)
+        its = validation_scores(rival, validation)
     except Exception as error:
-        return Decision(CHAMPION, f"champion version {champion.number} does not run ({str(error).splitlines()[0]})")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Decision(CHAMPION, f"champion version {champion.number} does not run ({reason})")
+    differences = [mine - other for mine, other in zip(own, its, strict=True)]
+    scenes = [entry.scene for entry in validation.entries]
     interval = clustered_interval(differences, scenes, seed=params.seed)
     shown = f"{interval.mean:+.3f} dB on validation"
     if interval.low is None:
@@ -84,24 +92,27 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
     return Decision(CHAMPION if wins else CHALLENGER, f"{shown}, margin {params.register_.margin:g}")
 
 
-def validation_differences(network: nn.Module, rival: nn.Module) -> tuple[list[float], list[str]]:
-    """PSNR of ``network`` minus that of ``rival`` for every validation pair, and the pairs' scenes."""
+def validation_scores(network: nn.Module, validation: Pack) -> list[float]:
+    """PSNR in dB of every validation pair.
+
+    Raises:
+        ValueError: the network gives values that are not finite.
+    """
     import torch
 
-    from components.data.packs import Pack
     from components.evaluation.metrics import as_saved, psnr
 
-    differences, scenes = [], []
+    scores = []
     with torch.inference_mode():
-        for entry, degraded, clean in Pack(PACKED / "val").pairs():
-            images, truth = torch.from_numpy(degraded)[None], torch.from_numpy(clean)[None]
-            scores = [psnr(as_saved(model(images)), truth).item() for model in (network, rival)]
-            differences.append(scores[0] - scores[1])
-            scenes.append(entry.scene)
-    return differences, scenes
+        for entry, degraded, clean in validation.pairs():
+            restored = network(torch.from_numpy(degraded)[None])
+            if not restored.isfinite().all():
+                raise ValueError(f"the network gives values that are not finite for {entry.name}")
+            scores.append(psnr(as_saved(restored), torch.from_numpy(clean)[None]).item())
+    return scores
 
 
-def test_tags(metrics: dict[str, Any]) -> dict[str, str]:
+def figures_as_tags(metrics: dict[str, Any]) -> dict[str, str]:
     """The test figures, for people to read."""
     return {
         f"eqreg.test.{method}.{metric}": f"{metrics['test'][method][metric]:.4f}"

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.lineage import committed_text
-from pipeline.params import Params, check_params, get_value, load_params, read_values, set_value
+from pipeline.params import Params, check_params, get_value, load_params, parse_values, read_values, set_value
 from pipeline.paths import BEST, PARAMS
 
 
@@ -51,9 +51,9 @@ def resolve(params_file: Path = PARAMS, best_file: Path = BEST) -> Resolved:
 def _refuse_overruled(values: dict[str, Any], best: dict[str, Any], params_file: Path, best_file: Path) -> None:
     """A value that differs from the commit's was set for this run, and must not be overruled in silence."""
     text = committed_text(params_file)
-    committed = yaml.safe_load(text) if text else values
+    committed = parse_values(text, f"{params_file} of the last commit") if text else values
     for key, value in best.items():
-        if get_value(values, key) != get_value(committed, key):
+        if get_value(values, key) not in (get_value(committed, key), value):
             raise UserError(
                 f"{key}: {get_value(values, key)} was set for this run, but tune.apply is true and {best_file} "
                 f"has {value}\nset tune.apply: false (-S tune.apply=false) to use yours, or take back the change"

@@ -16,7 +16,7 @@ WEIGHT = "equivariance.weight"
 
 
 class _Distribution(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class LogUniform(_Distribution):
@@ -68,7 +68,8 @@ def load_space(name: str, values: dict[str, Any], folder: Path = SPACES) -> Spac
         space = TypeAdapter(dict[str, Distribution]).validate_python(read_values(path))
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        where, reason = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {where}: {reason[0].lower()}{reason[1:]}") from None
     if WEIGHT not in space:
         raise UserError(f"{path}: {WEIGHT} is missing: without it there is nothing to compare with weight 0")
     for key, distribution in space.items():

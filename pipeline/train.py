@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.console import console, progress
 from pipeline.job import TrainingJob, resolve_num_workers, save_model
 from pipeline.lineage import Lineage, trace
+from pipeline.params import load_params
 from pipeline.paths import MODEL, PACKED, SCRATCH, TRAIN, existing, replaced_folder
 from pipeline.resolve import Resolved, resolve
 from pipeline.tracking.store import Store
@@ -25,8 +26,9 @@ def train() -> None:
     job = TrainingJob(params, PACKED.resolve())
     num_workers = resolve_num_workers(params.train.num_workers)
     job.check(num_workers)
-    lineage, store = trace(params), Store(params.task)
-    run_id = store.parent_run(lineage.tags(), resolved.values, resolved.as_yaml())
+    lineage, store = trace(load_params()), Store(params.task)
+    run_id = store.parent_run(lineage.tags())
+    store.log_params(run_id, resolved.values, resolved.as_yaml())
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
     history = _train(job, num_workers, lineage, store, run_id)
@@ -44,7 +46,7 @@ def _train(job: TrainingJob, num_workers: int, lineage: Lineage, store: Store, r
     from pipeline.cluster.session import ray_session
 
     params = job.params
-    name = hashlib.sha256(f"{lineage.id}/{num_workers}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{lineage.id}/{params.hash}/{num_workers}".encode()).hexdigest()[:12]
     # What a killed run has told survives in this file, for the history of the run that goes on.
     journal = SCRATCH / "train" / f"{name}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from rich.table import Table
 
 from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.lineage import trace
+from pipeline.job import TrainingJob
+from pipeline.lineage import Lineage, trace
 from pipeline.params import Params, get_value, read_values
 from pipeline.paths import BEST, PACKED, PARAMS, SCRATCH, TUNE, existing, replaced_folder
-from pipeline.spaces import WEIGHT, load_space
-from pipeline.tracking.store import Store
+from pipeline.spaces import WEIGHT, Space, load_space
+from pipeline.tracking.store import PARENT_TAG, Store
 
 if TYPE_CHECKING:
     from pipeline.cluster.sweep import Trial
@@ -36,10 +38,12 @@ def tune(params: Params) -> None:
     space = load_space(params.tune.space, values)
     for part in ("train", "val"):
         existing(PACKED / part, "preprocess")
-    trial_values = _trial_values(values, params)
-    trials = _run(params, trial_values, space)
+    TrainingJob(params, PACKED.resolve()).check(num_workers=1)
+    log = _TrialLog(Store(params.task), trace(params))
+    trials = _run(params, _trial_values(values, params), space, log)
     with replaced_folder(TUNE) as folder:
         _write(folder, trials, values)
+    log.end(trials, TUNE)
     _print(trials, values)
 
 
@@ -64,52 +68,58 @@ def _trial_values(values: dict[str, Any], params: Params) -> dict[str, Any]:
     return values | {"train": train, "equivariance": equivariance}
 
 
-def _run(params: Params, values: dict[str, Any], space: dict[str, Any]) -> list[Trial]:
-    """The sweep itself, with its progress on the console and every trial in MLflow, nested under the parent run."""
+def _run(params: Params, values: dict[str, Any], space: Space, log: _TrialLog) -> list[Trial]:
+    """The sweep itself, with its progress on the console."""
     from pipeline.cluster.session import ray_session
 
-    lineage, store = trace(params), Store(params.task)
-    parent = store.parent_run(lineage.tags(), values, yaml.safe_dump(values, sort_keys=False))
-    runs: dict[int, str] = {}
+    total = (params.tune.trials + 1) * params.tune.steps
+    storage = (SCRATCH / "tune").resolve()
     with progress() as bars, ray_session(params.cluster.address, dashboard=True):
         from pipeline.cluster.sweep import SweepSettings, sweep
 
-        bar = bars.add_task("tuning", total=(params.tune.trials + 1) * params.tune.steps, note="starting")
+        bar = bars.add_task("tuning", total=total, note="starting Ray")
         steps: dict[int, int] = {}
-        best: dict[int, float] = {}
 
         def on_result(number: int, config: dict[str, Any], step: int, metrics: dict[str, float]) -> None:
-            if number not in runs:
-                tags = lineage.tags() | {
-                    "eqreg.kind": "trial",
-                    "mlflow.parentRunId": parent,
-                    "eqreg.control": str("control" in config).lower(),
-                }
-                shown = {key: value for key, value in config.items() if key != "control"}
-                runs[number] = store.begin(f"trial-{number}", tags, shown)
-            store.log(runs[number], step, metrics)
-            steps[number], best[number] = step, metrics["val_psnr"]
+            log.add(number, config, step, metrics)
+            steps[number] = step
             bars.update(bar, completed=sum(steps.values()), note=f"trial {number}: {metrics['val_psnr']:.2f} dB")
 
+        chosen = params.tune
         settings = SweepSettings(
-            params.tune.trials,
-            params.tune.steps,
-            params.tune.grace_steps,
-            params.tune.concurrent,
-            params.seed,
-            (SCRATCH / "tune").resolve(),
+            chosen.trials, chosen.steps, chosen.grace_steps, chosen.concurrent, params.seed, storage
         )
         trials = sweep(values, PACKED.resolve(), space, settings, on_result)
-        bars.update(bar, completed=(params.tune.trials + 1) * params.tune.steps, note="")
-    for trial in trials:
-        if trial.number in runs:
-            store.end(
-                runs[trial.number],
-                "FAILED" if trial.failure else "KILLED" if trial.stopped_early else "FINISHED",
-            )
+        bars.update(bar, completed=total, note="")
+    shutil.rmtree(storage, ignore_errors=True)
     if all(trial.failure for trial in trials):
         raise UserError(f"all {len(trials)} trials failed, the first one: {trials[0].failure}")
     return trials
+
+
+class _TrialLog:
+    """Every trial as an MLflow run nested under the parent run of the lineage."""
+
+    def __init__(self, store: Store, lineage: Lineage) -> None:
+        self._store, self._tags = store, lineage.tags()
+        self._parent = store.parent_run(self._tags)
+        self._runs: dict[int, str] = {}
+
+    def add(self, number: int, config: dict[str, Any], step: int, metrics: dict[str, float]) -> None:
+        """Logs one report of a trial."""
+        if number not in self._runs:
+            kind = {"eqreg.kind": "trial", PARENT_TAG: self._parent, "eqreg.control": str("control" in config).lower()}
+            params = {key: value for key, value in config.items() if key != "control"}
+            self._runs[number] = self._store.begin(f"trial-{number}", self._tags | kind, params)
+        self._store.log(self._runs[number], step, metrics)
+
+    def end(self, trials: Sequence[Trial], folder: Path) -> None:
+        """Marks the trials as what they became and keeps the sweep's tables and figure."""
+        for trial in trials:
+            if trial.number in self._runs:
+                status = "FAILED" if trial.failure else "KILLED" if trial.stopped_early else "FINISHED"
+                self._store.end(self._runs[trial.number], status)
+        self._store.log_files(self._parent, folder, "tune")
 
 
 def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
         Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(temporary)
         temporary.replace(path)
     except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be missing
+            temporary.unlink()
         raise ValueError(f"{path}: cannot be written ({_first_line(error)})") from error
 
 

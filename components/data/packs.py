@@ -59,11 +59,17 @@ def write_pack(
         entries: one an image, in order.
         clean: ``(C, H, W)`` uint8 each.
         degraded: ``(C, H, W)`` float32 each; none for training, where degradations are drawn fresh.
+
+    Raises:
+        ValueError: the folder cannot be written.
     """
     tensors = {f"clean/{e.name}": image for e, image in zip(entries, clean, strict=True)}
     if degraded:
         tensors |= {f"degraded/{e.name}": image for e, image in zip(entries, degraded, strict=True)}
-    save_file(tensors, folder / _PIXELS)
+    try:
+        save_file(tensors, folder / _PIXELS)
+    except SafetensorError as error:  # a full disk, for instance
+        raise ValueError(f"{folder / _PIXELS}: cannot be written ({error})") from error
     index = {"sha256": file_sha256(folder / _PIXELS), "entries": [asdict(entry) for entry in entries]}
     (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
@@ -84,7 +90,7 @@ class Pack:
             self._pixels = safe_open(folder / _PIXELS, framework="numpy")
         except FileNotFoundError:
             raise ValueError(f"{folder}: no packed images here; run 'eqreg preprocess' first") from None
-        except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{folder}: damaged pack ({error}); run 'eqreg preprocess' again") from error
 
     def verify(self) -> None:
@@ -94,7 +100,9 @@ class Pack:
             ValueError: they differ.
         """
         if file_sha256(self.folder / _PIXELS) != self.sha256:
-            raise ValueError(f"{self.folder / _PIXELS}: damaged, its SHA-256 is not the recorded one")
+            raise ValueError(
+                f"{self.folder / _PIXELS}: damaged, its SHA-256 is not the recorded one; run 'eqreg preprocess' again"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)

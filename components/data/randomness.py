@@ -24,6 +24,7 @@ class Stream(IntEnum):
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
     """A counter-based generator (Philox) for (seed, stream, key), for instance (seed, TRAINING_IMAGE, step, index).
 
+    Keys of one stream have the same number of parts: numpy takes (1,) and (1, 0) for one key.
     Source: Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(stream), *key])))

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .cap import capped_penalty
 from .geometry import Convolution, alignment_obstacle
-from .groups import ChannelGroup, shift_channels
+from .groups import ChannelGroup, Field, shift_channels
 from .layers import Term
 from .pairing import PairedBatch
 from .penalties import channel_residual, field_residual, pair_scale, residual_size
@@ -21,11 +22,12 @@ Normalise = Literal["relative", "none"]
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """How the size of a residual is taken: see METHOD.md section 3."""
+    """How the size of a residual is taken, and how far its gradient may go: see METHOD.md section 3."""
 
     normalise: Normalise
     scale_gradient: bool
     channel_group: ChannelGroup
+    max_gradient_ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,22 @@ def term_value(term: Term, call: LayerCall, batch: PairedBatch, options: SizeOpt
             call.output[batch.copies],
         )  # (B, C, H, W) -> 2 of (P, C, H, W)
         residual = field_residual(first, second, batch.turns, term)
+    return _size(residual, first, second, options)
+
+
+def capped_term(
+    term: Field, call: LayerCall, batch: PairedBatch, options: SizeOptions, max_gradient_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """The layer's output to go on with, and the size of the residual in a field, its gradient capped."""
+
+    def value_of(paired: Tensor) -> Tensor:
+        first, second = paired.chunk(2)  # (2P, C, H, W) -> 2 of (P, C, H, W)
+        return _size(field_residual(first, second, batch.turns, term), first, second, options)
+
+    return capped_penalty(call.output, batch.num_pairs, value_of, max_gradient_ratio)
+
+
+def _size(residual: Tensor, first: Tensor, second: Tensor, options: SizeOptions) -> Tensor:
     if options.normalise == "none":
         return residual_size(residual)
     if options.scale_gradient:

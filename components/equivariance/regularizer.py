@@ -57,6 +57,9 @@ class EquivarianceRegularizer:
         pairing: "replace" (B images stay B) or "append" (B become B + k).
         pair_fraction: k / B.
         channel_group: channels shifted among themselves by the channel penalty: 4, or "all".
+        max_gradient_ratio: at a layer's output, the largest norm of its own penalty gradient relative to that of the
+            gradient arriving there, pair by pair (`cap.capped_penalty`); None for no cap. The penalty "channel" reaches
+            its layer's parameters alone and is not capped. With a cap, take task and penalty in one backward pass.
 
     Raises:
         ValueError: an option that is not one of the allowed, or no layer that can be penalised.
@@ -74,16 +77,19 @@ class EquivarianceRegularizer:
         pairing: Pairing = "replace",
         pair_fraction: float = 0.25,
         channel_group: Literal[4, "all"] = 4,
+        max_gradient_ratio: float | None = None,
     ) -> None:
         check_choice("penalty", penalty, COMPARISONS)
         check_choice("normalise", normalise, ("relative", "none"))
         check_choice("pairing", pairing, ("replace", "append"))
         check_choice("channel_group", channel_group, (GROUP_ORDER, "all"))
         check_pair_fraction(pair_fraction, pairing)
+        if max_gradient_ratio is not None and not max_gradient_ratio > 0:
+            raise ValueError(f"max_gradient_ratio: {max_gradient_ratio} must be above 0, or None for no cap")
         modules = convolutions(network)
         requested = requested_fields(modules, layers)
         check_layer_weights(modules, layer_weights)
-        size_options = SizeOptions(normalise, scale_gradient, channel_group)
+        size_options = SizeOptions(normalise, scale_gradient, channel_group, max_gradient_ratio)
         self._watcher = LayerWatcher(network, modules, requested, COMPARISONS[penalty], size_options)
         if not self._watcher.has_candidates:
             raise ValueError(f"layers: none can be penalised ({self.skipped or 'the network has no convolution'})")

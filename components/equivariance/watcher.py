@@ -1,6 +1,7 @@
 """Watching a network's layers during one step: hooks that come with a batch and go with it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from .geometry import Convolution
 from .groups import Field
 from .layers import Comparison, ImageLayers, LayerPlan, Term, plan_layers
-from .observation import LayerCall, SizeOptions, call_obstacle, term_value
+from .observation import LayerCall, SizeOptions, call_obstacle, capped_term, term_value
 from .pairing import PairedBatch
 
 
@@ -126,16 +127,20 @@ class LayerWatcher:
         hidden, last = (self._plan_with(ImageLayers(last=at)).terms.get(name, ()) for at in (None, name))
         return tuple(dict.fromkeys(hidden + last))
 
-    def _hook(self, name: str, watched: Convolution) -> Callable[..., None]:
-        def observe(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+    def _hook(self, name: str, watched: Convolution) -> Callable[..., Tensor | None]:
+        def observe(
+            module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             if module is watched and self._network.training and torch.is_grad_enabled():
                 keywords = dict(keywords)
                 hidden, *others = arguments or (keywords.pop("input"),)
-                self._observe(name, LayerCall(watched, hidden, tuple(others), keywords, output))
+                return self._observe(name, LayerCall(watched, hidden, tuple(others), keywords, output))
+            return None
 
         return observe
 
-    def _observe(self, name: str, call: LayerCall) -> None:
+    def _observe(self, name: str, call: LayerCall) -> Tensor:
+        """Computes the layer's terms; gives the output to go on with."""
         batch = self._batch
         assert batch is not None, "hooks are removed with the batch"
         self._executed.append(name)
@@ -144,10 +149,17 @@ class LayerWatcher:
             if obstacle is not None:
                 self._obstacles[name] = obstacle
                 continue
+            cap = self._size_options.max_gradient_ratio
+            if cap is not None and term != "channel" and call.output.requires_grad:
+                output, value = capped_term(term, call, batch, self._size_options, cap)
+                self._values.append((name, term, value))
+                call = replace(call, output=output)
+                continue
             # Keeps its own tensors as they are: activation checkpointing recomputes the layer without hooks,
             # and would miss them.
             with saved_tensors_hooks(_as_it_is, _as_it_is):
                 self._values.append((name, term, term_value(term, call, batch, self._size_options)))
+        return call.output
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

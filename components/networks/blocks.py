@@ -25,14 +25,15 @@ def normalisation(norm: Norm, channels: int) -> nn.Module:
     raise ValueError(f"network norm '{norm}' is unknown: use 'none' or 'batch'")
 
 
-def initialise(network: nn.Module, last: nn.Conv2d, last_gain: float = 0.1) -> None:
-    """He initialisation (He et al. 2015, fan-in, ReLU) with zero biases; the last layer's kernels times ``last_gain``.
+def initialise(network: nn.Module, last: nn.Conv2d) -> None:
+    """He initialisation (He et al. 2015, fan-in, ReLU) with zero biases; the last layer is zero.
 
-    A residual network whose last layer is small begins near the identity, the natural first guess of a restoration.
+    So a residual network begins as the identity, the natural first guess of a restoration, and its hidden layers are not
+    pushed about before the last layer has found its scale.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    last.weight.data.mul_(last_gain)
+    nn.init.zeros_(last.weight)

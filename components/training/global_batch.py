@@ -48,11 +48,12 @@ def count_pairs(batch_size: int, pairing: Pairing, pair_fraction: float) -> int:
             f"use more than 0 and at most {highest:g}"
         )
     num_pairs = round(batch_size * pair_fraction)
-    if num_pairs < 1 or abs(num_pairs - batch_size * pair_fraction) > 1e-6:
-        nearest = max(num_pairs, 1) / batch_size
+    if num_pairs < 1 or abs(num_pairs - batch_size * pair_fraction) > 1e-3:  # 0.333333 of 12 is meant to be 4
+        nearest = min(max(num_pairs, 1), int(batch_size * highest)) / batch_size
+        remedy = f"use {nearest:g}" if nearest else "use a train.batch_size of 2 or more"
         raise ValueError(
             f"equivariance.pair_fraction: {pair_fraction} of train.batch_size {batch_size} is "
-            f"{batch_size * pair_fraction:g} pairs, not a whole number of at least 1: use {nearest:g}"
+            f"{batch_size * pair_fraction:g} pairs, not a whole number of at least 1: {remedy}"
         )
     return num_pairs
 

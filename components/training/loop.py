@@ -22,7 +22,10 @@ Metrics = dict[str, float]
 
 
 class TrainingDivergedError(ValueError):
-    """The loss became NaN or infinite; raised on every worker in the same step."""
+    """The loss or its gradient became NaN or infinite; raised on every worker in the same step."""
+
+
+_REMEDY = "lower train.learning_rate or equivariance.weight"
 
 
 class Sampler(Protocol):
@@ -71,13 +74,14 @@ def train(
             step, batch = state.step, _on_device(drawn.result(), worker)
             if step + 1 < settings.steps:
                 drawn = drawing.submit(sampler.batch, step + 1, share.indices)
-            is_reporting = settings.is_due(settings.report_every, step)
+            is_validating = settings.is_due(settings.validate_every, step)
+            is_reporting = is_validating or settings.is_due(settings.report_every, step)
             update = _update(network, state, batch, share, regularizer, settings, worker, is_reporting)
             if is_reporting:
                 metrics = update
                 images = (state.step - clock_step) * share.num_images * worker.num_workers
                 metrics["images_per_second"] = images / (time.perf_counter() - clock)
-                if settings.is_due(settings.validate_every, step):
+                if is_validating:
                     metrics |= listeners.validate(state.averaged.module)
                 listeners.report(state.step, metrics)
             if settings.is_due(settings.checkpoint_every, step):
@@ -108,8 +112,8 @@ def _update(
     penalty = regularizer.penalty() if regularizer else task.new_zeros(())
     if not torch.isfinite(worker.mean(task + penalty)):
         raise TrainingDivergedError(
-            f"the loss is no longer finite in step {state.step + 1} (task {float(task):g}, "
-            f"penalty {float(penalty):g}): lower train.learning_rate or equivariance.weight"
+            f"the loss is no longer finite in step {state.step + 1} (task {task.item():g}, "
+            f"penalty {penalty.item():g}): {_REMEDY}"
         )
     weight = state.penalty_weight.at(state.step, float(task_mean))
     total = task + weight * penalty if weight else task
@@ -118,13 +122,15 @@ def _update(
         metrics = {"task_loss": float(task_mean), "learning_rate": learning_rate}
         if regularizer:
             metrics |= {"penalty": float(worker.mean(penalty)), "weight": weight}
-            metrics["gradient_ratio"] = _gradient_ratio(task, weight * penalty, state.network) if weight else 0.0
+            metrics["gradient_ratio"] = _gradient_ratio(task, total, state.network) if weight else 0.0
             layers = regularizer.layer_penalties()
             means = worker.mean(torch.tensor(list(layers.values()), device=worker.device))
             metrics |= {f"penalty/{name}": float(mean) for name, mean in zip(layers, means, strict=True)}
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip)
+    if not torch.isfinite(norm):  # the same on every worker; the weights are still good
+        raise TrainingDivergedError(f"the gradient is no longer finite in step {state.step + 1}: {_REMEDY}")
     state.optimizer.step()
     state.averaged.update_parameters(state.network)
     state.step += 1
@@ -150,14 +156,18 @@ def _paired(
     return paired.inputs, paired.targets, counted
 
 
-def _gradient_ratio(task: Tensor, weighted_penalty: Tensor, network: nn.Module) -> float:
-    """Norm of the weighted penalty's gradient / norm of the task's, over all parameters, on this worker's images."""
+def _gradient_ratio(task: Tensor, total: Tensor, network: nn.Module) -> float:
+    """Norm of what the penalty adds to the gradient / norm of the task's, over all parameters, on this worker's images.
+
+    By difference, since a capped penalty has its gradient only beside the task's.
+    """
     parameters = list(network.parameters())
-    norms = []
-    for loss in (weighted_penalty, task):
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        norms.append(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt())
-    return float(norms[0] / norms[1].clamp_min(1e-30))
+    of_task, of_both = (
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for loss in (task, total)
+    )
+    added = torch.stack([(both - own).square().sum() for both, own in zip(of_both, of_task, strict=True)]).sum()
+    return float((added / torch.stack([own.square().sum() for own in of_task]).sum().clamp_min(1e-30)).sqrt())
 
 
 def _on_device(batch: tuple[Tensor, Tensor], worker: Worker) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class TrainingSettings:
         ema_decay: of the averaged weights, which are the result.
         loss: ``l1`` mean absolute, ``mse`` mean squared error.
         task_on_copies: whether the task loss counts the rotated copies.
-        report_every, validate_every, checkpoint_every: the last step always does all three.
+        report_every, validate_every, checkpoint_every: the last step always does all three; a validation is reported.
     """
 
     steps: int

@@ -39,7 +39,7 @@ class TrainingState:
         self.step = 0
 
     def save(self, folder: Path) -> None:
-        """Writes the checkpoint into an existing folder: under another name first, with its SHA-256 beside it."""
+        """Writes the checkpoint into a folder of its own: under another name first, with its SHA-256 beside it."""
         content = io.BytesIO()
         torch.save(
             {

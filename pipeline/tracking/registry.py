@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.tracking.store import Store, answering
+from pipeline.tracking.store import Store, answering, without_password
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,8 +45,9 @@ class Registry:
         with answering(self.store.uri):
             found = self.store.client.search_model_versions(f"name='{self.name}' and tags.`{_HASH}`='{model_sha256}'")
         for version in found:
-            if self._has_files(version.version):
-                return Version(str(version.version), self._aliases(version.version))
+            candidate = Version(str(version.version), self._aliases(version.version))
+            if self.has_files(candidate):
+                return candidate
         return None
 
     def champion(self) -> Version | None:
@@ -113,18 +115,19 @@ class Registry:
         with answering(self.store.uri):
             self.store.client.set_registered_model_alias(self.name, alias, version)
 
+    def has_files(self, version: Version) -> bool:
+        """Whether the files of a version are where the registry says."""
+        import mlflow.artifacts
+
+        try:
+            return bool(mlflow.artifacts.list_artifacts(f"models:/{self.name}/{version.number}"))
+        except Exception:
+            return False
+
     def _aliases(self, version: Any) -> tuple[str, ...]:
         with answering(self.store.uri):
             aliases = self.store.client.get_registered_model(self.name).aliases
         return tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(version)))
-
-    def _has_files(self, version: Any) -> bool:
-        import mlflow.artifacts
-
-        try:
-            return bool(mlflow.artifacts.list_artifacts(f"models:/{self.name}/{version}"))
-        except Exception:
-            return False
 
 
 def load_registered(uri: str, store_uri: str) -> nn.Module:
@@ -135,6 +138,10 @@ def load_registered(uri: str, store_uri: str) -> nn.Module:
     """
     from pipeline.tracking.store import quiet_mlflow
 
+    shown = without_password(store_uri)
+    if store_uri.startswith("sqlite:///") and not Path(store_uri.removeprefix("sqlite:///")).exists():
+        # MLflow would make one.
+        raise UserError(f"--model {uri}: there is no {shown}; run 'eqreg register' or set MLFLOW_TRACKING_URI")
     quiet_mlflow()
     import mlflow
     import mlflow.pytorch
@@ -147,9 +154,8 @@ def load_registered(uri: str, store_uri: str) -> nn.Module:
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
                 known = ", ".join(model.name for model in mlflow.MlflowClient().search_registered_models()) or "none"
-                raise UserError(
-                    f"--model {uri}: no such model in {store_uri} ({' '.join(str(error).split())}); registered: {known}"
-                ) from error
+                reason = " ".join(str(error).split())
+                raise UserError(f"--model {uri}: no such model in {shown} ({reason}); registered: {known}") from error
             raise
     return network
 

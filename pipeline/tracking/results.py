@@ -18,7 +18,8 @@ def log_results(store: Store) -> str:
     """Gives the id of the run that belongs to results/train, with its history, test figures and pictures in it."""
     lineage: dict[str, str] = json.loads(existing(TRAIN / "lineage.json", "train").read_text())
     resolved = (TRAIN / "params.yaml").read_text()
-    run_id = store.parent_run(lineage, yaml.safe_load(resolved), resolved)
+    run_id = store.parent_run(lineage)
+    store.log_params(run_id, yaml.safe_load(resolved), resolved)
     if store.last_step(run_id, "task_loss") < 0:
         for step, metrics in _history():
             store.log(run_id, step, metrics)

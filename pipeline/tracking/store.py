@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
@@ -71,7 +72,7 @@ class Store:
                 return str(experiment.experiment_id)
             location = None
             if self.uri.startswith("sqlite:///"):
-                location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+                location = (Path(self.uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
             return str(self.client.create_experiment(name, artifact_location=location))
 
     def find(self, tags: Mapping[str, str]) -> Run | None:
@@ -81,21 +82,23 @@ class Store:
             runs = self.client.search_runs([self.experiment_id], conditions, max_results=1)
         return runs[0] if runs else None
 
-    def parent_run(self, lineage: Mapping[str, str], params: Mapping[str, Any], resolved: str) -> str:
-        """The id of the run that holds everything of one lineage, found again or begun.
-
-        Args:
-            lineage: the tags of ``Lineage.tags()``.
-            params: the resolved values, nested; each leaf becomes a param under its dotted key.
-            resolved: the same as YAML text, kept as an artifact.
-        """
+    def parent_run(self, lineage: Mapping[str, str]) -> str:
+        """The id of the run that holds everything of one lineage (``Lineage.tags()``), found again or begun."""
         tags = {"eqreg.kind": "pipeline", "eqreg.lineage": lineage["eqreg.lineage"]}
         if found := self.find(tags):
             return str(found.info.run_id)
-        run_id = self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, flatten(params))
+        return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
+
+    def log_params(self, run_id: str, values: Mapping[str, Any], resolved: str) -> None:
+        """Logs what a run was made with, once: nested values under dotted keys, and the same as ``params.yaml``."""
+        from mlflow.entities import Param
+
         with answering(self.uri):
+            if self.client.get_run(run_id).data.params:
+                return
+            params = [Param(key, str(value)[:6000]) for key, value in flatten(values).items()]
+            self.client.log_batch(run_id, params=params)
             self.client.log_text(run_id, resolved, "params.yaml")
-        return run_id
 
     def begin(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Begins a run and logs its params; gives its id."""
@@ -158,23 +161,23 @@ class answering:  # noqa: N801 - used as a with statement, like contextlib.suppr
             return
         module = type(error).__module__.split(".")[0]
         if module in ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3") or isinstance(error, OSError):
-            reason = " ".join(str(error).split())[:200]
+            reason = without_password(" ".join(str(error).split()))[:200]
             raise UserError(
-                f"the MLflow store {_without_password(self.uri)} does not answer as it should: {reason}\n"
+                f"the MLflow store {without_password(self.uri)} does not answer as it should: {reason}\n"
                 "check MLFLOW_TRACKING_URI (unset it to use mlflow.db here), then run the stage again"
             ) from error
 
 
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+def without_password(text: str) -> str:
+    """A text with the user and password of every address in it left out."""
+    return re.sub(r"(\w://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> dotted keys."""
+    """Nested mappings -> dotted keys; a mapping with a key that MLflow does not take (``down.*``) stays whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and all(re.fullmatch(r"[\w./ :-]+", name) for name in value):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -76,7 +76,10 @@ def test_a_second_repro_changes_nothing(workspace: Workspace) -> None:
     output = workspace.run("dvc", "repro")
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["register"]
     assert "nothing to do" in output
-    assert (rows(workspace, "select count(*) from runs"), rows(workspace, "select count(*) from model_versions")) == before
+    assert (
+        rows(workspace, "select count(*) from runs"),
+        rows(workspace, "select count(*) from model_versions"),
+    ) == before
 
 
 def test_trials_are_nested_under_the_one_parent_run(workspace: Workspace) -> None:

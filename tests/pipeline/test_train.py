@@ -21,7 +21,9 @@ pytestmark = pytest.mark.end_to_end
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """With packs, ready to train for a while."""
-    made = Workspace(tmp_path_factory.mktemp("training"), {"train.steps": 600, "train.checkpoint_every": 40, "tune.trials": 0})
+    made = Workspace(
+        tmp_path_factory.mktemp("training"), {"train.steps": 600, "train.checkpoint_every": 40, "tune.trials": 0}
+    )
     made.run("eqreg", "fetch")
     made.run("eqreg", "preprocess")
     return made
@@ -117,7 +119,9 @@ def test_a_loss_that_is_not_finite_ends_with_a_remedy(prepared: Workspace) -> No
     assert (model.read_bytes() if model.exists() else None) == before
 
 
-def test_a_batch_that_workers_cannot_share_is_refused_before_anything_starts(prepared: Workspace, tmp_path: Path) -> None:
+def test_a_batch_that_workers_cannot_share_is_refused_before_anything_starts(
+    prepared: Workspace, tmp_path: Path
+) -> None:
     prepared.set({"train.batch_size": 9, "train.learning_rate": 0.001, "train.gradient_clip": 1.0})
     output = prepared.run("eqreg", "train", expect=2)
     assert "train.batch_size" in output

@@ -43,7 +43,10 @@ class Workspace:
     def __init__(self, folder: Path, changes: dict[str, Any] | None = None) -> None:
         self.folder = folder
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
         )
         for name in listed.stdout.decode().split("\0"):
             if name and (ROOT / name).is_file() and not name.startswith("tests/"):
@@ -68,7 +71,9 @@ class Workspace:
 
     def environment(self) -> dict[str, str]:
         """The caller's, with this copy's code first, this Python's commands first, and no store but its own."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "RAY_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "RAY_"))
+        }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         environment["PYTHONPATH"] = str(self.folder)
         return environment | {

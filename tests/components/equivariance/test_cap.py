@@ -1,0 +1,139 @@
+"""The cap on penalty gradients: against a backward pass written out by hand, and against plain autograd without it."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from components.equivariance import EquivarianceRegularizer, act, pair_scale, residual_size
+
+NUM_PAIRS = 2
+
+
+class Branching(nn.Module):
+    """Two hidden convolutions with a skip connection, ReLUs in place, and a last convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        skip = hidden
+        hidden = self.second(hidden)
+        return images - self.last(torch.relu_(hidden + skip))
+
+
+def network_and_batch() -> tuple[Branching, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return Branching().double(), torch.rand(6, 3, 9, 9).double(), torch.rand(6, 3, 9, 9).double()
+
+
+def gradients(max_gradient_ratio: float | None, weight: float = 0.7) -> dict[str, Tensor]:
+    """Of all parameters, by the regulariser."""
+    network, images, targets = network_and_batch()
+    regularizer = EquivarianceRegularizer(network, max_gradient_ratio=max_gradient_ratio)
+    batch = regularizer.pair(images, targets, turns=1, shift=1, num_pairs=NUM_PAIRS)
+    loss = (network(batch.inputs) - batch.targets).square().mean() + weight * regularizer.penalty()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+def gradients_by_hand(max_gradient_ratio: float, weight: float = 0.7) -> dict[str, Tensor]:
+    """The same, layer by layer from the end, each layer's penalty gradient capped where it enters."""
+    network, images, targets = network_and_batch()
+    batch = EquivarianceRegularizer(network).pair(images, targets, turns=1, shift=1, num_pairs=NUM_PAIRS)
+    first = network.first(batch.inputs)
+    second = network.second(first)
+    last = network.last(torch.relu(second + first))
+    task = (batch.inputs - last - batch.targets).square().mean()
+
+    def own(maps: Tensor, field: str) -> Tensor:
+        leaf = maps.detach().clone().requires_grad_()
+        originals, copies = leaf[:NUM_PAIRS], leaf[NUM_PAIRS : 2 * NUM_PAIRS]
+        scale = pair_scale(originals, copies).detach()
+        value = residual_size(copies - act(originals, 1, field), scale)  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(weight / 3 * value, leaf)
+        return gradient
+
+    def with_own(arriving: Tensor, maps: Tensor, field: str) -> Tensor:
+        total, added = arriving.clone(), own(maps, field)
+        for pair in range(NUM_PAIRS):
+            both = [pair, NUM_PAIRS + pair]
+            norms = [float(torch.linalg.vector_norm(gradient[both])) for gradient in (arriving, added)]
+            total[both] += added[both] * min(1.0, max_gradient_ratio * norms[0] / norms[1])
+        return total
+
+    (at_last,) = torch.autograd.grad(task, last, retain_graph=True)
+    at_last = with_own(at_last, last, "trivial")
+    (at_second,) = torch.autograd.grad(last, second, at_last, retain_graph=True)
+    (skipped,) = torch.autograd.grad(last, first, at_last, retain_graph=True)  # through the skip and through second
+    (through,) = torch.autograd.grad(second, first, at_second, retain_graph=True)
+    at_second = with_own(at_second, second, "regular")
+    (through_with_own,) = torch.autograd.grad(second, first, at_second, retain_graph=True)
+    at_first = with_own(skipped - through + through_with_own, first, "regular")
+    found = {}
+    for name, output, gradient in (("first", first, at_first), ("second", second, at_second), ("last", last, at_last)):
+        layer = getattr(network, name)
+        for part in ("weight", "bias"):
+            (value,) = torch.autograd.grad(output, getattr(layer, part), gradient, retain_graph=True)
+            found[f"{name}.{part}"] = value
+    return found
+
+
+@pytest.mark.parametrize("max_gradient_ratio", [0.01, 0.3, 2.0])
+def test_capped_gradients_equal_those_written_out_by_hand(max_gradient_ratio: float) -> None:
+    torch.testing.assert_close(gradients(max_gradient_ratio), gradients_by_hand(max_gradient_ratio))
+
+
+def test_a_cap_out_of_reach_changes_nothing() -> None:
+    torch.testing.assert_close(gradients(1e9), gradients(None))
+
+
+def test_the_cap_bites_here() -> None:
+    """Else the tests above would prove nothing."""
+    free, capped = gradients(None), gradients(0.01)
+    assert (free["first.weight"] - capped["first.weight"]).norm() > 0.1 * free["first.weight"].norm()
+
+
+def test_a_small_cap_leaves_the_task_alone() -> None:
+    torch.testing.assert_close(gradients(1e-9), gradients(None, weight=0.0), rtol=1e-6, atol=1e-9)
+
+
+def test_the_value_is_the_same_with_and_without_a_cap() -> None:
+    values = []
+    for max_gradient_ratio in (None, 0.1):
+        network, images, targets = network_and_batch()
+        regularizer = EquivarianceRegularizer(network, max_gradient_ratio=max_gradient_ratio)
+        network(regularizer.pair(images, targets, turns=3, num_pairs=NUM_PAIRS).inputs)
+        values.append(regularizer.penalty())
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("options", [{"scale_gradient": True}, {"normalise": "none"}, {"penalty": "rotation"}])
+def test_every_kind_of_size_is_free_under_a_cap_out_of_reach(options: dict[str, object]) -> None:
+    found = []
+    for max_gradient_ratio in (None, 1e9):
+        network, images, targets = network_and_batch()
+        regularizer = EquivarianceRegularizer(network, max_gradient_ratio=max_gradient_ratio, **options)  # type: ignore[arg-type]
+        batch = regularizer.pair(images, targets, turns=2, num_pairs=NUM_PAIRS)
+        ((network(batch.inputs) - batch.targets).square().mean() + regularizer.penalty()).backward()
+        found.append([parameter.grad for parameter in network.parameters()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_copy_of_a_network_watched_with_a_cap_is_whole() -> None:
+    network, images, targets = network_and_batch()
+    regularizer = EquivarianceRegularizer(network, max_gradient_ratio=0.3)
+    batch = regularizer.pair(images, targets, num_pairs=NUM_PAIRS)
+    twin = copy.deepcopy(network)
+    torch.testing.assert_close(twin(batch.inputs), network(batch.inputs))
+    regularizer.penalty()
+
+
+def test_a_cap_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_gradient_ratio: 0 must be above 0"):
+        EquivarianceRegularizer(Branching(), max_gradient_ratio=0)

@@ -1,0 +1,142 @@
+"""Small training runs: a tiny network, pairs drawn without files, and listeners that write down what they hear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.equivariance import EquivarianceRegularizer, PenaltyWeight
+from components.training.global_batch import worker_share
+from components.training.loop import Listeners, Metrics, train
+from components.training.settings import TrainingSettings
+from components.training.state import TrainingState
+from components.training.worker import Worker
+
+BATCH_SIZE, NUM_PAIRS, SIDE = 8, 2, 8
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    """Twelve steps that report each one."""
+    defaults: dict[str, Any] = {
+        "steps": 12,
+        "seed": 3,
+        "learning_rate": 0.01,
+        "warmup_steps": 3,
+        "weight_decay": 0.01,
+        "gradient_clip": 1.0,
+        "ema_decay": 0.9,
+        "loss": "mse",
+        "task_on_copies": True,
+        "report_every": 1,
+        "validate_every": 100,
+        "checkpoint_every": 5,
+    }
+    return TrainingSettings(**(defaults | changes))
+
+
+def tiny_network() -> nn.Module:
+    """Three convolutions, the same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
+
+
+def tensors(run: Run) -> dict[str, Tensor]:
+    """A copy of every tensor and number of a run's state."""
+    state = run.state
+    found = {f"network.{name}": value.clone() for name, value in state.network.state_dict().items()}
+    found |= {f"averaged.{name}": value.clone() for name, value in state.averaged.state_dict().items()}
+    for number, values in state.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{number}.{name}": torch.as_tensor(value).clone() for name, value in values.items()}
+    numbers = {"step": state.step, "rate": state.optimizer.param_groups[0]["lr"], **state.penalty_weight.state_dict()}
+    return found | {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+
+class NoisySquares:
+    """(clean + noise, clean), each image a function of (step, index)."""
+
+    def batch(self, step: int, indices: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        clean, noise = [], []
+        for index in indices:
+            generator = torch.Generator().manual_seed(1000 * step + index)
+            clean.append(torch.rand(3, 1, 1, generator=generator).expand(3, SIDE, SIDE))
+            noise.append(0.1 * torch.randn(3, SIDE, SIDE, generator=generator))
+        return torch.stack(clean) + torch.stack(noise), torch.stack(clean)
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, no error
+    """What kills a run in a test."""
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        settings: of the training.
+        weight: of the penalty; None for a run without pairs.
+        folder: where checkpoints go.
+        stop_after: raises Interrupted when this step has been reported.
+        reports, validated, checkpoints: what the listeners heard, steps first.
+    """
+
+    settings: TrainingSettings = field(default_factory=settings)
+    weight: float | None = 0.5
+    penalty: str = "regular"
+    folder: Path | None = None
+    stop_after: int | None = None
+    sampler: Any = field(default_factory=NoisySquares)
+    reports: list[tuple[int, Metrics]] = field(default_factory=list)
+    validated: list[nn.Module] = field(default_factory=list)
+    checkpoints: list[tuple[int, Metrics]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.worker = Worker.current()
+        weight = PenaltyWeight(self.weight or 0.0, 4)
+        self.state = TrainingState(tiny_network(), weight, self.settings, self.worker)
+
+    def start(self) -> Run:
+        """Trains from where the state is to the end."""
+        pairing = "none" if self.weight is None else "replace"
+        num_pairs = 0 if self.weight is None else NUM_PAIRS
+        regularizer = None
+        if self.weight is not None:
+            regularizer = EquivarianceRegularizer(self.state.network, penalty=self.penalty)  # type: ignore[arg-type]
+        train(
+            self.state,
+            self.sampler,
+            worker_share(BATCH_SIZE, pairing, num_pairs, self.worker.rank, self.worker.num_workers),  # type: ignore[arg-type]
+            regularizer,
+            self.settings,
+            self.worker,
+            Listeners(self._report, self._checkpoint, self._validate),
+        )
+        return self
+
+    def losses(self) -> list[float]:
+        """The task loss of every report."""
+        return [metrics["task_loss"] for _, metrics in self.reports]
+
+    def _report(self, step: int, metrics: Metrics) -> None:
+        self.reports.append((step, dict(metrics)))
+        if step == self.stop_after:
+            raise Interrupted
+
+    def _checkpoint(self, state: TrainingState, metrics: Metrics) -> None:
+        self.checkpoints.append((state.step, dict(metrics)))
+        if self.folder and self.worker.rank == 0:
+            state.save(self.folder)
+
+    def _validate(self, network: nn.Module) -> Metrics:
+        self.validated.append(network)
+        return {"val_psnr": 20.0 + len(self.validated)}

@@ -1,0 +1,47 @@
+"""A folder with the shipped params.yaml in it, in which a test runs stages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params import Params, load_params, read_values, set_value
+
+ROOT = Path(__file__).parents[2]
+
+
+class Project:
+    """The working directory of a test: params.yaml and tune_spaces as they are shipped, nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+        shutil.copytree(ROOT / "tune_spaces", folder / "tune_spaces")
+
+    def set(self, changes: Mapping[str, Any]) -> None:
+        """Changes dotted keys of params.yaml."""
+        values = read_values(self.folder / "params.yaml")
+        for key, value in changes.items():
+            set_value(values, key, value)
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def params(self, **changes: Any) -> Params:
+        """The checked params after changes, whose keys have __ for a dot."""
+        self.set({key.replace("__", "."): value for key, value in changes.items()})
+        return load_params()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in a folder of its own, outside git, which is the working directory; MLflow's is beside it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Project(folder)

@@ -1,0 +1,316 @@
+"""What is wrong in params.yaml is refused with the key, the value and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.params import Params, check_params, get_value, load_params, parse_values, read_values, set_value
+from tests.pipeline.conftest import ROOT, Project
+
+
+def _checked(changes: dict[str, Any]) -> Params:
+    values = read_values(ROOT / "params.yaml")
+    for key, value in changes.items():
+        set_value(values, key, value)
+    return check_params(values, "params.yaml")
+
+
+def _refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        _checked(changes)
+    message = str(caught.value)
+    assert message.startswith("params.yaml: ")
+    assert len(message.splitlines()) <= 2
+    assert all(len(line) < 300 for line in message.splitlines())
+    return message.removeprefix("params.yaml: ")
+
+
+def test_the_shipped_params_are_valid_and_every_comment_promise_holds(project: Project) -> None:
+    params = load_params()
+    assert params.task == "denoise"
+    assert params.rotations is True
+    assert project.params(task="derain").rotations is False
+    assert project.params(train__rotations=True).rotations is True
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("tunee", "tune"),
+        ("train.patch_sise", "patch_size"),
+        ("preprocess.splits.tets", "test"),
+        ("tasks.denoise.degradation.sgima", "sigma"),
+        ("tasks.derain.out_of_distribution.denser.brigthness", "brightness"),
+        ("tasks.derian", "derain"),
+        ("register.margn", "margin"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_nearest_right_one_at_every_level(key: str, hint: str) -> None:
+    assert _refusal({key: 1}) == f"{key}: unknown; did you mean {hint}?"
+
+
+def test_a_mistyped_key_is_one_message_not_also_a_missing_one() -> None:
+    values = read_values(ROOT / "params.yaml")
+    values["train"]["patch_sise"] = values["train"].pop("patch_size")
+    with pytest.raises(UserError) as caught:
+        check_params(values, "params.yaml")
+    assert str(caught.value) == "params.yaml: train.patch_sise: unknown; did you mean patch_size?"
+
+
+def test_a_key_like_no_other_comes_with_those_that_are_known() -> None:
+    assert _refusal({"evaluate.zzz": 1}) == "evaluate.zzz: unknown; known here: tile, overlap, pictures"
+
+
+def test_a_key_that_is_a_number_is_refused_as_unknown() -> None:
+    values = read_values(ROOT / "params.yaml")
+    values["register"][3] = 1
+    with pytest.raises(UserError, match=r"^params\.yaml: register\.3: unknown; known here: margin$"):
+        check_params(values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "train", "train.patch_size", "tasks.derain.degradation.angle", "register.margin"]
+)
+def test_a_missing_key_is_named(key: str) -> None:
+    values = read_values(ROOT / "params.yaml")
+    *sections, last = key.split(".")
+    del _section(values, sections)[last]
+    with pytest.raises(UserError, match=rf"^params\.yaml: {key}: missing; add it$"):
+        check_params(values, "params.yaml")
+
+
+def _section(values: dict[str, Any], sections: list[str]) -> dict[str, Any]:
+    """The mapping at a path."""
+    for section in sections:
+        values = values[section]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.num_workers", "all", "'all': use auto or a whole number of at least 1"),
+        ("train.num_workers", 0, "0: use auto or a whole number of at least 1"),
+        ("train.num_workers", True, "True: use auto or a whole number of at least 1"),
+        ("train.num_workers", 1.5, "1.5: use auto or a whole number of at least 1"),
+        ("train.batch_size", "16", "'16': use a whole number of at least 1"),
+        ("train.steps", True, "True: use a whole number of at least 1"),
+        ("train.steps", 10.0, "10.0: use a whole number of at least 1"),
+        ("train.steps", None, "None: use a whole number of at least 1"),
+        ("train.learning_rate", 0, "0: use a number above 0"),
+        ("train.learning_rate", False, "False: use a number above 0"),
+        ("train.learning_rate", float("nan"), "nan: use a number above 0"),
+        ("train.learning_rate", float("inf"), "inf: use a number above 0"),
+        ("train.ema_decay", 1, "1: use a number of at least 0 and below 1"),
+        ("train.task_on_copies", 1, "1: use true or false"),
+        ("train.rotations", "maybe", "'maybe': use auto or true or false"),
+        ("train.patch_size", 4, "4: use a whole number of at least 8"),
+        ("train.loss", "l2", "'l2': use l1 or mse; did you mean l1?"),
+        ("train", None, "None: use a section of steps, batch_size, patch_size, ..."),
+        ("train", [1], "[1]: use a section of steps, batch_size, patch_size, ..."),
+        ("task", "denoize", "'denoize': use denoise or derain; did you mean denoise?"),
+        ("network.name", "unett", "'unett': use dncnn or unet; did you mean unet?"),
+        ("equivariance.weight", -0.1, "-0.1: use a number of at least 0"),
+        ("equivariance.pair_fraction", 0, "0: use a number above 0 and of at most 1"),
+        ("equivariance.layers", "aut", "'aut': use auto or a mapping; did you mean auto?"),
+        ("evaluate.tile", 100, "100: use a whole number of at least 64 and divisible by 16"),
+        ("evaluate.overlap", 8, "8: use a whole number of at least 0 and divisible by 16"),
+        ("preprocess.splits.train", "astronaut", "'astronaut': use a list"),
+        ("tasks.denoise.degradation.sigma", "25", "'25': use a number or a range [lowest, highest]"),
+        ("tasks.denoise.degradation.sigma", [1, 2, 3], "[1, 2, 3]: use a number or a range [lowest, highest]"),
+        ("tasks.denoise.degradation.sigma", [1, True], "[1, True]: use a number or a range [lowest, highest]"),
+        ("fetch.source", "", "'': use text that is not empty"),
+        ("seed", -1, "-1: use a whole number of at least 0 and below 4294967296"),
+        ("seed", 2**32, "4294967296: use a whole number of at least 0 and below 4294967296"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_says_what_would_be_right(key: str, value: object, message: str) -> None:
+    assert _refusal({key: value}) == f"{key}: {message}"
+
+
+def test_a_wrong_item_of_a_list_is_named_by_its_place() -> None:
+    assert _refusal({"preprocess.splits.train": ["a", 3]}) == "preprocess.splits.train.1: 3: use text"
+
+
+def test_a_wrong_field_names_its_pattern() -> None:
+    expected = "equivariance.layers.down.*: 'regularr': use regular or trivial; did you mean regular?"
+    assert _refusal({"equivariance.layers": {"down.*": "regularr"}}) == expected
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", 15])
+def test_names_that_would_leave_the_pack_folder_are_refused(name: object) -> None:
+    message = _refusal({"tasks.denoise.out_of_distribution": {name: {"sigma": 5}}})
+    assert message.startswith(f"tasks.denoise.out_of_distribution: name {name!r}: use a name of letters")
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ({"profile": "geometrc", "decay": 0.9}, "profile: 'geometrc': use uniform or geometric"),
+        ({"profile": "geometric", "decy": 0.9}, "decy: unknown with profile geometric; did you mean decay?"),
+        ({"profile": "geometric"}, "decay: None: use a number above 0 and of at most 1"),
+        ({"profile": "geometric", "decay": 1.5}, "decay: 1.5: use a number above 0 and of at most 1"),
+        ({"profile": "uniform", "decay": 0.5}, "decay: unknown with profile uniform; known here: profile"),
+        ({"down.*": -1}, "down.*: -1: give a profile, or name patterns with a weight of at least 0 each"),
+        ({"down.*": "much"}, "down.*: 'much': give a profile, or name patterns with a weight of at least 0 each"),
+        ({}, "nothing: give a profile, or name patterns with a weight of at least 0 each"),
+    ],
+)
+def test_layer_weights_that_mean_nothing_are_refused(weights: dict[str, Any], reason: str) -> None:
+    assert _refusal({"equivariance.layer_weights": weights}) == f"equivariance.layer_weights: {reason}"
+
+
+@pytest.mark.parametrize(
+    "weights", [{"profile": "uniform"}, {"profile": "geometric", "decay": 1}, {"down.*": 1, "last": 0.5}]
+)
+def test_layer_weights_that_mean_something_pass(weights: dict[str, Any]) -> None:
+    assert _checked({"equivariance.layer_weights": weights}).equivariance.layer_weights == weights
+
+
+def test_a_number_is_a_range_of_one_value() -> None:
+    assert _checked({"tasks.denoise.degradation.sigma": 25}).tasks.denoise.degradation.sigma == (25, 25)
+    assert _checked({"tasks.denoise.degradation.sigma": [5, 50]}).tasks.denoise.degradation.sigma == (5, 50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (
+            {"equivariance.weight": 0.1, "equivariance.pairing": "none"},
+            ["equivariance.weight: 0.1", "equivariance.pairing", "replace or append, or weight 0"],
+        ),
+        (
+            {"network.width": 22, "equivariance.penalty": "regular"},
+            ["network.width: 22", "do not divide by 4", "use 24, or equivariance.penalty: rotation"],
+        ),
+        ({"tune.steps": 40, "tune.grace_steps": 40}, ["tune.grace_steps: 40", "tune.steps 40", "less than 40"]),
+        ({"evaluate.tile": 64, "evaluate.overlap": 64}, ["evaluate.overlap: 64", "less than evaluate.tile 64"]),
+        ({"preprocess.remaining": {"val": 0.5, "test": 0.5}}, ["preprocess.remaining", "below 1"]),
+        ({"train.batch_size": 16, "train.num_workers": 3}, ["train.batch_size: 16", "do not divide by 3 workers"]),
+        (
+            {"train.batch_size": 16, "equivariance.pair_fraction": 0.3},
+            ["equivariance.pair_fraction: 0.3", "4.8 pairs", "use 0.3125"],
+        ),
+        ({"equivariance.pair_fraction": 0.75}, ["equivariance.pair_fraction: 0.75", "'replace'", "at most 0.5"]),
+        (
+            {"network.name": "unet", "network.depth": 8, "train.patch_size": 64},
+            ["network.depth: 8", "128 pixels", "train.patch_size is 64", "depth of 7 or less"],
+        ),
+        ({"tasks.denoise.degradation.sigma": [30, 20]}, ["tasks.denoise.degradation: sigma 30.0..20.0", "low <= high"]),
+        ({"tasks.denoise.out_of_distribution": {"a": {"sigma": 300}}}, ["out_of_distribution.a: sigma 300.0", "255"]),
+        ({"tasks.derain.degradation.density": [0.1, 5]}, ["tasks.derain.degradation: density 0.1..5.0", "0 <= low"]),
+        ({"preprocess.scene_pattern": "("}, ["preprocess.scene_pattern: '(' is no regular expression"]),
+    ],
+)
+def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(
+    changes: dict[str, Any], parts: list[str]
+) -> None:
+    message = _refusal(changes)
+    assert all(part in message for part in parts), message
+
+
+def test_the_depth_that_a_refusal_names_is_one_that_works() -> None:
+    _checked({"network.name": "unet", "network.depth": 7, "train.patch_size": 64})
+
+
+def test_a_width_that_does_not_divide_by_4_is_fine_where_no_channels_are_shifted() -> None:
+    _checked({"network.width": 22, "equivariance.penalty": "rotation"})
+    _checked({"network.width": 22, "equivariance.pairing": "none", "equivariance.weight": 0})
+
+
+def test_two_mistakes_are_two_lines_and_more_are_counted() -> None:
+    message = _refusal({"train.steps": 0, "seed": "x", "register.margin": -1, "tune.apply": 3})
+    assert message.splitlines() == [
+        "seed: 'x': use a whole number of at least 0 and below 4294967296",
+        "train.steps: 0: use a whole number of at least 1 (and 2 more)",
+    ]
+
+
+def test_the_hash_changes_with_any_value_and_with_nothing_else() -> None:
+    changes: list[tuple[str, Any]] = [
+        ("seed", 1),
+        ("task", "derain"),
+        ("fetch.source", "photographs"),
+        ("preprocess.splits.val", ["flower"]),
+        ("tasks.denoise.degradation.sigma", [25, 26]),
+        ("tasks.derain.rotations", True),
+        ("tasks.derain.out_of_distribution.denser.angle", 3),
+        ("network.norm", "batch"),
+        ("equivariance.weight", 0.123),
+        ("equivariance.layers", {"down.*": "regular"}),
+        ("equivariance.layer_weights", {"profile": "uniform"}),
+        ("train.learning_rate", 0.00201),
+        ("train.num_workers", 1),
+        ("tune.apply", True),
+        ("evaluate.pictures", 0),
+        ("register.margin", 0.06),
+        ("cluster.max_failures", 1),
+    ]
+    plain = _checked({}).hash
+    hashes = {_checked({key: value}).hash for key, value in changes} | {plain}
+    assert len(hashes) == len(changes) + 1
+    assert _checked({"tasks.denoise.degradation.sigma": [25, 25]}).hash == plain  # the same range
+    reordered = dict(reversed(read_values(ROOT / "params.yaml").items()))
+    assert check_params(reordered, "params.yaml").hash == plain
+    assert len(plain) == 12
+    assert int(plain, 16) >= 0
+
+
+def test_params_survive_the_way_to_a_worker() -> None:
+    params = _checked({"tasks.denoise.degradation.sigma": [5, 50]})
+    assert check_params(params.model_dump(by_alias=True, mode="json"), "params") == params
+
+
+def test_yaml_is_read_as_dvc_reads_it() -> None:
+    assert parse_values("a: 1e-3\nb: no\nc: 010\nd: .5", "x") == {"a": 0.001, "b": "no", "c": 10, "d": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  steps: 1\n  steps: 2\n", r"params\.yaml, line 3: not readable as YAML \(found duplicate key"),
+        ("train: [1, 2\nseed: 0\n", r"params\.yaml, line 2: not readable as YAML"),
+        ("- a\n- b\n", r"params\.yaml: expected a mapping of sections, found list"),
+        ("", r"params\.yaml: expected a mapping of sections, found NoneType"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_with_the_line(project: Project, text: str, message: str) -> None:
+    (project.folder / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_params()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_is_no_text_or_not_there_is_refused(project: Project) -> None:
+    (project.folder / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"params\.yaml: not readable as text"):
+        load_params()
+    (project.folder / "params.yaml").unlink()
+    with pytest.raises(UserError, match=r"params\.yaml: there is no such file; run from the folder that holds"):
+        load_params()
+
+
+def test_a_dotted_key_sets_and_gets_a_nested_value() -> None:
+    values: dict[str, Any] = {"a": {"b": {"c": 1}}}
+    set_value(values, "a.b.c", 2)
+    set_value(values, "a.d", 3)
+    assert values == {"a": {"b": {"c": 2}, "d": 3}}
+    assert get_value(values, "a.b") == {"c": 2}
+    assert get_value(values, "a.b.c.d") is None
+    assert get_value(values, "x") is None
+    with pytest.raises(UserError, match=r"trian\.steps: there is no section 'trian' .*did you mean train\?"):
+        set_value({"train": {}}, "trian.steps", 1)
+
+
+def test_params_cannot_be_changed_once_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        _checked({}).train.steps = 3  # type: ignore[misc]
+
+
+def test_values_are_read_from_the_file_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: {b: 1}")
+    assert read_values(tmp_path / "x.yaml") == {"a": {"b": 1}}

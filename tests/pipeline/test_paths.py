@@ -1,0 +1,97 @@
+"""A stage's output appears whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.paths import existing, replaced_folder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """results/x with a file in it."""
+    folder = tmp_path / "results" / "x"
+    folder.mkdir(parents=True)
+    (folder / "old").write_text("old")
+    return folder
+
+
+def _untouched(output: Path) -> bool:
+    return (output / "old").read_text() == "old" and [file.name for file in output.parent.iterdir()] == ["x"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_when_the_block_ends(output: Path) -> None:
+    with replaced_folder(output) as new:
+        assert list(new.iterdir()) == []
+        (new / "a").write_text("a")
+        assert (output / "old").exists()
+    assert [file.name for file in output.iterdir()] == ["a"]
+    assert [file.name for file in output.parent.iterdir()] == ["x"]
+    assert output.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    with replaced_folder(tmp_path / "a" / "b") as new:
+        (new / "c").write_text("c")
+    assert (tmp_path / "a" / "b" / "c").read_text() == "c"
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_an_error_in_the_block_comes_through_and_leaves_the_old_folder(output: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), replaced_folder(output) as new:
+        (new / "half").write_text("half")
+        raise error
+    assert _untouched(output)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_folder(output: Path) -> None:
+    with pytest.raises(UserError, match=r"results/x: cannot be written \(No space left on device\)"):
+        with replaced_folder(output) as new:
+            (new / "half").write_text("half")
+            raise OSError(28, "No space left on device")
+    assert _untouched(output)
+
+
+def test_an_error_of_a_service_is_told_in_its_own_words(output: Path) -> None:
+    with pytest.raises(UserError, match="the line is dead"), replaced_folder(output):
+        raise ConnectionError("the line is dead")
+    assert _untouched(output)
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def fails_for_the_new(source: Path, target: Path) -> Path:
+        if target == output and (source / "new").exists():
+            raise OSError(5, "Input/output error")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", fails_for_the_new)
+    with pytest.raises(UserError, match="Input/output error"), replaced_folder(output) as new:
+        (new / "new").write_text("new")
+    assert _untouched(output)
+
+
+def test_a_file_where_the_folder_belongs_gives_way(output: Path) -> None:
+    path = output.parent / "y"
+    path.write_text("a file")
+    with replaced_folder(path) as new:
+        (new / "a").write_text("a")
+    assert (path / "a").exists()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["x", "y"]
+
+
+def test_a_place_below_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/x: cannot be written \(Not a directory\)|File exists"):
+        with replaced_folder(tmp_path / "file" / "x"):
+            pass
+
+
+def test_what_is_not_there_yet_says_which_stage_makes_it(tmp_path: Path) -> None:
+    assert existing(tmp_path, "train") == tmp_path
+    with pytest.raises(UserError, match=r"model: not there yet; run 'eqreg train' or 'dvc repro' first"):
+        existing(tmp_path / "model", "train")
