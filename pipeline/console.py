@@ -1,21 +1,37 @@
-"""What the user sees: one console, and progress bars that also work in a log file."""
+"""What the user sees: one console, and progress that moves in a terminal and goes on in a log file."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 15.0
 
 console = Console(highlight=False, soft_wrap=True)
 
 
+class _Bars(Progress):
+    """rich's bars; where the output is no terminal, also a plain line now and then."""
+
+    _last_line = time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            task = self._tasks[task_id]
+            self.console.print(f"{task.description} {task.completed:.0f}/{task.total:.0f} {task.fields['note']}")
+
+
 def progress() -> Progress:
-    """A progress display with room for a note on the right of each bar."""
-    return Progress(
+    """Bars with room for a note on the right: ``add_task(description, total=..., note="")``."""
+    return _Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
@@ -31,7 +47,5 @@ def track(items: Iterable[T], description: str) -> Iterator[T]:
     with progress() as bars:
         bar = bars.add_task(description, total=len(items), note="")
         for item in items:
-            bars.update(bar, note=str(item)[:40])
             yield item
-            bars.advance(bar)
-        bars.update(bar, note="")
+            bars.update(bar, advance=1)

@@ -21,8 +21,8 @@ _TYPES = {
 }
 
 
-def refusals(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """One line for each key that was refused: the key, the value and what would be right."""
+def refusals(model: Any, values: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """One line for each key of ``values`` that ``model`` refused: the key, the value and what would be right."""
     lines: dict[str, str] = {}
     missing, suggested = [], set()
     for item in error.errors():
@@ -33,12 +33,19 @@ def refusals(model: type[BaseModel], values: Mapping[str, Any], error: Validatio
             name, (node, path, _) = item["loc"][-2], _walk(model, item["loc"][:-2], values)
             lines.setdefault(".".join(path), f"{'.'.join(path)}: name {name!r}: use {expected(_name_type(node))}")
         elif item["type"] in ("extra_forbidden", "invalid_key"):
-            *section, last = map(str, item["loc"])
-            known = _keys(_walk(model, section, values)[0])
-            lines[".".join([*section, last])] = f"{'.'.join([*section, last])}: unknown{nearest(last, known)}"
+            *section, last = path if item["type"] == "extra_forbidden" else [*path, str(item["loc"][-1])]
+            known, key = _keys(_walk(model, section, values)[0]), ".".join([*section, last])
+            lines[key] = f"{key}: unknown{nearest(last, known)}"
             suggested |= {".".join([*section, match]) for match in _matches(last, known)}
         elif item["type"] == "missing":
             missing.append(".".join([*path, str(item["loc"][-1])]))
+        elif item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+            context = {name: str(text).replace("'", "") for name, text in item["ctx"].items()}
+            key = f"{key}.{context['discriminator']}"
+            if item["type"] == "union_tag_not_found":
+                missing.append(key)
+            else:
+                lines[key] = f"{key}: '{context['tag']}': use one of {context['expected_tags']}"
         elif item["type"] == "value_error":
             lines[key] = f"{key}: {item['ctx']['error']}"
         else:
@@ -161,6 +168,8 @@ def _choices(node: Any) -> tuple[Any, ...]:
 def _keys(node: Any) -> list[str]:
     """The keys that a section may have; none where any will do."""
     kind, _ = _unwrapped(node)
+    if get_origin(kind) in (Union, UnionType):
+        return list(dict.fromkeys(key for member in get_args(kind) for key in _keys(member)))
     return [field.alias or name for name, field in kind.model_fields.items()] if _is_model(kind) else []
 
 

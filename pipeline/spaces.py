@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pipeline.errors import UserError
 from pipeline.params import check_params, get_value, read_values, set_value
 from pipeline.paths import SPACES
+from pipeline.refusal import refusals
 
 WEIGHT = "equivariance.weight"
 
@@ -64,12 +65,11 @@ def load_space(name: str, values: dict[str, Any], folder: Path = SPACES) -> Spac
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
         raise UserError(f"tune.space: {name}: there is no {path}; there are: {known}")
+    plain = read_values(path)
     try:
-        space = TypeAdapter(dict[str, Distribution]).validate_python(read_values(path))
+        space = TypeAdapter(dict[str, Distribution]).validate_python(plain)
     except ValidationError as error:
-        first = error.errors()[0]
-        where, reason = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path}: {where}: {reason[0].lower()}{reason[1:]}") from None
+        raise UserError(f"{path}: {refusals(dict[str, Distribution], plain, error)[0]}") from None
     if WEIGHT not in space:
         raise UserError(f"{path}: {WEIGHT} is missing: without it there is nothing to compare with weight 0")
     for key, distribution in space.items():

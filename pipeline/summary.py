@@ -22,20 +22,22 @@ _METRICS = {
 def summary(params: Params) -> None:
     """Prints the figures of results/evaluate, and the files and commands that say more."""
     metrics = json.loads(existing(EVALUATE / "metrics.json", "evaluate").read_text())
-    classical = metrics["classical_method"]["name"].replace("_", " ")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in (params.task, "degraded", classical, "restored", "gain [95 %]"):
-        table.add_column(column, justify="left" if column == params.task else "right", no_wrap=True)
+    for column in ("", "degraded", "classical", "restored", "gain [95 %]"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for metric, title in _METRICS[params.task].items():
         table.add_section()
+        table.add_row(title)
         for group, group_title in _GROUPS.items():
             if group in metrics:
                 digits = 2 if "psnr" in metric else 3
                 means = [f"{metrics[group][m][metric]:.{digits}f}" for m in ("input", "classical", "restored")]
                 gain = _interval(metrics[group]["gain"][metric]["over_input"], digits)
-                table.add_row(f"{title}, {group_title}", *means, gain)
+                table.add_row(group_title, *means, gain)
     console.print(table)
-    console.print("Means over images; intervals are bootstrapped over scenes, and too narrow with few scenes.")
+    classical = ", ".join(str(value).replace("_", " ") for value in metrics["classical_method"].values())
+    console.print(f"{params.task}; means over images. classical: {classical}, the best on validation")
+    console.print("gain: restored over degraded; the interval is bootstrapped over scenes, too narrow with few")
     errors = metrics["equivariance_error"]
     console.print(f"equivariance error (relative residual under quarter turns): output {errors['output']:.4f}")
     console.print(f"pictures   {EVALUATE}/strip-*.png, {EVALUATE}/equivariance.png, {TUNE}/trials.png")
@@ -52,4 +54,4 @@ def summary(params: Params) -> None:
 def _interval(gain: dict[str, float | None], digits: int) -> str:
     if gain["low"] is None:
         return f"{gain['mean']:+.{digits}f}"
-    return f"{gain['mean']:+.{digits}f} [{gain['low']:+.{digits}f}, {gain['high']:+.{digits}f}]"
+    return f"{gain['mean']:+.{digits}f} [{gain['low']:.{digits}f}, {gain['high']:.{digits}f}]"

@@ -28,8 +28,8 @@ def normalisation(norm: Norm, channels: int) -> nn.Module:
 def initialise(network: nn.Module, last: nn.Conv2d) -> None:
     """He initialisation (He et al. 2015, fan-in, ReLU) with zero biases; the last layer is zero.
 
-    So a residual network begins as the identity, the natural first guess of a restoration, and its hidden layers are not
-    pushed about before the last layer has found its scale.
+    So a residual network begins as the identity, the natural first guess of a restoration, and its hidden layers are
+    not pushed about before the last layer has found its scale.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

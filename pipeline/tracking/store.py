@@ -96,9 +96,10 @@ class Store:
         with answering(self.uri):
             if self.client.get_run(run_id).data.params:
                 return
+            # The params come last: where they are, the text is too.
+            self.client.log_text(run_id, resolved, "params.yaml")
             params = [Param(key, str(value)[:6000]) for key, value in flatten(values).items()]
             self.client.log_batch(run_id, params=params)
-            self.client.log_text(run_id, resolved, "params.yaml")
 
     def begin(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """Begins a run and logs its params; gives its id."""

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline.params import Params, load_params, read_values, set_value
+from pipeline.tracking.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,5 +44,27 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    _forget_addresses(monkeypatch)
     return Project(folder)
+
+
+def _forget_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's, and those that MLflow leaves in the environment for its own subprocesses."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables in SQLite without a run; making them takes seconds, copying them does not."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    Store("none", f"sqlite:///{path}").client.search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(project: Project, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The default store of the project: real, and empty."""
+    shutil.copyfile(empty_database, project.folder / "mlflow.db")
+    _forget_addresses(monkeypatch)
+    return Store("denoise")

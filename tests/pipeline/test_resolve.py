@@ -49,7 +49,7 @@ def test_the_resolved_yaml_names_the_origin_of_each_overruled_value_and_reads_ba
     text = resolved.as_yaml()
     assert parse_values(text, "text") == resolved.values
     notes = [line for line in text.splitlines() if line.startswith("#")]
-    assert notes == [f"# {key}: from results/tune/best.yaml" for key in BEST]
+    assert notes == [f"# {key}: from results/tune/best.yaml" for key in sorted(BEST)]
 
 
 def test_an_override_of_a_key_that_best_yaml_would_overrule_is_refused_with_the_remedy(tuned: Project) -> None:

@@ -1,0 +1,144 @@
+"""The command line: quick to answer, one or two lines for the user's errors, a traceback for ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Project
+
+EQREG = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+ROOT = Path(__file__).parents[2]
+
+
+def _run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A command in the working directory, with this checkout's code."""
+    environment = {name: value for name, value in os.environ.items() if name != "EQREG_DEBUG"}
+    command = [sys.executable, "-c", code] if code else EQREG
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}
+    )
+
+
+def test_help_names_every_stage_within_a_second_or_so(project: Project) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        finished = _run("--help")
+        seconds.append(time.perf_counter() - start)
+    assert finished.returncode == 0
+    for command in ("fetch", "preprocess", "tune", "train", "evaluate", "register", "restore"):
+        assert f" {command} " in finished.stdout
+    assert statistics.median(seconds) < 3  # promised: 1 s on a machine with nothing else to do
+
+
+def test_the_command_line_itself_imports_nothing_heavy(project: Project) -> None:
+    finished = _run(code="import sys, pipeline.cli; print(*sys.modules)")
+    modules = set(finished.stdout.split())
+    assert "typer" in modules
+    assert not modules & {
+        "torch",
+        "ray",
+        "mlflow",
+        "numpy",
+        "PIL",
+        "skimage",
+        "matplotlib",
+        "optuna",
+        "yaml",
+        "pydantic",
+    }
+
+
+@pytest.mark.parametrize("stage", ["fetch", "preprocess"])
+def test_a_users_error_is_one_or_two_lines_and_exit_code_2(project: Project, stage: str) -> None:
+    project.set({"fetch.source": "nowhere"})
+    finished = _run(stage)
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert 1 <= len(finished.stderr.splitlines()) <= 2
+    assert finished.stderr.startswith("error: ")
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_wrong_param_is_told_before_any_work(project: Project) -> None:
+    project.set({"train.patch_sise": 5})
+    finished = _run("fetch")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: params.yaml: train.patch_sise: unknown; did you mean patch_size?\n"
+    assert not Path("data").exists()
+
+
+def test_an_error_worded_by_a_component_is_the_users_too(project: Project) -> None:
+    Path("photographs").mkdir()
+    for name in ("a", "b", "c"):
+        Path(f"photographs/{name}.png").write_text("no image")
+    project.set({"fetch.source": "photographs"})
+    assert _run("fetch").returncode == 0
+    finished = _run("preprocess")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: data/raw/images/a.png: not a readable image")
+    assert len(finished.stderr.splitlines()) == 1
+
+
+RAISING = """
+import pipeline.fetch
+def stage(params):
+    {body}
+pipeline.fetch.fetch = stage
+from pipeline.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("body", ["{}['missing']", "int('x')", "import json; json.loads('{')", "1 / 0"])
+def test_an_error_of_ours_is_a_traceback(project: Project, body: str) -> None:
+    finished = _run("fetch", code=RAISING.format(body=body))
+    assert finished.returncode == 1
+    assert "Traceback (most recent call last)" in finished.stderr
+    assert "error: " not in finished.stderr.splitlines()[0]
+
+
+def test_an_error_of_the_disk_is_the_users(project: Project) -> None:
+    finished = _run("fetch", code=RAISING.format(body="raise OSError(28, 'No space left on device', 'x')"))
+    assert finished.returncode == 2
+    assert finished.stderr == "error: [Errno 28] No space left on device: 'x'\n"
+
+
+def test_a_users_error_comes_with_its_traceback_where_eqreg_debug_asks_for_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.set({"fetch.source": "nowhere"})
+    code = "import os; os.environ['EQREG_DEBUG'] = '1'; from pipeline.cli import main; main()"
+    finished = _run("fetch", code=code)
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
+    assert "UserError: fetch.source: nowhere" in finished.stderr
+
+
+@pytest.mark.parametrize("arguments", [["fecth"], ["fetch", "--fast"], ["restore", "in.png"]])
+def test_wrong_usage_is_exit_code_2_without_a_traceback(project: Project, arguments: list[str]) -> None:
+    finished = _run(*arguments)
+    assert finished.returncode == 2
+    assert "Usage:" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_stopped_leaves_no_half_written_output_and_no_traceback(project: Project, number: signal.Signals) -> None:
+    body = f"""from pipeline.paths import replaced_folder; from pathlib import Path; import os
+    with replaced_folder(Path('data/raw')) as folder:
+        (folder / 'half').write_text('half')
+        os.kill(os.getpid(), {int(number)})
+        import time; time.sleep(10)"""
+    finished = _run("fetch", code=RAISING.format(body=body))
+    assert finished.returncode not in (0, 2)
+    assert "Traceback" not in finished.stderr
+    assert list(Path("data").iterdir()) == []

@@ -1,0 +1,120 @@
+"""MLflow's real registry: versions by hash, aliases, and models that do not load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from components.networks import build_network
+from pipeline.errors import UserError
+from pipeline.tracking.registry import CHAMPION, Registry, Version, load_registered
+from pipeline.tracking.store import Store
+from tests.pipeline.conftest import Project
+
+LINEAGE = {"eqreg.lineage": "0123456789ab"}
+
+
+def _network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_network("dncnn", channels=3, width=4, depth=2, norm="none")
+
+
+def _add(registry: Registry, sha256: str, seed: int = 0) -> Version:
+    run_id = registry.store.parent_run(LINEAGE)
+    return registry.add(run_id, _network(seed), 3, sha256, {"eqreg.reason": "why", **LINEAGE})
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    """A registry without models."""
+    return Registry(store)
+
+
+def test_an_empty_registry_has_no_champion_and_finds_nothing(registry: Registry) -> None:
+    assert registry.champion() is None
+    assert registry.find("aa") is None
+
+
+def test_a_version_is_found_by_the_hash_of_its_model_and_carries_its_tags(registry: Registry) -> None:
+    first, second = _add(registry, "aa"), _add(registry, "bb", 1)
+    assert (first.number, second.number) == ("1", "2")
+    assert registry.find("aa") == first
+    assert registry.find("bb") == second
+    assert registry.find("cc") is None
+    tags = registry.store.client.get_model_version("eqreg-denoise", "1").tags
+    assert tags == {"eqreg.reason": "why", "eqreg.model_sha256": "aa", **LINEAGE}
+    registry.tag("1", "eqreg.reason", "another")
+    assert registry.store.client.get_model_version("eqreg-denoise", "1").tags["eqreg.reason"] == "another"
+
+
+def test_the_champion_is_the_version_that_the_alias_points_to(registry: Registry) -> None:
+    _add(registry, "aa")
+    assert registry.champion() is None  # a model, and no alias yet
+    registry.point(CHAMPION, "1")
+    assert registry.champion() == Version("1", ("champion",))
+    _add(registry, "bb", 1)
+    registry.point(CHAMPION, "2")
+    assert registry.champion() == Version("2", ("champion",))
+    assert registry.find("aa") == Version("1", ())
+    assert registry.find("bb") == Version("2", ("champion",))
+
+
+def test_a_version_loads_as_the_network_that_was_added_for_images_of_any_size(registry: Registry) -> None:
+    version = _add(registry, "aa", 5)
+    loaded, network = registry.load(version), _network(5)
+    assert loaded is not None
+    for shape in ((1, 3, 16, 16), (3, 3, 33, 50), (2, 3, 1, 7)):
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(loaded(images), network(images), atol=1e-6)
+
+
+def test_a_version_whose_files_are_gone_does_not_load_and_is_not_found(registry: Registry, project: Project) -> None:
+    version = _add(registry, "aa")
+    registry.point(CHAMPION, version.number)
+    assert registry.has_files(version)
+    shutil.rmtree(project.folder / "mlartifacts")
+    assert registry.load(version) is None
+    assert registry.find("aa") is None
+    assert not registry.has_files(version)
+    assert registry.champion() == Version("1", ("champion",))  # the alias is still there
+
+
+def test_a_version_whose_files_are_damaged_does_not_load(registry: Registry, project: Project) -> None:
+    version = _add(registry, "aa")
+    damaged = list((project.folder / "mlartifacts").rglob("*.pt2"))
+    assert damaged
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:100])
+    assert registry.load(version) is None
+
+
+def test_a_model_is_loaded_by_alias_or_number(registry: Registry) -> None:
+    _add(registry, "aa", 3)
+    registry.point(CHAMPION, "1")
+    images = torch.rand(1, 3, 9, 12)
+    for uri in ("models:/eqreg-denoise@champion", "models:/eqreg-denoise/1"):
+        assert torch.allclose(load_registered(uri, registry.store.uri)(images), _network(3)(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/nonsense@champion", "models:/eqreg-denoise@nonsense", "models:/eqreg-denoise/77", "models:/a"]
+)
+def test_a_model_that_does_not_exist_is_refused_in_one_line_with_those_that_do(registry: Registry, uri: str) -> None:
+    _add(registry, "aa")
+    with pytest.raises(UserError) as caught:
+        load_registered(uri, registry.store.uri)
+    message = str(caught.value)
+    assert message.startswith(f"--model {uri}: no such model in sqlite:///")
+    assert message.endswith("registered: eqreg-denoise")
+    assert len(message.splitlines()) == 1
+
+
+def test_asking_a_store_that_is_not_there_does_not_make_one(project: Project) -> None:
+    path = project.folder / "mlflow.db"
+    with pytest.raises(UserError, match=r"--model models:/a@champion: there is no sqlite:///.*; run 'eqreg register'"):
+        load_registered("models:/a@champion", f"sqlite:///{path}")
+    assert not Path(path).exists()

@@ -1,0 +1,231 @@
+"""``eqreg restore``: images in, restored images out, nothing overwritten, errors in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from components.networks import build_network
+from pipeline.errors import UserError
+from pipeline.job import save_model
+from pipeline.restore import restore
+from tests.pipeline.conftest import Project
+
+NETWORK = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(channels=3, **NETWORK)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model(project: Project) -> str:
+    """A model file with random weights."""
+    save_model(Path("model.safetensors"), _network(), {"network": NETWORK, "task": "denoise"})
+    return "model.safetensors"
+
+
+def _save(path: Path, size: tuple[int, int] = (20, 31), mode: str = "RGB", seed: int = 0) -> np.ndarray:
+    """Writes a random image and gives its pixels as (3, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (*size, 3) if mode == "RGB" else size
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels.transpose(2, 0, 1) if mode == "RGB" else np.stack([pixels] * 3)
+
+
+def _expected(pixels: np.ndarray) -> np.ndarray:
+    """The network's answer as (H, W, 3) uint8."""
+    with torch.inference_mode():
+        restored = _network()(torch.from_numpy(pixels.astype(np.float32) / 255)[None])[0].numpy()
+    levels: np.ndarray = np.round(restored.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    return levels
+
+
+def _read(path: Path | str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _run(source: str, target: str, model: str, tile: int = 64, overlap: int = 16, self_ensemble: bool = False) -> None:
+    restore(Path(source), Path(target), model, tile, overlap, self_ensemble)
+
+
+def _refusal(source: str, target: str, model: str) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the caller looks at the message
+        _run(source, target, model)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_file_becomes_what_the_network_makes_of_it(model: str) -> None:
+    pixels = _save(Path("in.png"))
+    _run("in.png", "new/folder/out.png", model)
+    assert np.abs(_read("new/folder/out.png").astype(int) - _expected(pixels)).max() <= 1
+    assert not np.array_equal(_expected(pixels), pixels.transpose(1, 2, 0))
+    assert [file.name for file in Path("new/folder").iterdir()] == ["out.png"]
+
+
+def test_a_file_restored_into_a_folder_keeps_its_name(model: str) -> None:
+    _save(Path("in.jpg"))
+    Path("out").mkdir()
+    _run("in.jpg", "out", model)
+    assert _read("out/in.png").shape == (20, 31, 3)
+
+
+def test_a_grey_image_comes_out_in_colour(model: str) -> None:
+    pixels = _save(Path("grey.png"), mode="L")
+    _run("grey.png", "out.png", model)
+    assert np.abs(_read("out.png").astype(int) - _expected(pixels)).max() <= 1
+
+
+def test_a_large_image_in_tiles_is_the_image_in_one_piece(model: str) -> None:
+    pixels = _save(Path("in.png"), (150, 201))
+    _run("in.png", "out.png", model, tile=64, overlap=16)
+    assert np.abs(_read("out.png").astype(int) - _expected(pixels)).max() <= 1
+
+
+def test_the_self_ensemble_is_the_mean_over_the_four_rotations(model: str) -> None:
+    pixels = _save(Path("in.png"))
+    _run("in.png", "out.png", model, self_ensemble=True)
+    image, network, answers = torch.from_numpy(pixels.astype(np.float32) / 255)[None], _network(), []
+    with torch.inference_mode():
+        for turns in range(4):
+            answers.append(torch.rot90(network(torch.rot90(image, turns, (2, 3))), -turns, (2, 3)))
+    mean = torch.stack(answers).mean(0)[0].clamp(0, 1).numpy().transpose(1, 2, 0) * 255
+    assert np.abs(_read("out.png") - mean).max() <= 1
+    assert np.abs(_expected(pixels) - mean).max() > 2  # and differs from one pass
+
+
+def test_a_folder_is_restored_with_its_subfolders(model: str) -> None:
+    pixels = {name: _save(Path("in") / name, seed=n) for n, name in enumerate(("a.png", "sub/b.bmp", ".hidden/c.png"))}
+    (Path("in") / "notes.txt").write_text("notes")
+    _run("in", "out", model)
+    written = sorted(file.relative_to("out").as_posix() for file in Path("out").rglob("*") if file.is_file())
+    assert written == ["a.png", "sub/b.png"]
+    for name in ("a.png", "sub/b.bmp"):
+        expected = _expected(pixels[name])
+        assert np.abs(_read((Path("out") / name).with_suffix(".png")).astype(int) - expected).max() <= 1
+
+
+def test_a_second_run_into_a_subfolder_does_not_restore_what_is_restored(model: str) -> None:
+    _save(Path("in/a.png"))
+    for _ in range(2):
+        _run("in", "in/restored", model)
+    assert sorted(file.as_posix() for file in Path("in").rglob("*.png")) == ["in/a.png", "in/restored/a.png"]
+
+
+def test_a_subfolder_can_be_restored_into_the_folder_above(model: str) -> None:
+    _save(Path("in/sub/a.png"))
+    _run("in/sub", "in", model)
+    assert Path("in/a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("a.png", "a.png"), ("a.png", "./x/../a.png"), ("in", "in"), ("a.png", ".")]
+)
+def test_an_input_is_never_overwritten(model: str, source: str, target: str) -> None:
+    Path("x").mkdir()
+    for path in (Path("a.png"), Path("in/b.png")):
+        _save(path)
+    before = {path: path.read_bytes() for path in (Path("a.png"), Path("in/b.png"))}
+    assert "would overwrite the input" in _refusal(source, target, model)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_input_that_another_would_overwrite_is_refused(model: str) -> None:
+    _save(Path("in/sub/sub/a.png"))
+    _save(Path("in/sub/a.png"), seed=1)
+    before = Path("in/sub/a.png").read_bytes()
+    assert "in/sub/a.png: an input would be overwritten" in _refusal("in/sub", "in", model)
+    assert Path("in/sub/a.png").read_bytes() == before
+
+
+def test_two_inputs_of_one_output_are_refused(model: str) -> None:
+    _save(Path("in/a.png"))
+    _save(Path("in/a.jpg"))
+    assert _refusal("in", "out", model).startswith("out/a.png: two images of in would be written there")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("nowhere.png", "out.png", "nowhere.png: there is no such file or folder"),
+        ("empty", "out", "empty: no image in this folder"),
+        ("in.png", "out.xyz", "out.xyz: its suffix names no image format"),
+        ("in.png", "out", "out: its suffix names no image format"),
+        ("in.png", "file/out.png", "file: cannot be written"),
+        ("in.png", "folder.png/out.png", "folder.png: cannot be written"),
+        ("in", "file", "file: is a file; for a folder of images name a folder"),
+        ("cut.png", "out.png", "cut.png: not a readable image"),
+        ("text.png", "out.png", "text.png: not a readable image"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_named(model: str, source: str, target: str, message: str) -> None:
+    _save(Path("in.png"))
+    _save(Path("in/a.png"))
+    Path("empty").mkdir()
+    for name in ("file", "folder.png"):
+        Path(name).write_text("")
+    Path("cut.png").write_bytes(Path("in.png").read_bytes()[:500])
+    Path("text.png").write_text("text")
+    before = {file for file in Path().rglob("*")}
+    assert _refusal(source, target, model).startswith(message)
+    assert {file for file in Path().rglob("*")} == before
+
+
+def test_an_output_folder_that_goes_away_while_writing_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _save(Path("in.png"))
+
+    def full(self: Image.Image, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert "out.png: cannot be written ([Errno 28] No space left on device)" in _refusal("in.png", "out.png", model)
+    assert not Path("out.png").exists()
+
+
+def test_an_image_too_small_for_the_network_is_named(project: Project) -> None:
+    network = {"name": "unet", "width": 4, "depth": 4, "norm": "none"}
+    save_model(Path("unet.safetensors"), build_network(channels=3, **network), {"network": network})  # type: ignore[arg-type]
+    _save(Path("in.png"), (3, 5))
+    assert _refusal("in.png", "out.png", "unet.safetensors").startswith("in.png: 5x3 pixels, which this model fails on")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere.safetensors", "--model nowhere.safetensors: neither models:/NAME@ALIAS nor a file"),
+        ("params.yaml", "params.yaml: not a model of eqreg"),
+        ("cut.safetensors", "cut.safetensors: not a model of eqreg"),
+        ("other.safetensors", "other.safetensors: not a model of eqreg"),
+        ("models:/eqreg-denoise@champion", "--model models:/eqreg-denoise@champion: there is no sqlite:///"),
+    ],
+)
+def test_a_model_that_is_none_is_named(project: Project, model: str, message: str) -> None:
+    _save(Path("in.png"))
+    save_model(Path("whole.safetensors"), _network(), {"network": NETWORK})
+    Path("cut.safetensors").write_bytes(Path("whole.safetensors").read_bytes()[:-50])
+    save_model(Path("other.safetensors"), _network(), {"task": "denoise"})
+    assert _refusal("in.png", "out.png", model).startswith(message)
+    assert not Path("out.png").exists()
+    assert not Path("mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(100, 16), (64, 64), (64, 8)])
+def test_tiles_that_do_not_fit_are_refused_with_ones_that_do(model: str, tile: int, overlap: int) -> None:
+    _save(Path("in.png"))
+    with pytest.raises(ValueError, match=rf"tile {tile} and overlap {overlap} must be multiples of 16.*use 512 and 64"):
+        _run("in.png", "out.png", model, tile=tile, overlap=overlap)
+
+
+def test_user_errors_are_of_the_one_kind(model: str) -> None:
+    with pytest.raises(UserError):
+        _run("nowhere.png", "out.png", model)
