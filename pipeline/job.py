@@ -190,10 +190,11 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = json.loads(file.metadata()["eqreg"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        network = build_network(channels=3, **metadata["network"])
+        network.load_state_dict(weights)
     except Exception as error:
-        raise ValueError(f"{path}: not a model of eqreg ({str(error).splitlines()[0]}); run 'eqreg train'") from error
-    network = build_network(channels=3, **metadata["network"])
-    network.load_state_dict(weights)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a model of eqreg ({reason}); run 'eqreg train'") from error
     return network.eval(), metadata
 
 

@@ -132,6 +132,7 @@ def _update(
     if not torch.isfinite(norm):  # the same on every worker; the weights are still good
         raise TrainingDivergedError(f"the gradient is no longer finite in step {state.step + 1}: {_REMEDY}")
     state.optimizer.step()
+    worker.share_statistics(state.network)
     state.averaged.update_parameters(state.network)
     state.step += 1
     return metrics | ({"gradient_norm": float(norm)} if is_reporting else {})

@@ -35,7 +35,7 @@ class Worker:
         """
         if self.num_workers == 1:
             return network
-        return DistributedDataParallel(network, find_unused_parameters=True)
+        return DistributedDataParallel(network, find_unused_parameters=True, broadcast_buffers=False)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the workers, the same on each; detached."""
@@ -44,6 +44,18 @@ class Worker:
             distributed.all_reduce(value)
             value /= self.num_workers
         return value
+
+    @torch.no_grad()
+    def share_statistics(self, network: nn.Module) -> None:
+        """Gives every worker the mean of all workers' buffers: of batch normalisation's running statistics.
+
+        So that workers validate the same network, and one that resumes from rank 0's checkpoint lacks nothing.
+        """
+        buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+        if self.num_workers > 1 and buffers:
+            means = self.mean(torch.cat([buffer.flatten() for buffer in buffers]))
+            for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(mean.view_as(buffer))
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 on a GPU, nothing on a CPU."""

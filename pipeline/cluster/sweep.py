@@ -197,11 +197,17 @@ class _ControlFirst(Searcher):
 
 
 class _KeepControl(AsyncHyperBandScheduler):
-    """ASHA (Li et al., MLSys 2020) that never stops the control."""
+    """ASHA (Li et al., MLSys 2020) among the proposals; the control is neither stopped nor a bar for the others."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.config.get(CONTROL):
+            return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if trial.config.get(CONTROL) else action
+        return action
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if not trial.config.get(CONTROL):
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 class _Order:

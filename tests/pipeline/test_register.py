@@ -148,7 +148,7 @@ def test_one_scene_gives_no_interval_and_no_new_champion(params: Params) -> None
 
 
 def _results(levels: float) -> str:
-    """results/ as train and evaluate leave them, the network being so many grey levels off; the SHA-256 of the model."""
+    """results/ as train and evaluate leave them, the network so many grey levels off; gives the model's SHA-256."""
     from components.networks import build_network
 
     network_params = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}

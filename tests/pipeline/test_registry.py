@@ -19,8 +19,11 @@ LINEAGE = {"eqreg.lineage": "0123456789ab"}
 
 
 def _network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return build_network("dncnn", channels=3, width=4, depth=2, norm="none")
+    network = build_network("dncnn", channels=3, width=4, depth=2, norm="none")
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    return network
 
 
 def _add(registry: Registry, sha256: str, seed: int = 0) -> Version:
