@@ -60,8 +60,10 @@ def _train(job: TrainingJob, num_workers: int, lineage: Lineage, store: Store, r
         bar = bars.add_task("training", total=params.train.steps, note=f"starting {num_workers} workers")
 
         def report(step: int, metrics: dict[str, float]) -> None:
-            if step > logged:
+            nonlocal logged
+            if step > logged:  # a worker that took a lost one's place tells some steps again
                 store.log(run_id, step, metrics)
+                logged = step
             history[step] = metrics
             with journal.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
