@@ -4,10 +4,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
 # The stages are called by name from dvc.yaml.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui clean
+.PHONY: run test lint ui
 
 run: $(VENV)/.installed
 	dvc repro

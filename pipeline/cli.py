@@ -98,6 +98,14 @@ def restore(
 
 
 @app.command()
+def params() -> None:
+    """Print the params that train would use, with the origin of those that are not of params.yaml."""
+    from pipeline.resolve import resolve
+
+    typer.echo(resolve().as_yaml(), nl=False)
+
+
+@app.command()
 def summary() -> None:
     """Print what the last run measured, and where to look next."""
     from pipeline.params import load_params

@@ -14,7 +14,7 @@ from components.data.packs import file_sha256
 from pipeline.console import console
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, MODEL, PACKED, REGISTER, existing, replaced_folder
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, Registry, Version
+from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, Registry, Version
 from pipeline.tracking.results import log_results
 from pipeline.tracking.store import Store
 
@@ -41,24 +41,18 @@ def register(params: Params) -> None:
     known, champion = registry.find(digest), registry.champion()
     if known and champion and (known.number == champion.number or registry.has_files(champion)):
         console.print(f"{registry.name} version {known.number} is this model already: nothing to do")
+        _write(registry, known.number, Decision(" and ".join(known.aliases), registry.reason(known.number)))
         return
     from pipeline.job import load_model
 
     network, metadata = load_model(MODEL)
     decision = decide(params, network, registry, champion)
     run_id = log_results(registry.store)
-    tags = metadata["lineage"] | {"eqreg.reason": decision.reason} | figures_as_tags(metrics)
+    tags = metadata["lineage"] | {REASON: decision.reason} | figures_as_tags(metrics)
     version = known or registry.add(run_id, network, network.in_channels, digest, tags)  # type: ignore[arg-type]
     registry.point(decision.alias, version.number)
-    registry.tag(version.number, "eqreg.reason", decision.reason)
-    with replaced_folder(REGISTER) as folder:
-        record = {
-            "name": registry.name,
-            "version": version.number,
-            "alias": decision.alias,
-            "reason": decision.reason,
-        }
-        (folder / "decision.json").write_text(json.dumps(record, indent=1) + "\n")
+    registry.tag(version.number, REASON, decision.reason)
+    _write(registry, version.number, decision)
     console.print(f"{registry.name} version {version.number}: {decision.alias} ({decision.reason})")
 
 
@@ -90,6 +84,13 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
     shown += f" [{interval.low:+.3f}, {interval.high:+.3f}] to version {champion.number}"
     wins = interval.mean > params.register_.margin and interval.low > 0
     return Decision(CHAMPION if wins else CHALLENGER, f"{shown}, margin {params.register_.margin:g}")
+
+
+def _write(registry: Registry, version: str, decision: Decision) -> None:
+    """results/register/decision.json: what the registry says of the model in results/train."""
+    with replaced_folder(REGISTER) as folder:
+        record = {"name": registry.name, "version": version, "alias": decision.alias, "reason": decision.reason}
+        (folder / "decision.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def validation_scores(network: nn.Module, validation: Pack) -> list[float]:

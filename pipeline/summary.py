@@ -44,9 +44,8 @@ def summary(params: Params) -> None:
     console.print(f"tables     {EVALUATE}/images.csv, {EVALUATE}/metrics.json, {TUNE}/trials.csv")
     if (REGISTER / "decision.json").exists():
         decision = json.loads((REGISTER / "decision.json").read_text())
-        console.print(
-            f"registry   models:/{decision['name']}/{decision['version']}, {decision['alias']}: {decision['reason']}"
-        )
+        alias = decision["alias"] or "without an alias now"
+        console.print(f"registry   models:/{decision['name']}/{decision['version']}, {alias}: {decision['reason']}")
     console.print(f"try it     eqreg restore PHOTO.jpg CLEAN.png --model models:/eqreg-{params.task}@champion")
     console.print("look       make ui (MLflow on this machine), dvc plots show, dvc metrics show")
 

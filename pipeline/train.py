@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import console, progress
+from pipeline.errors import UserError
 from pipeline.job import TrainingJob, resolve_num_workers, save_model
 from pipeline.lineage import Lineage, trace
 from pipeline.params import load_params
@@ -31,7 +32,8 @@ def train() -> None:
     store.log_params(run_id, resolved.values, resolved.as_yaml())
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
-    history = _train(job, num_workers, lineage, store, run_id)
+    with store.ended_if_broken_off([run_id]):
+        history = _train(job, num_workers, lineage, store, run_id)
     with replaced_folder(TRAIN) as folder:
         _write(folder, job, num_workers, lineage, history, resolved)
     final = history[max(history)]
@@ -61,12 +63,17 @@ def _train(job: TrainingJob, num_workers: int, lineage: Lineage, store: Store, r
 
         def report(step: int, metrics: dict[str, float]) -> None:
             nonlocal logged
-            if step > logged:  # a worker that took a lost one's place tells some steps again
-                store.log(run_id, step, metrics)
-                logged = step
             history[step] = metrics
             with journal.open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
+            if step > logged:  # a worker that took a lost one's place tells some steps again
+                try:
+                    store.log(run_id, step, metrics)
+                    logged = step
+                except UserError as error:
+                    logged = params.train.steps  # each further try would wait as long
+                    reason = str(error).splitlines()[0]
+                    console.print(f"{reason}\ntraining goes on; evaluate will log the steps that are missing")
             validation = f", validation {metrics['val_psnr']:.2f} dB" if "val_psnr" in metrics else ""
             bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
 
@@ -112,7 +119,7 @@ def _write(
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (folder / "lineage.json").write_text(json.dumps(lineage.tags(), indent=1) + "\n")
     (folder / "params.yaml").write_text(resolved.as_yaml())
-    columns = list(dict.fromkeys(key for row in history.values() for key in row if "/" not in key))
+    columns = list(dict.fromkeys(key for row in history.values() for key in row))
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", *columns])

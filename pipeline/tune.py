@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ def tune(params: Params) -> None:
         existing(PACKED / part, "preprocess")
     TrainingJob(params, PACKED.resolve()).check(num_workers=1)
     log = _TrialLog(Store(params.task), trace(params))
-    trials = _run(params, _trial_values(values, params), space, log)
+    with log.ended_if_broken_off():
+        trials = _run(params, _trial_values(values, params), space, log)
     with replaced_folder(TUNE) as folder:
         _write(folder, trials, values)
     log.end(trials, TUNE)
@@ -83,7 +85,8 @@ def _run(params: Params, values: dict[str, Any], space: Space, log: _TrialLog) -
         def on_result(number: int, config: dict[str, Any], step: int, metrics: dict[str, float]) -> None:
             log.add(number, config, step, metrics)
             steps[number] = step
-            bars.update(bar, completed=sum(steps.values()), note=f"trial {number}: {metrics['val_psnr']:.2f} dB")
+            outcome = f"{metrics['val_psnr']:.2f} dB" if metrics else "failed"
+            bars.update(bar, completed=sum(steps.values()), note=f"trial {number}: {outcome}")
 
         chosen = params.tune
         settings = SweepSettings(
@@ -113,12 +116,18 @@ class _TrialLog:
             self._runs[number] = self._store.begin(f"trial-{number}", self._tags | kind, params)
         self._store.log(self._runs[number], step, metrics)
 
+    def ended_if_broken_off(self) -> AbstractContextManager[None]:
+        """Marks the trials begun so far as FAILED or KILLED if the sweep breaks off."""
+        return self._store.ended_if_broken_off(self._runs.values())
+
     def end(self, trials: Sequence[Trial], folder: Path) -> None:
         """Marks the trials as what they became and keeps the sweep's tables and figure."""
         for trial in trials:
             if trial.number in self._runs:
                 status = "FAILED" if trial.failure else "KILLED" if trial.stopped_early else "FINISHED"
                 self._store.end(self._runs[trial.number], status)
+                if trial.failure:
+                    self._store.set_tag(self._runs[trial.number], "eqreg.failure", trial.failure)
         self._store.log_files(self._parent, folder, "tune")
 
 

@@ -37,6 +37,7 @@ def ray_session(address: str, *, dashboard: bool) -> Iterator[None]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its handler ends a sweep on Ctrl-C as if it had been completed
         "RAY_DISABLE_METRICS_COLLECTION": "1",
     }.items():
         os.environ.setdefault(name, value)
@@ -55,7 +56,9 @@ def ray_session(address: str, *, dashboard: bool) -> Iterator[None]:
             **local,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address == "local":
+            raise UserError(f"cluster.address: local: Ray does not start on this machine ({reason})") from error
         raise UserError(
             f"cluster.address: {address}: no Ray cluster answers there ({reason}); "
             "start one with 'ray start --head', or use cluster.address: local"

@@ -74,7 +74,8 @@ def sweep(
     Args:
         values: plain params; each trial changes those that the space names.
         packed: absolute folder of the packs.
-        on_result: hears (trial number, its params, step, metrics) of every report, in this process.
+        on_result: hears (trial number, its params, step, metrics) of every report, in this process; metrics are empty
+            where a trial diverged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     use_gpu = torch.cuda.is_available()
@@ -110,18 +111,18 @@ def sweep(
             storage_path=str(settings.storage), verbose=0, callbacks=[_Announcer(order, on_result)]
         ),
     )
-    trials = [_trial(result, order, settings.steps) for result in tuner.fit()]
-    return sorted(trials, key=lambda trial: trial.number)
+    # Ray Tune gives them in the order of their proposal, those too that never reported.
+    return [_trial(number, result, settings.steps) for number, result in enumerate(tuner.fit())]
 
 
-def _trial(result: Any, order: _Order, num_steps: int) -> Trial:
+def _trial(number: int, result: Any, num_steps: int) -> Trial:
     """What Ray Tune says of a trial, in our words."""
     config, reported = dict(result.config or {}), result.metrics or {}
     metrics = {key: float(value) for key, value in reported.items() if key in _KEPT}
     steps = int(metrics.pop(_TIME, 0))
     failure = reported.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else None)
     return Trial(
-        number=order.number(reported.get("trial_id", "")),
+        number=number,
         is_control=bool(config.pop(CONTROL, False)),
         params=config,
         stopped_early=failure is None and steps < num_steps,
@@ -142,19 +143,19 @@ def _run_trial(config: dict[str, Any], values: dict[str, Any], packed: str, thre
         if key != CONTROL:
             set_value(values, key, value)
     job = TrainingJob(check_params(values, "trial"), Path(packed))
-    last: Metrics = {_METRIC: 0.0}
+    last: Metrics = {_TIME: 0}
 
     def report(step: int, metrics: Metrics) -> None:
-        last.update(metrics)
+        last.update({_TIME: step, **metrics})
         ray.tune.report({_TIME: step, **metrics})
 
     def checkpoint(state: TrainingState, metrics: Metrics) -> None:
-        """A trial keeps none: it is repeated if its process is lost."""
+        """A trial keeps none: one that loses its process has failed."""
 
     try:
         job.run(report, checkpoint)
     except TrainingDivergedError as error:
-        ray.tune.report({_TIME: 0, **last, _METRIC: 0.0, "failure": str(error)})
+        ray.tune.report({**last, _METRIC: 0.0, "failure": str(error)})
 
 
 def _optuna_distribution(distribution: Any) -> optuna.distributions.BaseDistribution:
@@ -239,4 +240,6 @@ class _Announcer(ray.tune.Callback):
             if isinstance(value, int | float) and not isinstance(value, bool) and (key in _KEPT or "/" in key)
         }
         step = int(metrics.pop(_TIME, 0))
+        if result.get("failure"):
+            metrics = {}  # they were told before, but for the score that ranks it last
         self._on_result(self._order.number(trial.trial_id), dict(trial.config), step, metrics)

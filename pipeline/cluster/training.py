@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,10 @@ def train_on_cluster(job: TrainingJob, run: TrainingRun, report: Report) -> Path
     """Trains to the end and gives the folder of the last checkpoint. ``report`` hears rank 0, in this process.
 
     Raises:
-        UserError: training diverged, or workers were lost more often than allowed.
+        UserError: more workers than the cluster can hold; training diverged; workers were lost more often than allowed.
     """
     use_gpu = torch.cuda.is_available()
+    _check_room(run.num_workers, "GPU" if use_gpu else "CPU", ray.cluster_resources())
     mailbox = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _train_worker,
@@ -92,13 +94,23 @@ def train_on_cluster(job: TrainingJob, run: TrainingRun, report: Report) -> Path
     return Path(result.checkpoint.path)
 
 
+def _check_room(num_workers: int, kind: str, resources: Mapping[str, float]) -> None:
+    """Refuses what Ray Train would wait for without end: each worker takes one core, or one GPU."""
+    available = int(resources.get(kind, 0))
+    if num_workers > available:
+        raise UserError(
+            f"train.num_workers: {num_workers} workers need a {kind} each, and the cluster has {available}: "
+            f"use {available} or less, or auto"
+        )
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     """Runs in every worker process."""
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
     mailbox: Queue = config["mailbox"]
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (ray.cluster_resources().get("CPU", 1) // context.get_world_size()).__int__()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     job = TrainingJob(check_params(config["params"], "params"), Path(config["packed"]))
 
     def report(step: int, metrics: Metrics) -> None:

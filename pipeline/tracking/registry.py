@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+REASON = "eqreg.reason"
 _HASH = "eqreg.model_sha256"
 
 
@@ -109,6 +110,12 @@ class Registry:
         """Sets a tag of a version."""
         with answering(self.store.uri):
             self.store.client.set_model_version_tag(self.name, version, key, value)
+
+    def reason(self, version: str) -> str:
+        """Why a version got its alias; empty where nobody said."""
+        with answering(self.store.uri):
+            tags: dict[str, str] = self.store.client.get_model_version(self.name, version).tags
+        return tags.get(REASON, "")
 
     def point(self, alias: str, version: str) -> None:
         """Moves an alias to a version."""

@@ -1,4 +1,4 @@
-"""Puts what lies in results/ into MLflow, so that a new or emptied store is filled from files alone."""
+"""Puts results/train and results/evaluate into MLflow, so that a new or emptied store is filled from files alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def log_results(store: Store) -> str:
     resolved = (TRAIN / "params.yaml").read_text()
     run_id = store.parent_run(lineage)
     store.log_params(run_id, yaml.safe_load(resolved), resolved)
-    if store.last_step(run_id, "task_loss") < 0:
-        for step, metrics in _history():
+    last_step = store.last_step(run_id, "task_loss")
+    for step, metrics in _history():
+        if step > last_step:
             store.log(run_id, step, metrics)
     if (EVALUATE / "metrics.json").exists():
         text = (EVALUATE / "metrics.json").read_text()

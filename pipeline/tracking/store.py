@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,17 @@ class Store:
         with answering(self.uri):
             self.client.set_terminated(run_id, status)
 
+    @contextmanager
+    def ended_if_broken_off(self, run_ids: Iterable[str]) -> Iterator[None]:
+        """Marks runs as FAILED, or KILLED by Ctrl-C, if the block is left by an error; else none of them would end."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(UserError):  # the error on its way may be that the store does not answer
+                for run_id in run_ids:
+                    self.end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+
 
 class answering:  # noqa: N801 - used as a with statement, like contextlib.suppress
     """Turns the many errors of an MLflow server that does not answer, or refuses, into one line."""
@@ -170,8 +182,9 @@ class answering:  # noqa: N801 - used as a with statement, like contextlib.suppr
 
 
 def without_password(text: str) -> str:
-    """A text with the user and password of every address in it left out."""
-    return re.sub(r"(\w://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
+    """A text with the user and password of every address in it left out, and the passwords of its query."""
+    text = re.sub(r"(\w://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
+    return re.sub(r"(?i)([?&](?:password|passwd|token)=)[^&\s]*", r"\1...", text)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

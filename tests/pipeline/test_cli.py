@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.pipeline.conftest import Project
 
@@ -86,6 +87,17 @@ def test_an_error_worded_by_a_component_is_the_users_too(project: Project) -> No
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: data/raw/images/a.png: not a readable image")
     assert len(finished.stderr.splitlines()) == 1
+
+
+def test_params_are_printed_as_training_would_use_them_with_their_origin(project: Project) -> None:
+    printed = _run("params").stdout
+    assert yaml.safe_load(printed) == yaml.safe_load(Path("params.yaml").read_text())
+    Path("results/tune").mkdir(parents=True)
+    Path("results/tune/best.yaml").write_text("params: {equivariance.weight: 0.125}\n")
+    project.set({"tune.apply": True})
+    printed = _run("params").stdout
+    assert printed.startswith("# equivariance.weight: from results/tune/best.yaml\n")
+    assert yaml.safe_load(printed)["equivariance"]["weight"] == 0.125
 
 
 RAISING = """

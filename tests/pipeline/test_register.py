@@ -189,7 +189,7 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
         "reason": "there was no champion",
     }
     run_id = store.client.get_model_version("eqreg-denoise", "1").run_id
-    assert store.last_step(run_id, "task_loss") == 50
+    assert [entry.step for entry in store.client.get_metric_history(run_id, "task_loss")] == [25, 50]
     assert store.client.get_run(run_id).data.metrics["test.restored.psnr"] == 30
     register(params)
     assert len(store.client.search_model_versions("name='eqreg-denoise'")) == 1
@@ -208,6 +208,7 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
 def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Params, store: Store) -> None:
     registry = Registry(store)
     first = _results(10)
+    first_model = Path("results/train/model.safetensors").read_bytes()
     register(params)
     worse = _results(20)
     register(params)
@@ -217,6 +218,11 @@ def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Para
     register(params)
     assert registry.find(better) == Version("3", ("champion",))
     assert registry.find(first) == Version("1", ())
+    # Back to the first: nothing is decided anew, but the summary must speak of it and of no other.
+    Path("results/train/model.safetensors").write_bytes(first_model)
+    register(params)
+    decision = json.loads(Path("results/register/decision.json").read_text())
+    assert decision == {"name": "eqreg-denoise", "version": "1", "alias": "", "reason": "there was no champion"}
     reasons = [store.client.get_model_version("eqreg-denoise", number).tags["eqreg.reason"] for number in "23"]
     assert [reason.split(" dB")[0] for reason in reasons] == ["-6.021", "+6.021"]
 

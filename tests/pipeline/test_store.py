@@ -165,3 +165,22 @@ def test_errors_that_are_not_the_servers_come_through(project: Project) -> None:
 )
 def test_passwords_are_left_out_of_addresses_and_paths_are_not(text: str, shown: str) -> None:
     assert without_password(text) == shown
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("diverged"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_run_that_breaks_off_does_not_stay_running(store: Store, error: BaseException, status: str) -> None:
+    run_id = store.begin("run", {}, {})
+    with pytest.raises(type(error)), store.ended_if_broken_off([run_id]):
+        raise error
+    assert store.client.get_run(run_id).info.status == status
+
+
+def test_an_error_is_not_hidden_by_a_store_that_does_not_answer(project: Project) -> None:
+    store = Store("denoise", f"sqlite:///{project.folder / 'nowhere' / 'mlflow.db'}")
+    with pytest.raises(ZeroDivisionError), store.ended_if_broken_off(["run"]):
+        raise ZeroDivisionError
+
+
+def test_a_password_in_a_query_is_not_shown() -> None:
+    shown = without_password("postgresql://host/db?user=u&password=geheim&sslmode=on refused")
+    assert shown == "postgresql://host/db?user=u&password=...&sslmode=on refused"
