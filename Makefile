@@ -1,6 +1,6 @@
 # Two commands need nothing before them but Python 3.11, git and make: `make run` and `make test`.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
