@@ -4,7 +4,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
-export MLFLOW_DISABLE_TELEMETRY := true
 # The stages are called by name from dvc.yaml.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -23,7 +22,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 ui: $(VENV)/.installed
-	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+	eqreg ui
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

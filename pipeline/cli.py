@@ -106,6 +106,20 @@ def params() -> None:
 
 
 @app.command()
+def ui(port: Annotated[int, typer.Option(help="on this machine's loopback address")] = 5000) -> None:
+    """Show the runs: starts MLflow's pages for the default store, or says where a server has them."""
+    from pipeline.tracking.store import quiet_mlflow, tracking_uri
+
+    quiet_mlflow()
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"the runs are on the MLflow server of MLFLOW_TRACKING_URI: open {uri}")
+        return
+    command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+@app.command()
 def summary() -> None:
     """Print what the last run measured, and where to look next."""
     from pipeline.params import load_params
@@ -148,3 +162,7 @@ def _is_for_the_user(error: BaseException) -> bool:
 def _stop(number: int, frame: object) -> None:
     """SIGTERM ends a command as Ctrl-C does: Ray's processes with it."""
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.data.packs import file_sha256
 from pipeline.console import console
+from pipeline.model_hash import model_sha256
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, MODEL, PACKED, REGISTER, existing, replaced_folder
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, Registry, Version
@@ -36,7 +36,7 @@ def register(params: Params) -> None:
     """Registers the model unless the registry holds it already, and decides who is champion."""
     existing(MODEL, "train")
     metrics = json.loads(existing(EVALUATE / "metrics.json", "evaluate").read_text())
-    digest = file_sha256(MODEL)
+    digest = model_sha256(MODEL)
     registry = Registry(Store(params.task))
     known, champion = registry.find(digest), registry.champion()
     if known and champion and (known.number == champion.number or registry.has_files(champion)):

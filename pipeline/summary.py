@@ -23,7 +23,8 @@ def summary(params: Params) -> None:
     """Prints the figures of results/evaluate, and the files and commands that say more."""
     metrics = json.loads(existing(EVALUATE / "metrics.json", "evaluate").read_text())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "degraded", "classical", "restored", "gain [95 %]"):
+    scenes = metrics["test"]["scenes"]
+    for column in ("", "degraded", "classical", "restored", f"gain [{scenes} scenes]"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for metric, title in _METRICS[params.task].items():
         table.add_section()
@@ -37,7 +38,7 @@ def summary(params: Params) -> None:
     console.print(table)
     classical = ", ".join(str(value).replace("_", " ") for value in metrics["classical_method"].values())
     console.print(f"{params.task}; means over images. classical: {classical}, the best on validation")
-    console.print("gain: restored over degraded; the interval is bootstrapped over scenes, too narrow with few")
+    console.print("gain: restored over degraded; interval: 95 % of bootstraps over scenes, too narrow with few scenes")
     errors = metrics["equivariance_error"]
     console.print(f"equivariance error (relative residual under quarter turns): output {errors['output']:.4f}")
     console.print(f"pictures   {EVALUATE}/strip-*.png, {EVALUATE}/equivariance.png, {TUNE}/trials.png")

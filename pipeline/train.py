@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from components.evaluation.figures import save_history
 from pipeline.console import console, progress
 from pipeline.errors import UserError
 from pipeline.job import TrainingJob, resolve_num_workers, save_model
@@ -32,10 +34,13 @@ def train() -> None:
     store.log_params(run_id, resolved.values, resolved.as_yaml())
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
-    with store.ended_if_broken_off([run_id]):
-        history = _train(job, num_workers, lineage, store, run_id)
+    name = hashlib.sha256(f"{lineage.id}/{params.hash}/{num_workers}".encode()).hexdigest()[:12]
+    # Made first: a place that cannot be written is noticed before training. What a run left to go on from goes last.
     with replaced_folder(TRAIN) as folder:
+        with store.ended_if_broken_off([run_id]):
+            history = _train(job, name, num_workers, lineage, store, run_id)
         _write(folder, job, num_workers, lineage, history, resolved)
+    shutil.rmtree(SCRATCH / "train", ignore_errors=True)
     final = history[max(history)]
     console.print(f"{params.train.steps} steps with {num_workers} workers, validation {final['val_psnr']:.2f} dB")
 
@@ -43,12 +48,11 @@ def train() -> None:
 History = dict[int, dict[str, float]]
 
 
-def _train(job: TrainingJob, num_workers: int, lineage: Lineage, store: Store, run_id: str) -> History:
+def _train(job: TrainingJob, name: str, num_workers: int, lineage: Lineage, store: Store, run_id: str) -> History:
     """Runs the job on the cluster and leaves the averaged weights in the scratch folder's ``model.safetensors``."""
     from pipeline.cluster.session import ray_session
 
     params = job.params
-    name = hashlib.sha256(f"{lineage.id}/{params.hash}/{num_workers}".encode()).hexdigest()[:12]
     # What a killed run has told survives in this file, for the history of the run that goes on.
     journal = SCRATCH / "train" / f"{name}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +82,9 @@ def _train(job: TrainingJob, num_workers: int, lineage: Lineage, store: Store, r
             bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
 
         run = TrainingRun(name, (SCRATCH / "train").resolve(), num_workers, params.cluster.max_failures)
-        checkpoint = train_on_cluster(job, run, report)
+        checkpoint, final = train_on_cluster(job, run, report)
         _export(job, checkpoint, lineage, SCRATCH / MODEL.name)
-        run.discard()
-    journal.unlink()
+    history.setdefault(params.train.steps, final)  # where the kill came between the last report and its journal
     return history
 
 
@@ -119,6 +122,7 @@ def _write(
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (folder / "lineage.json").write_text(json.dumps(lineage.tags(), indent=1) + "\n")
     (folder / "params.yaml").write_text(resolved.as_yaml())
+    save_history(folder / "history.png", history)
     columns = list(dict.fromkeys(key for row in history.values() for key in row))
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -106,6 +106,7 @@ class _TrialLog:
     def __init__(self, store: Store, lineage: Lineage) -> None:
         self._store, self._tags = store, lineage.tags()
         self._parent = store.parent_run(self._tags)
+        store.delete_trials(self._parent)  # of an earlier sweep of the same lineage, which this one repeats
         self._runs: dict[int, str] = {}
 
     def add(self, number: int, config: dict[str, Any], step: int, metrics: dict[str, float]) -> None:

@@ -29,7 +29,7 @@ def read_image(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable image ({_first_line(error)})") from error
+        raise ValueError(f"{path}: not a readable image ({_first_line(error)}); replace it or take it away") from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

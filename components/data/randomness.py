@@ -18,7 +18,6 @@ class Stream(IntEnum):
     TRAINING_IMAGE = 1
     TURN = 2
     FIXED_PAIR = 3
-    SEARCH = 4
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

@@ -85,6 +85,7 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
             continue
         summary[group] = _means(chosen)
         scenes = [row.scene for row in chosen]
+        summary[group]["scenes"] = len(set(scenes))
         summary[group]["gain"] = {
             metric: {
                 f"over_{method}": _as_mapping(clustered_interval(gains(chosen, method, metric), scenes, seed=seed))

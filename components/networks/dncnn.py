@@ -1,7 +1,7 @@
 """DnCNN-like residual network: a plain stack of 3x3 convolutions that predicts what to take away.
 
 Source: Zhang, Zuo, Chen, Meng, Zhang, *Beyond a Gaussian Denoiser*, IEEE TIP 2017 (arXiv 1608.03981). The published
-colour-blind network has width 64, depth 20 and batch normalisation; the small default here has neither.
+colour-blind network has width 64, depth 20 and batch normalisation.
 """
 
 from __future__ import annotations

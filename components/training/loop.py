@@ -121,7 +121,8 @@ def _update(
     if is_reporting:
         metrics = {"task_loss": float(task_mean), "learning_rate": learning_rate}
         if regularizer:
-            metrics |= {"penalty": float(worker.mean(penalty)), "weight": weight}
+            metrics |= {"penalty": float(worker.mean(penalty)), "lambda": state.penalty_weight.weight}
+            metrics["weight"] = weight  # lambda after warm-up, in the unit of the task loss
             metrics["gradient_ratio"] = _gradient_ratio(task, total, state.network) if weight else 0.0
             layers = regularizer.layer_penalties()
             means = worker.mean(torch.tensor(list(layers.values()), device=worker.device))

@@ -7,11 +7,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline.errors import UserError
 
-# What workers must have in their environment, on every node.
+# What workers must have in their environment. PYTHONPATH: they run this very code, of whichever checkout it is.
 _WORKER_ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))),
     "PYTHONWARNINGS": "ignore",
     "GLOG_minloglevel": "2",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -30,6 +32,7 @@ def ray_session(address: str, *, dashboard: bool) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at the address.
     """
+    os.environ["PYTHONPATH"] = _WORKER_ENVIRONMENT["PYTHONPATH"]
     for name, value in {
         **_WORKER_ENVIRONMENT,
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # report() returns at this pace

@@ -52,8 +52,8 @@ class TrainingRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def train_on_cluster(job: TrainingJob, run: TrainingRun, report: Report) -> Path:
-    """Trains to the end and gives the folder of the last checkpoint. ``report`` hears rank 0, in this process.
+def train_on_cluster(job: TrainingJob, run: TrainingRun, report: Report) -> tuple[Path, Metrics]:
+    """Trains to the end; gives the folder of the last checkpoint and its metrics. ``report`` hears rank 0, here.
 
     Raises:
         UserError: more workers than the cluster can hold; training diverged; workers were lost more often than allowed.
@@ -91,7 +91,8 @@ def train_on_cluster(job: TrainingJob, run: TrainingRun, report: Report) -> Path
         raise UserError(diverged[0])
     if result.checkpoint is None:
         raise UserError(f"{run.folder}: training ended without a checkpoint; remove this folder and run again")
-    return Path(result.checkpoint.path)
+    metrics = {name: value for name, value in (result.metrics or {}).items() if isinstance(value, float)}
+    return Path(result.checkpoint.path), metrics
 
 
 def _check_room(num_workers: int, kind: str, resources: Mapping[str, float]) -> None:
@@ -124,7 +125,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             if is_first:
                 state.save(Path(folder))
                 saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": state.step}, checkpoint=saved, checkpoint_dir_name=f"step-{state.step:08d}")
+            name = f"step-{state.step:08d}"
+            ray.train.report({"step": state.step, **metrics}, checkpoint=saved, checkpoint_dir_name=name)
 
     try:
         if latest := ray.train.get_checkpoint():

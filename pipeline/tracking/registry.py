@@ -70,7 +70,10 @@ class Registry:
 
         try:
             network: nn.Module = mlflow.pytorch.load_model(f"models:/{self.name}/{version.number}")
-        except Exception:
+        except Exception as error:
+            if type(error).__module__.split(".")[0] in ("requests", "urllib3", "botocore"):
+                # Out of reach is not out of order: nobody is dethroned by a network that is down.
+                raise UserError(f"{self.name} version {version.number} cannot be reached ({error})") from error
             return None
         return network
 

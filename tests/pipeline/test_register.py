@@ -13,8 +13,9 @@ import pytest
 import yaml
 from torch import Tensor, nn
 
-from components.data.packs import Entry, file_sha256, write_pack
+from components.data.packs import Entry, write_pack
 from pipeline.job import save_model
+from pipeline.model_hash import model_sha256
 from pipeline.params import Params, read_values
 from pipeline.register import Decision, decide, register
 from pipeline.tracking.registry import Registry, Version
@@ -167,7 +168,7 @@ def _results(levels: float) -> str:
     scores = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6}
     figures: dict[str, Any] = {"test": {"input": scores, "classical": scores, "restored": scores | {"psnr": 30.0}}}
     (evaluate / "metrics.json").write_text(json.dumps(figures))
-    return file_sha256(train / "model.safetensors")
+    return model_sha256(train / "model.safetensors")
 
 
 def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(

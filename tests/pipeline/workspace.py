@@ -70,12 +70,11 @@ class Workspace:
         path.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def environment(self) -> dict[str, str]:
-        """The caller's, with this copy's code first, this Python's commands first, and no store but its own."""
+        """The caller's, with this Python's commands first, and no store but its own."""
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "RAY_"))
         }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        environment["PYTHONPATH"] = str(self.folder)
         return environment | {
             "DVC_NO_ANALYTICS": "1",
             "GIT_AUTHOR_NAME": "test",

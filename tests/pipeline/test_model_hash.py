@@ -1,0 +1,37 @@
+"""A model is known by its weights and its architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.networks import build_network
+from pipeline.job import save_model
+from pipeline.model_hash import model_sha256
+
+SETTINGS = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
+
+
+def saved(path: Path, *, bump: float = 0.0, commit: str = "a", **settings: object) -> str:
+    torch.manual_seed(0)
+    network = build_network(channels=3, **SETTINGS)
+    next(network.parameters()).data[0] += bump
+    save_model(path, network, {"network": SETTINGS | settings, "task": "denoise", "lineage": {"commit": commit}})
+    return model_sha256(path)
+
+
+def test_another_commit_with_the_same_weights_is_the_same_model(tmp_path: Path) -> None:
+    assert saved(tmp_path / "a") == saved(tmp_path / "b", commit="b")
+
+
+def test_another_weight_or_setting_is_another_model(tmp_path: Path) -> None:
+    hashes = {saved(tmp_path / "a"), saved(tmp_path / "b", bump=1e-7), saved(tmp_path / "c", norm="batch")}
+    assert len(hashes) == 3
+
+
+def test_another_file_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"no model at all")
+    with pytest.raises(ValueError, match="run 'eqreg train'"):
+        model_sha256(tmp_path / "x")
