@@ -6,14 +6,12 @@ import json
 import os
 import signal
 import sqlite3
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.pipeline.workspace import Workspace
+from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.end_to_end
 
@@ -29,18 +27,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    """All processes of a command's session: Ray's daemons may outlive their parent, not their session's mark."""
-    return [process for process in psutil.process_iter() if _belongs(process, pid)]
-
-
-def _belongs(process: psutil.Process, pid: int) -> bool:
-    try:
-        return process.pid == pid or any(parent.pid == pid for parent in process.parents())
-    except psutil.Error:
-        return False
-
-
 def train_workers(pid: int) -> list[psutil.Process]:
     """The processes that train: Ray names them after their actor."""
     found = []
@@ -51,13 +37,6 @@ def train_workers(pid: int) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
 
 
 def steps_done(workspace: Workspace) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import sqlite3
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from pipeline.cluster.sweep import Trial
 from pipeline.tune import best_trial
-from tests.pipeline.workspace import Workspace
+from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,30 @@ def test_trials_that_diverge_are_recorded_and_do_not_end_the_sweep(workspace: Wo
     with sqlite3.connect(workspace.folder / "mlflow.db") as database:
         failed = database.execute("select count(*) from runs where status = 'FAILED'").fetchone()
     assert failed == (2,)
+
+
+@pytest.mark.end_to_end
+def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_they_were(workspace: Workspace) -> None:
+    before = {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()}
+    workspace.set({"tune.space": "lambda", "tune.steps": 4000})
+    process = workspace.start("eqreg", "tune")
+
+    def is_running() -> bool:
+        with sqlite3.connect(workspace.folder / "mlflow.db") as database:
+            found = database.execute("select count(*) from runs where status = 'RUNNING' and name like 'trial-%'")
+            return bool(found.fetchone()[0])
+
+    wait_for(is_running, 90)
+    everyone = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in output
+    _, alive = psutil.wait_procs(everyone, timeout=20)
+    assert alive == []
+    assert {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()} == before
+    assert not is_running()
+    workspace.set({"tune.steps": 8})
 
 
 def test_zero_trials_leave_an_empty_table_and_no_patch(workspace: Workspace) -> None:

@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from pipeline.params import set_value
@@ -101,3 +104,22 @@ class Workspace:
         output, _ = process.communicate(timeout=540)
         assert process.returncode == expect, f"{' '.join(command)}: exit code {process.returncode}\n{output}"
         return output
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """All processes of a command's session: Ray's daemons may outlive their parent, not their session's mark."""
+    return [process for process in psutil.process_iter() if _belongs(process, pid)]
+
+
+def _belongs(process: psutil.Process, pid: int) -> bool:
+    try:
+        return process.pid == pid or any(parent.pid == pid for parent in process.parents())
+    except psutil.Error:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
