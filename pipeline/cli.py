@@ -98,6 +98,20 @@ def restore(
 
 
 @app.command()
+def probe(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a folder of images, or builtin")],
+    scene_pattern: Annotated[
+        str, typer.Option(help="names with the same first group show the same scene, as preprocess.scene_pattern")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="of the patches and of the null")] = 0,
+) -> None:
+    """Measure how much a data set changes when it is turned, and what that suggests for lambda."""
+    from pipeline.probe import probe as run
+
+    run(data, scene_pattern, seed)
+
+
+@app.command()
 def params() -> None:
     """Print the params that train would use, with the origin of those that are not of params.yaml."""
     from pipeline.resolve import resolve

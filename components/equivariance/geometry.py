@@ -1,57 +1,91 @@
 """When a convolution commutes with quarter turns: the geometry of its window, whatever its weights.
 
-Legend: H rows, W columns; along an axis: size N, kernel k, dilation d, span ``d (k - 1) + 1``, padding p,
-stride s.
+Legend: H rows, W columns; along an axis: size N, kernel k, dilation d, span ``d (k - 1) + 1``, padding p, stride s.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
+Pair = tuple[int, int]
 
 
-def window_obstacle(module: Convolution) -> str | None:
-    """Why no weights can make the layer commute with quarter turns at any image size, or None.
+@dataclass(frozen=True)
+class Window:
+    """How a convolution's window moves: each as (rows, columns); padding may be "same" or "valid"."""
 
-    A window must be square, as must its steps; ``padding="same"`` must be even, or one side gets more of it.
-    """
-    for option in ("kernel_size", "stride", "padding", "dilation"):
-        value = getattr(module, option)
-        if not isinstance(value, str) and value[0] != value[1]:
-            return f"{option} {tuple(value)} is not square: a quarter turn would need another"
-    if module.padding == "same" and (_span(module, axis=0) - 1) % 2:
-        return f'padding "same" of kernel_size {module.kernel_size} is uneven: one side gets more of it'
-    return None
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair | str
+    dilation: Pair
+    is_transposed: bool = False
+
+    @classmethod
+    def of(cls, module: Convolution) -> Window:
+        """The window of a module."""
+        values = (_pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
+        return cls(*values, is_transposed=isinstance(module, nn.ConvTranspose2d))  # type: ignore[arg-type]
+
+    @classmethod
+    def of_call(
+        cls, kernel_size: Sequence[int], stride: Any, padding: Any, dilation: Any, is_transposed: bool
+    ) -> Window:
+        """The window of a call of ``conv2d`` or ``conv_transpose2d`` with these arguments."""
+        return cls(_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), is_transposed)  # type: ignore[arg-type]
+
+    def obstacle(self, needs_squares: bool = True) -> str | None:
+        """Why no weights can make the layer commute with quarter turns at any image size, or None.
+
+        A window must be square, as must its steps; ``padding="same"`` must be even, or one side gets more of it. Half
+        turns alone do not need squares.
+        """
+        for option in ("kernel_size", "stride", "padding", "dilation"):
+            value = getattr(self, option)
+            if needs_squares and not isinstance(value, str) and value[0] != value[1]:
+                return f"{option} {tuple(value)} is not square: a quarter turn would need another"
+        if self.padding == "same" and any((self.span(axis) - 1) % 2 for axis in (0, 1)):
+            return f'padding "same" of kernel_size {self.kernel_size} is uneven: one side gets more of it'
+        return None
+
+    def alignment_obstacle(self, input_size: Sequence[int], output_size: Sequence[int]) -> str | None:
+        """Why the layer's grid of windows is not symmetric at this image size, or None.
+
+        Convolution: windows start at ``-p, s - p, ...``; they reach both borders alike only if
+        ``(N + 2p - span) mod s = 0``. Transposed convolution: of the full output, ``(N - 1) s + span`` wide, p is cut at
+        the start and ``p - o`` at the end, so the output padding ``o = N_out - ((N - 1) s + span - 2p)`` must be 0.
+
+        Args:
+            input_size: ``(H, W)`` of the layer's input.
+            output_size: ``(H, W)`` of its output.
+        """
+        for axis in (0, 1):
+            # "valid" is none; "same" exists only for stride 1, where no part of the image is left over
+            padding = 0 if isinstance(self.padding, str) else self.padding[axis]
+            size, stride = input_size[axis], self.stride[axis]
+            if self.is_transposed:
+                extra = output_size[axis] - ((size - 1) * stride + self.span(axis) - 2 * padding)
+                if extra:
+                    return f"output padding {extra} at input size {tuple(input_size)} is on one side only, must be 0"
+            elif left_over := (size + 2 * padding - self.span(axis)) % stride:
+                return (
+                    f"(size + 2 padding - kernel) mod stride = {left_over} at input size "
+                    f"{tuple(input_size)}, not 0: its grid is not symmetric"
+                )
+        return None
+
+    def span(self, axis: int) -> int:
+        """What the window covers of an axis: ``d (k - 1) + 1``."""
+        return self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
 
 
-def alignment_obstacle(module: Convolution, input_size: Sequence[int], output_size: Sequence[int]) -> str | None:
-    """Why the layer's grid of windows is not symmetric at this image size, or None.
-
-    Convolution: windows start at ``-p, s - p, ...``; they reach both borders alike only if
-    ``(N + 2p - span) mod s = 0``. Transposed convolution: of the full output, ``(N - 1) s + span`` wide, p is
-    cut at the start and ``p - o`` at the end, so the output padding ``o = N_out - ((N - 1) s + span - 2p)``
-    must be 0.
-
-    Args:
-        input_size: ``(H, W)`` of the layer's input.
-        output_size: ``(H, W)`` of its output.
-    """
-    for axis in (0, 1):
-        # "valid" is none; "same" exists only for stride 1, where no part of the image is left over
-        padding = 0 if isinstance(module.padding, str) else module.padding[axis]
-        size, stride = input_size[axis], module.stride[axis]
-        if isinstance(module, nn.ConvTranspose2d):
-            extra = output_size[axis] - ((size - 1) * stride + _span(module, axis) - 2 * padding)
-            if extra:
-                return f"output padding {extra} at input size {tuple(input_size)} is on one side only, must be 0"
-        elif left_over := (size + 2 * padding - _span(module, axis)) % stride:
-            return (
-                f"(size + 2 padding - kernel) mod stride = {left_over} at input size "
-                f"{tuple(input_size)}, not 0: its grid is not symmetric"
-            )
-    return None
-
-
-def _span(module: Convolution, axis: int) -> int:
-    return module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+def _pair(value: Any) -> Pair | str:
+    """An argument of a convolution for both axes: 1, (1,), (1, 2) or "same"."""
+    if isinstance(value, str):
+        return value
+    several = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+    return (several[0], several[-1])

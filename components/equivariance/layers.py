@@ -1,33 +1,35 @@
 """Which layers can be equivariant, in which field, and why others cannot: for training and measurement."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
 
-from .geometry import Convolution, window_obstacle
-from .groups import GROUP_ORDER, ChannelGroup, Field
+from .geometry import Window
+from .groups import ChannelGroup, Field, Group
 from .options import check_choice, nearest
+from .tracing import LAYER_TYPES, Call, Layer
 
 Layers = Literal["auto"] | Sequence[str] | Mapping[str, Field]
 """All layers; or name patterns (fields as for "auto"); or name patterns with the field of each."""
 
-Comparison = Literal["rotation", "regular", "channel"]
+Comparison = Literal["rotation", "regular", "channel", "projection"]
 """What a penalty compares: see the table of METHOD.md section 3."""
 
-Term = Literal["trivial", "regular", "channel"]
-"""One summand of a layer's penalty: the residual in a field, or the channel shift of the layer alone."""
+Term = Literal["trivial", "regular", "channel", "projection"]
+"""One summand of a layer's penalty: the residual in a field, the channel shift of the layer alone, or its kernel's."""
 
 
-def convolutions(network: nn.Module) -> dict[str, Convolution]:
-    """The convolutions of a network by name, in order of registration; a lone convolution is "network"."""
-    return {
-        name or "network": module
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-    }
+def named_layers(network: nn.Module) -> dict[str, Layer]:
+    """The convolutions and linear layers of a network by name, in order of registration; a lone one is "network".
+
+    A layer registered under several names has its first.
+    """
+    return {name or "network": module for name, module in network.named_modules() if isinstance(module, LAYER_TYPES)}
 
 
 def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> dict[str, str]:
@@ -42,9 +44,15 @@ def check_patterns(option: str, names: Collection[str], patterns: Iterable[str])
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
-                f"{option}: {pattern!r} fits no convolution{nearest(pattern, names)} "
-                f"(there are {', '.join(names) or 'none'})"
+                f"{option}: {pattern!r} fits no convolution or linear layer{nearest(pattern, names)} "
+                f"(there are {_shortened(names)})"
             )
+
+
+def _shortened(names: Collection[str], most: int = 24) -> str:
+    """Names in a row; of very many only the first."""
+    shown = ", ".join(list(names)[:most]) or "none"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def requested_fields(names: Collection[str], layers: Layers) -> dict[str, Field | None]:
@@ -67,33 +75,81 @@ def requested_fields(names: Collection[str], layers: Layers) -> dict[str, Field 
 
 
 @dataclass(frozen=True)
-class ImageLayers:
-    """The layers that read and write the image: first and last in order of execution; None if not known."""
+class LayerFacts:
+    """What decides on a layer's field, whatever its weights.
 
-    first: str | None = None
-    last: str | None = None
+    Attributes:
+        inputs, outputs: numbers of channels.
+        num_groups: of a convolution's channels.
+        window: of a convolution.
+        factor: r, if its output is laid out for PixelShuffle(r); else 1.
+        reads_image: its input is the image, not features.
+        writes_image: its output is the image.
+        reads_unshuffled: its input comes from PixelUnshuffle.
+    """
+
+    inputs: int
+    outputs: int
+    num_groups: int = 1
+    window: Window | None = None
+    factor: int = 1
+    reads_image: bool = False
+    writes_image: bool = False
+    reads_unshuffled: bool = False
+
+    @classmethod
+    def of(cls, module: Layer) -> LayerFacts:
+        """What the module alone tells."""
+        if isinstance(module, nn.Linear):
+            return cls(module.in_features, module.out_features)
+        return cls(module.in_channels, module.out_channels, module.groups, Window.of(module))
+
+    @classmethod
+    def of_call(cls, call: Call) -> LayerFacts:
+        """What a traced call tells, of layers without a module too."""
+        inputs, outputs = call.weight_shape[1] * call.num_groups, call.weight_shape[0]
+        if call.window and call.window.is_transposed:
+            inputs, outputs = call.weight_shape[0], call.weight_shape[1] * call.num_groups
+        return cls(inputs, outputs, call.num_groups, call.window).seen_in(call)
+
+    def seen_in(self, call: Call) -> LayerFacts:
+        """With what a traced call adds."""
+        return replace(
+            self,
+            factor=call.sub_pixel or 1,
+            reads_image=call.reads_image,
+            reads_unshuffled=call.reads_unshuffled,
+        )
+
+    @property
+    def field(self) -> Field:
+        """The automatic field of its output: regular for hidden layers, trivial for the last one before the image."""
+        return "trivial" if self.writes_image else "regular"
+
+    @property
+    def channels(self) -> int:
+        """Channels of the maps that are compared: of the fine grid before PixelShuffle."""
+        return self.outputs // self.factor**2
 
 
-def automatic_field(name: str, last: str | None) -> Field:
-    """Regular for hidden layers; trivial for the last one before the image."""
-    return "trivial" if name == last else "regular"
-
-
-def field_obstacle(module: Convolution, field: Field) -> str | None:
+def field_obstacle(facts: LayerFacts, field: Field, group: Group) -> str | None:
     """Why no weights make this layer's output a field of that kind, whatever the image's size; or None."""
-    if field == "regular" and module.out_channels % GROUP_ORDER:
-        return f"{module.out_channels} output channels do not divide by {GROUP_ORDER} into regular fields"
-    return window_obstacle(module)
+    if field == "regular" and facts.channels % group.order:
+        after = f" after PixelShuffle({facts.factor})" if facts.factor > 1 else ""
+        return f"{facts.channels} output channels{after} do not divide by {group.order} into regular fields"
+    return facts.window.obstacle(group.needs_squares) if facts.window else None
 
 
-def channel_obstacle(module: Convolution, channel_group: ChannelGroup) -> str | None:
+def channel_obstacle(facts: LayerFacts, channel_group: ChannelGroup) -> str | None:
     """Why the numbers of channels do not let them be shifted before and after this layer, or None.
 
-    Groups of t must divide input and output channels. The group "all" is the cyclic group C_n on n channels:
-    input and output must both have n > 1, or a shift that is the identity on one side is not on the other and
-    equivariance would force channels to be equal.
+    Groups of t must divide input and output channels. The group "all" is the cyclic group C_n on n channels: input and
+    output must both have n > 1, or a shift that is the identity on one side is not on the other and equivariance would
+    force channels to be equal.
     """
-    inputs, outputs = module.in_channels, module.out_channels
+    inputs, outputs = facts.inputs, facts.channels
+    if facts.reads_unshuffled:
+        return "channel shift: its input comes from PixelUnshuffle, whose channels are no regular fields"
     if channel_group == "all":
         fits, need = inputs == outputs > 1, "be the same number above 1"
     else:
@@ -101,21 +157,33 @@ def channel_obstacle(module: Convolution, channel_group: ChannelGroup) -> str | 
     return None if fits else f"channel shift: {inputs} input and {outputs} output channels must {need}"
 
 
-def _shift_obstacle(
-    name: str,
-    module: Convolution,
-    asked: Field | None,
-    channel_group: ChannelGroup,
-    image_layers: ImageLayers,
-) -> str | None:
+def shift_obstacle(facts: LayerFacts, asked: Field | None, channel_group: ChannelGroup) -> str | None:
     """Why a layer is not penalised by shifting its channels, or None."""
     if asked == "trivial":
         return "channel shift: its output was declared a trivial field"
-    if obstacle := channel_obstacle(module, channel_group):
+    if obstacle := channel_obstacle(facts, channel_group):
         return obstacle
-    if asked is None and name in (image_layers.first, image_layers.last):
+    if asked is None and (facts.reads_image or facts.writes_image):
         return "channel shift: it reads or writes the image, whose channels are trivial fields"
     return None
+
+
+def kernel_obstacle(facts: LayerFacts, field: Field, group: Group) -> str | None:
+    """Why a layer's kernel cannot be compared with its average over the group, or None."""
+    if not group.is_on_grid:
+        return f"projection: kernels cannot be turned exactly by {group.name}"
+    if facts.factor > 1 or facts.reads_unshuffled:
+        return "projection: its channels are sub-pixels of a finer grid, which a turn of the kernel does not describe"
+    is_depthwise = facts.num_groups == facts.inputs
+    if facts.num_groups > 1 and not is_depthwise and facts.inputs // facts.num_groups % group.order:
+        return f"projection: {facts.num_groups} groups of channels cut through regular fields"
+    return field_obstacle(facts, field, group)
+
+
+def kernel_input_field(facts: LayerFacts, group: Group) -> Field:
+    """The field along the input axis of a layer's kernel: trivial for the image and for depthwise kernels."""
+    inputs = facts.inputs // facts.num_groups
+    return "trivial" if facts.reads_image or inputs % group.order else "regular"
 
 
 @dataclass(frozen=True)
@@ -127,26 +195,29 @@ class LayerPlan:
 
 
 def plan_layers(
-    modules: Mapping[str, Convolution],
+    layers: Mapping[str, LayerFacts],
     requested: Mapping[str, Field | None],
     comparisons: Sequence[Comparison],
     channel_group: ChannelGroup,
-    image_layers: ImageLayers,
+    group: Group,
 ) -> LayerPlan:
     """Decide what is compared at each requested layer."""
     terms: dict[str, tuple[Term, ...]] = {}
     skipped: dict[str, str] = {}
     for name, asked in requested.items():
-        module = modules[name]
+        facts = layers[name]
+        field = asked or facts.field
         possible: list[Term] = []
         obstacles: list[str] = []
         for comparison in comparisons:
+            term: Term
             if comparison == "channel":
-                term: Term = "channel"
-                obstacle = _shift_obstacle(name, module, asked, channel_group, image_layers)
+                term, obstacle = "channel", shift_obstacle(facts, asked, channel_group)
+            elif comparison == "projection":
+                term, obstacle = "projection", kernel_obstacle(facts, field, group)
             else:
-                field = "trivial" if comparison == "rotation" else asked or automatic_field(name, image_layers.last)
-                term, obstacle = field, field_obstacle(module, field)
+                own: Field = "trivial" if comparison == "rotation" else field
+                term, obstacle = own, field_obstacle(facts, own, group)
             if obstacle is None:
                 possible.append(term)
             else:

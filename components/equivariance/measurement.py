@@ -3,100 +3,193 @@
 Legend: C channels, H rows, W columns; images are measured one by one, so maps are ``(1, C, H, W)``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
-from .geometry import Convolution
-from .groups import Field, rotate
-from .layers import automatic_field, convolutions, field_obstacle
+from .groups import Field, Group, group_named
+from .layers import LayerFacts, field_obstacle, match_patterns
+from .layouts import Layout, layout_of
 from .penalties import field_residual, pair_scale, residual_size
+from .tracing import Call, Trace, run_traced
 
 OUTPUT = "output"
 
 
-@torch.no_grad()
-def equivariance_error(network: nn.Module, images: Tensor, turns: int | Sequence[int] = (1, 2, 3)) -> dict[str, float]:
-    """The relative residual ``sqrt(size)`` of each convolution and of the output (METHOD.md section 3).
+def equivariance_error(
+    network: nn.Module,
+    images: Tensor,
+    turns: int | Sequence[int] | None = None,
+    *,
+    group: str = "C4",
+    layouts: Mapping[str, Layout] | None = None,
+    max_side: int = 256,
+) -> dict[str, float]:
+    """The relative residual ``sqrt(size)`` of each layer and of the output (METHOD.md section 3).
 
-    ``sqrt( mean [ mean |f(x') - rho(n) f(x)|^2 / ((mean |f(x')|^2 + mean |f(x)|^2) / 2) ] )``: 0 is exact,
-    sqrt(2) unrelated. Sizes are averaged over images, turns and calls of a layer, then one root is taken.
-    Hidden layers are regular fields, the last convolution and the output trivial. Layers that can be no such
-    field (channels not divisible by 4, a window not square) are left out; one whose grid is not symmetric at
-    this size shows it.
+    ``sqrt( mean [ mean |f(x') - rho(n) f(x)|^2 / ((mean |f(x')|^2 + mean |f(x)|^2) / 2) ] )``: 0 is exact, sqrt(2)
+    unrelated. Sizes are averaged over images, elements of the group and calls of a layer, then one root is taken. Hidden
+    layers are regular fields, the last one and the output trivial. Layers that can be no such field (channels not divisible
+    by the group's order, a window not square, no place for each entry) are left out; one whose grid is not symmetric at this
+    size shows it.
 
     Args:
-        network: takes and returns ``(B, C, H, W)``; measured in evaluation mode, then put back as it was.
-        images: ``(B, C, H, W)``, not necessarily square: ``x' = rot(x, n)`` has its own forward.
-        turns: quarter turns, or several.
+        network: takes and returns ``(B, C, H, W)``: a module, or an exported program's (as from an MLflow registry);
+            measured in evaluation mode, then put back as it was.
+        images: ``(B, C, H, W)``, not necessarily square: ``x' = n x`` has its own forward. Measured one at a time, and in
+            squares of at most `max_side` pixels, so that memory is bounded by one such piece.
+        turns: elements of the group, for C4 quarter turns; all but the identity if None.
+        group: as of `EquivarianceRegularizer`.
+        layouts: as of `EquivarianceRegularizer`.
+        max_side: larger images are cut into pieces, each measured as an image of its own.
 
     Returns:
         Layer names in order of execution, then "output". A layer of that very name is "output (layer)".
 
     Raises:
-        ValueError: no images or turns, or a network that does not return one tensor ``(B, C, H, W)``.
+        ValueError: no images or elements, or a network that does not return one tensor ``(B, C, H, W)``.
     """
-    several = (turns,) if isinstance(turns, int) else tuple(turns)
-    if not several or images.ndim != 4 or not len(images):
-        raise ValueError(f"images {tuple(images.shape)} must be (B, C, H, W) and turns {several} not empty")
-    modules = convolutions(network)
-    sizes: dict[str, list[Tensor]] = {}
-    with _evaluation_mode(network):
-        for image in images.split(1):
-            originals, output = _run(network, modules, image)
-            fields = _fields(modules, [name for name, _ in originals])
-            for quarter_turns in several:
-                copies, output_copy = _run(network, modules, rotate(image, quarter_turns))
-                for (name, original), (_, copy) in zip(originals, copies, strict=True):
-                    if name in fields:
-                        key = f"{name} (layer)" if name == OUTPUT else name
-                        sizes.setdefault(key, []).append(_size(original, copy, quarter_turns, fields[name]))
-                sizes.setdefault(OUTPUT, []).append(_size(output, output_copy, quarter_turns, "trivial"))
-    sizes[OUTPUT] = sizes.pop(OUTPUT)  # last, also where a later image took another way through the network
-    return {name: torch.stack(values).mean().sqrt().item() for name, values in sizes.items()}
+    by_element = _sizes(network, images, turns, group, layouts or {}, max_side)
+    names = dict.fromkeys(name for sizes in by_element.values() for name in sizes)
+    return {
+        name: _root_of_mean([size for sizes in by_element.values() for size in sizes.get(name, [])])
+        for name in _output_last(names)
+    }
 
 
-def _size(original: Tensor, copy: Tensor, turns: int, field: Field) -> Tensor:
-    return residual_size(field_residual(original, copy, turns, field), pair_scale(original, copy))
+def equivariance_error_by_element(
+    network: nn.Module,
+    images: Tensor,
+    turns: int | Sequence[int] | None = None,
+    *,
+    group: str = "C4",
+    layouts: Mapping[str, Layout] | None = None,
+    max_side: int = 256,
+) -> dict[int, dict[str, float]]:
+    """`equivariance_error` of each element of the group by itself: element -> {layer or "output": relative residual}."""
+    by_element = _sizes(network, images, turns, group, layouts or {}, max_side)
+    return {
+        element: {name: _root_of_mean(sizes[name]) for name in _output_last(sizes)}
+        for element, sizes in by_element.items()
+    }
 
 
-def _fields(modules: Mapping[str, Convolution], executed: Sequence[str]) -> dict[str, Field]:
-    """The automatic field of each executed layer that can be one."""
-    fields = {name: automatic_field(name, last=executed[-1]) for name in executed}
-    return {name: field for name, field in fields.items() if field_obstacle(modules[name], field) is None}
+def facts_of(trace: Trace) -> dict[str, LayerFacts]:
+    """What a trace tells about each layer, in order of execution; the last one executed writes the image."""
+    facts: dict[str, LayerFacts] = {}
+    for call in trace.calls:
+        facts[call.name] = LayerFacts.of_call(call)
+    if trace.calls:
+        last = trace.calls[-1].name
+        facts[last] = LayerFacts(**(vars(facts[last]) | {"writes_image": True}))
+    return facts
 
 
-def _run(
-    network: nn.Module, modules: Mapping[str, Convolution], images: Tensor
-) -> tuple[list[tuple[str, Tensor]], Tensor]:
-    """The output of every call of the convolutions, in order of execution, and of the network."""
-    maps: list[tuple[str, Tensor]] = []
+def call_layout(call: Call, num_images: int, declared: Layout | None) -> Layout:
+    """The layout of a traced call's output.
 
-    def record(name: str) -> Any:
-        # Cloned, because what follows may overwrite it in place.
-        return lambda module, arguments, output: maps.append((name, output.clone()))
-
-    handles = [module.register_forward_hook(record(name)) for name, module in modules.items()]
-    try:
-        output = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        raise ValueError("network: equivariance_error needs one that returns one tensor (B, C, H, W)")
-    return maps, output
+    Raises:
+        ValueError: it has none in which it could turn.
+    """
+    is_linear = call.kind == "linear"
+    return layout_of(call.output_shape, num_images, declared, is_linear, call.shift, call.sub_pixel or 1)
 
 
 @contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module then has the mode it had."""
     modes = {module: module.training for module in network.modules()}
-    network.eval()
+    # Not network.eval(), which an exported program refuses; it is in evaluation mode already.
+    for module in modes:
+        module.training = False
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+Sizes = dict[str, list[float]]
+
+
+@torch.no_grad()
+def _sizes(
+    network: nn.Module,
+    images: Tensor,
+    turns: int | Sequence[int] | None,
+    group_name: str,
+    layouts: Mapping[str, Layout],
+    max_side: int,
+) -> dict[int, Sizes]:
+    """Element -> name -> sizes of all images, pieces and calls."""
+    group = group_named(group_name)
+    elements = range(1, group.order) if turns is None else (turns,) if isinstance(turns, int) else tuple(turns)
+    if not elements or images.ndim != 4 or not len(images):
+        raise ValueError(f"images {tuple(images.shape)} must be (B, C, H, W) and turns {elements} not empty")
+    found: dict[int, Sizes] = {element: {} for element in elements}
+    with evaluation_mode(network):
+        for piece in _pieces(images, max_side):
+            trace, maps, output = _run(network, piece, layouts)
+            facts = facts_of(trace)
+            names = [call.name for call in trace.calls]
+            fields = {
+                name: each.field for name, each in facts.items() if field_obstacle(each, each.field, group) is None
+            }
+            for element in elements:
+                turned_trace, turned_maps, turned_output = _run(network, group.spatial(piece, element), layouts)
+                if [call.name for call in turned_trace.calls] != names:
+                    raise ValueError("network: it runs other layers on a turned image, so they cannot be compared")
+                sizes = found[element]
+                for name, first, second in zip(names, maps, turned_maps, strict=True):
+                    if name in fields and first is not None and second is not None:
+                        key = f"{name} (layer)" if name == OUTPUT else name
+                        sizes.setdefault(key, []).append(_size(first, second, element, fields[name], group))
+                size = _size(output, turned_output, element, "trivial", group)
+                sizes.setdefault(OUTPUT, []).append(size)
+    return found
+
+
+def _run(
+    network: nn.Module, images: Tensor, layouts: Mapping[str, Layout]
+) -> tuple[Trace, list[Tensor | None], Tensor]:
+    """The trace, each call's output as maps (None where it has no such layout), and the network's output."""
+    raw: list[Tensor] = []
+    # Cloned, because what follows may overwrite it in place.
+    trace, output = run_traced(network, images, lambda call, result: raw.append(result.clone()))
+    declared = match_patterns({call.name for call in trace.calls}, layouts)
+    maps: list[Tensor | None] = []
+    for call, result in zip(trace.calls, raw, strict=True):
+        maps.append(None)
+        with suppress(ValueError):
+            layout = call_layout(call, len(images), layouts[declared[call.name]] if call.name in declared else None)
+            maps[-1] = layout.to_maps(result)
+    return trace, maps, output
+
+
+def _pieces(images: Tensor, max_side: int) -> Iterator[Tensor]:
+    """Each image, or the pieces of at most ``max_side`` squared that it is cut into, evenly."""
+    for image in images.split(1):
+        rows, columns = (-(-size // max_side) for size in image.shape[-2:])
+        for strip in image.tensor_split(rows, dim=-2):
+            yield from strip.tensor_split(columns, dim=-1)
+
+
+def _size(original: Tensor, copy: Tensor, element: int, field: Field, group: Group) -> float:
+    expected = original.shape[-2:] if (group.quarter_turns(element) or 0) % 2 == 0 else original.shape[:-3:-1]
+    if copy.shape[-2:] != expected:  # a grid that depends on the direction: nothing corresponds
+        return 2.0
+    residual = field_residual(original, copy, element, field, group)
+    return residual_size(residual, pair_scale(group.crop(original), group.crop(copy))).item()
+
+
+def _root_of_mean(sizes: Sequence[float]) -> float:
+    return (sum(sizes) / len(sizes)) ** 0.5
+
+
+def _output_last(names: Mapping[str, object]) -> list[str]:
+    """Also where a later image took another way through the network."""
+    return [name for name in names if name != OUTPUT] + [OUTPUT]

@@ -4,10 +4,14 @@ from collections.abc import Collection
 from difflib import get_close_matches
 
 
+class NonFiniteFeaturesError(ValueError):
+    """A layer's features are NaN or infinite, so the penalty is too."""
+
+
 def nearest(value: str, allowed: Collection[str]) -> str:
     """``; did you mean 'X'?`` for the allowed name most like `value`, or nothing if none is."""
-    matches = get_close_matches(value, allowed, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    matches = get_close_matches(value, allowed, n=3)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
 def check_choice(option: str, value: object, allowed: Collection[object]) -> None:

@@ -1,8 +1,11 @@
-"""Pairs: images and their rotated copies in one batch, ordered originals, copies, singles.
+"""Pairs: images and their turned copies in one batch, ordered originals, copies, singles.
 
-Legend: B images brought, k pairs, C channels, H rows, W columns.
+Legend: B images brought, k pairs, C channels, H rows, W columns; n an element of the group (n quarter turns in C4).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -10,62 +13,158 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .groups import rotate
+from .groups import C4, Group
+from .options import check_choice, nearest
 
-Pairing = Literal["replace", "append"]
+Pairing = Literal["replace", "append", "none"]
 LARGEST_PAIR_FRACTION: dict[Pairing, float] = {"replace": 0.5, "append": 1.0}
+
+EntryField = Literal["image", "invariant"]
+"""What a turn does to an entry of a batch: ``(B, C, H, W)`` turned at its own size, or copied (a label)."""
+
+Entries = Tensor | Mapping[str, Tensor]
+"""One tensor, or several by name."""
+
+NonSquare = Literal["crop", "pad"]
+"""What becomes of images that are not square where the group needs squares."""
 
 
 @dataclass(frozen=True)
 class PairedBatch:
-    """A batch whose first ``num_pairs`` images are followed by their rotated copies, then by singles.
+    """A batch whose first ``num_pairs`` images are followed by their turned copies, then by singles.
 
-    `turns` is the number of quarter turns between an original and its copy, `shift` the cyclic channel shift
-    that the penalty ``channel`` uses in this step.
+    `inputs` and `targets` are what was given, a tensor or a dict of tensors. `turns` is the element of the group between
+    an original and its copy: for C4 the number of quarter turns. `shift` is the channel shift that the penalty "channel"
+    uses in this step, `position` in [0, 1) what decides which layers are penalised if they are sampled.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensor | dict[str, Tensor]
+    targets: Tensor | dict[str, Tensor]
     turns: int
     shift: int
     num_pairs: int
+    position: float = 0.0
+
+    @property
+    def num_images(self) -> int:
+        """All images, copies included."""
+        return len(first_entry(self.inputs))
 
     @property
     def copies(self) -> slice:
-        """Where the rotated copies lie: ``inputs[copies]`` are the copies of ``inputs[:num_pairs]``."""
+        """Where the copies lie: ``inputs[copies]`` are the copies of ``inputs[:num_pairs]``."""
         return slice(self.num_pairs, 2 * self.num_pairs)
 
 
-def check_turns_fit(images: Tensor, turns: int) -> None:
-    """Raise a ValueError if `turns` quarter turns make the images' shape another: odd ones, not square."""
+def first_entry(entries: Entries) -> Tensor:
+    """The tensor, or the first of several."""
+    return entries if isinstance(entries, Tensor) else next(iter(entries.values()))
+
+
+def entry_fields(inputs: Entries, targets: Entries, declared: Mapping[str, EntryField]) -> dict[str, EntryField]:
+    """The field of every entry: as declared, else "image" for four axes.
+
+    Entries are called by their keys; a lone tensor is "inputs" or "targets".
+
+    Raises:
+        ValueError: an entry of other than four axes without a declaration, a declared image that is none, a name that
+            is no entry, entries of different numbers of images, or none at all.
+    """
+    named = _named("inputs", inputs) | _named("targets", targets)
+    if not _named("inputs", inputs) or not _named("targets", targets):
+        raise ValueError("inputs and targets must each hold at least one tensor")
+    for name, field in declared.items():
+        if name not in named:
+            raise ValueError(f"fields: {name!r} is no entry of the batch{nearest(name, named)} ({', '.join(named)})")
+        check_choice(f"fields[{name!r}]", field, ("image", "invariant"))
+    fields: dict[str, EntryField] = {}
+    for name, entry in named.items():
+        fields[name] = declared.get(name, "image")
+        if fields[name] == "image" and entry.ndim != 4:
+            raise ValueError(
+                f"{name}: {tuple(entry.shape)} is no image (B, C, H, W); declare it with "
+                f"fields={{{name!r}: 'invariant'}} if a turn leaves it as it is"
+            )
+    if len({len(entry) if entry.ndim else 0 for entry in named.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(entry.shape)}" for name, entry in named.items())
+        raise ValueError(f"inputs and targets must hold as many images each, not {shapes}")
+    return fields
+
+
+def _named(which: str, entries: Entries) -> dict[str, Tensor]:
+    return {which: entries} if isinstance(entries, Tensor) else dict(entries)
+
+
+def each_entry(which: str, entries: Entries, change: Callable[[str, Tensor], Tensor]) -> Tensor | dict[str, Tensor]:
+    """Apply ``change(name, entry)`` to a tensor or to each of several."""
+    changed = {name: change(name, entry) for name, entry in _named(which, entries).items()}
+    return changed[which] if isinstance(entries, Tensor) else changed
+
+
+def make_square(images: Mapping[str, Tensor], how: NonSquare) -> dict[str, Tensor]:
+    """Cut or pad every image of a batch to a square, at the same place of the scene: the middle.
+
+    Entries may have different sizes, as a low-resolution input and its target. Of the smallest entry, H x W, the side is
+    ``min(H, W)`` (crop) or ``max(H, W)`` (pad, zeros), and what is left over is shared by both ends, an odd pixel at the
+    far end. An entry r times as large is cut or padded r times as far.
+
+    Raises:
+        ValueError: an entry whose size is no whole multiple of the smallest's.
+    """
+    if all(entry.shape[-2] == entry.shape[-1] for entry in images.values()):
+        return dict(images)
+    height, width = min((tuple(entry.shape[-2:]) for entry in images.values()), key=lambda size: size[0] * size[1])
+    side = min(height, width) if how == "crop" else max(height, width)
+    squares = {}
+    for name, entry in images.items():
+        rows, columns = entry.shape[-2:]
+        factor = rows // height
+        if (rows, columns) != (factor * height, factor * width):
+            raise ValueError(
+                f"{name}: {rows} x {columns} pixels are no whole multiple of {height} x {width}, the smallest entry "
+                "of the batch: crop both to squares before pair()"
+            )
+        top, left = (factor * (abs(size - side) // 2) for size in (height, width))
+        if how == "crop":
+            squares[name] = entry[..., top : top + factor * side, left : left + factor * side]
+        else:
+            square = entry.new_zeros((*entry.shape[:-2], factor * side, factor * side))
+            square[..., top : top + rows, left : left + columns] = entry
+            squares[name] = square
+    return squares
+
+
+def check_turns_fit(images: Tensor, turns: int, group: Group = C4) -> None:
+    """Raise a ValueError if the element makes the images' shape another: odd quarter turns, not square."""
     height, width = images.shape[-2:]
-    if turns % 2 and height != width:
+    if height != width and (group.quarter_turns(turns) or 0) % 2:
         raise ValueError(
             f"turns: an odd number of quarter turns does not fit into a batch of {height} x {width} images; "
             "crop them to squares, or pass turns=2"
         )
 
 
-def insert_rotated_copies(images: Tensor, num_pairs: int, turns: int) -> Tensor:
-    """Insert rotated copies of the first images behind them: originals, copies, singles.
+def insert_rotated_copies(images: Tensor, num_pairs: int, turns: int, group: Group = C4) -> Tensor:
+    """Insert turned copies of the first images behind them: originals, copies, singles.
 
     ``(B, C, H, W)`` -> ``(B + k, C, H, W)``; all images brought are kept.
 
     Raises:
-        ValueError: num_pairs is not in 1..B; an odd number of turns of images that are not square.
+        ValueError: num_pairs is not in 1..B; an odd number of quarter turns of images that are not square.
     """
-    num_images = len(images)
-    if not 1 <= num_pairs <= num_images:
-        raise ValueError(f"num_pairs: {num_pairs} is not in 1..{num_images}, the images of the batch")
-    check_turns_fit(images, turns)
-    originals, singles = images[:num_pairs], images[num_pairs:]
-    return torch.cat((originals, rotate(originals, turns), singles))  # (k + k + (B - k), C, H, W)
+    check_turns_fit(images, turns, group)
+    return insert_copies(images, num_pairs, group.spatial(images[:num_pairs], turns))
 
 
-def replace_by_rotated_copies(images: Tensor, num_pairs: int, turns: int) -> Tensor:
-    """Replace images k..2k-1 by the rotated copies of images 0..k-1: ``(B, C, H, W)`` -> ``(B, C, H, W)``."""
-    kept = torch.cat((images[:num_pairs], images[2 * num_pairs :]))  # (B - k, C, H, W)
-    return insert_rotated_copies(kept, num_pairs, turns)
+def insert_copies(entries: Tensor, num_pairs: int, copies: Tensor) -> Tensor:
+    """Originals, their copies, singles: ``(B, ...)`` -> ``(B + k, ...)``.
+
+    Raises:
+        ValueError: num_pairs is not in 1..B.
+    """
+    if not 1 <= num_pairs <= len(entries):
+        raise ValueError(f"num_pairs: {num_pairs} is not in 1..{len(entries)}, the images of the batch")
+    return torch.cat((entries[:num_pairs], copies, entries[num_pairs:]))  # (k + k + (B - k), ...)
 
 
 def check_pair_fraction(pair_fraction: float, pairing: Pairing) -> None:
@@ -99,3 +198,9 @@ def draw_between_one_and(largest: int, generator: torch.Generator | None) -> int
     """A whole number, uniform in 1..largest, from the generator (torch's default one if None)."""
     device = generator.device if generator is not None else torch.device("cpu")
     return int(torch.randint(1, largest + 1, (), generator=generator, device=device))
+
+
+def draw_position(generator: torch.Generator | None) -> float:
+    """A number uniform in [0, 1), from the generator (torch's default one if None)."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return float(torch.rand((), generator=generator, device=device, dtype=torch.float64))

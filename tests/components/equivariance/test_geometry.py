@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from components.equivariance import pair_scale, regular_residual, residual_size, rotate, rotation_residual
-from components.equivariance.geometry import alignment_obstacle, window_obstacle
+from components.equivariance.geometry import Window
 from tests.components.equivariance.exact import convolution, lifting_kernel, random_images, symmetric_kernel
 
 
@@ -22,7 +22,7 @@ def _relative_residual(module: nn.Conv2d | nn.ConvTranspose2d, height: int, widt
 
 def _obstacle(module: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int) -> str | None:
     output = module(random_images(1, module.in_channels, height, width))
-    return alignment_obstacle(module, (height, width), output.shape[-2:])
+    return Window.of(module).alignment_obstacle((height, width), output.shape[-2:])
 
 
 # kernel, stride, padding, dilation, size of the image
@@ -64,7 +64,7 @@ def test_stride_two_with_an_odd_kernel_on_an_even_size_scores_one_point_four_wit
 def test_output_padding_that_only_the_call_asks_for_is_seen() -> None:
     module = nn.ConvTranspose2d(4, 4, 3, 2, 1)
     output = module(torch.zeros(1, 4, 8, 8), output_size=(16, 16))
-    assert "output padding 1" in (alignment_obstacle(module, (8, 8), output.shape[-2:]) or "")
+    assert "output padding 1" in (Window.of(module).alignment_obstacle((8, 8), output.shape[-2:]) or "")
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
@@ -73,7 +73,7 @@ def test_same_padding_commutes_where_it_is_even() -> None:
         module = nn.Conv2d(4, 4, kernel, padding="same", bias=False, dtype=torch.float64)
         uneven = kernel % 2 == 0
         assert (_relative_residual(module, 8, 9, 1) > 0.1) == uneven
-        assert (window_obstacle(module) is not None) == uneven
+        assert (Window.of(module).obstacle() is not None) == uneven
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_same_padding_commutes_where_it_is_even() -> None:
 )
 def test_a_window_that_is_not_square_is_named(option: str, value: tuple[int, int]) -> None:
     module = nn.Conv2d(4, 4, **({"kernel_size": 3} | {option: value}))  # type: ignore[arg-type]
-    assert option in (window_obstacle(module) or "")
+    assert option in (Window.of(module).obstacle() or "")

@@ -34,7 +34,7 @@ def test_weights_of_nothing_are_refused() -> None:
         ({"profile": "geometrik", "decay": 0.5}, r"profile: 'geometrik'.*did you mean 'geometric'"),
         ({"profile": "geometric", "decay": 1.5}, r"decay: 1.5 is not a number above 0 and at most 1"),
         ({"profile": "geometric"}, r"decay: None"),
-        ({"boddy.0": 1.0}, r"'boddy.0' fits no convolution; did you mean 'body.0'"),
+        ({"boddy.0": 1.0}, r"'boddy.0' fits no convolution or linear layer; did you mean 'body.0'"),
         ({"head": -1.0}, r"'head'\]: -1.0 is not a number of at least 0"),
     ],
 )

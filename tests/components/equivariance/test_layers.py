@@ -237,6 +237,6 @@ def test_a_selection_that_cannot_be_is_refused_before_training(options: dict[str
         EquivarianceRegularizer(plain_network(), **options)  # type: ignore[arg-type]
 
 
-def test_a_network_without_convolutions_is_refused() -> None:
-    with pytest.raises(ValueError, match="no convolution"):
-        EquivarianceRegularizer(nn.Linear(3, 4))
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="the network has none"):
+        EquivarianceRegularizer(nn.ReLU())

@@ -90,16 +90,72 @@ def test_half_turns_of_images_that_are_not_square_are_paired() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_odd_turns_of_images_that_are_not_square_are_refused_with_the_remedy(turns: int) -> None:
-    with pytest.raises(ValueError, match=r"5 x 7 images.*crop them to squares, or pass turns=2"):
-        _regularizer().pair(*_batch(4, 5, 7), turns=turns)
+def test_odd_turns_crop_images_that_are_not_square_to_their_middle(turns: int) -> None:
+    inputs, targets = _batch(4, 5, 8)
+    batch = _regularizer().pair(inputs, targets, turns=turns)
+    middle = inputs[..., 1:6]  # of 3 columns left over, 1 goes at the left and 2 at the right
+    assert torch.equal(batch.inputs, torch.cat((middle[:1], loop_rotate(middle[:1], turns), middle[2:])))
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_drawn_turns_of_images_that_are_not_square_are_refused_whatever_is_drawn(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with pytest.raises(ValueError, match=r"5 x 7 images.*crop them to squares, or pass turns=2"):
-        _regularizer().pair(*_batch(4, 5, 7), generator=generator)
+def test_drawn_turns_crop_images_that_are_not_square_whatever_is_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [_regularizer().pair(*_batch(4, 8, 5), generator=generator) for _ in range(20)]
+    assert {batch.turns for batch in batches} == {1, 2, 3}
+    assert {tuple(batch.inputs.shape) for batch in batches} == {(4, 3, 5, 5)}
+
+
+def test_padding_keeps_every_pixel_in_the_middle_of_a_square() -> None:
+    inputs, targets = _batch(4, 5, 8)
+    batch = _regularizer(non_square="pad").pair(inputs, targets, turns=1)
+    assert batch.inputs.shape == (4, 3, 8, 8)
+    assert torch.equal(batch.inputs[0][:, 1:6], inputs[0])
+    assert not batch.inputs[0][:, :1].any()
+    assert not batch.inputs[0][:, 6:].any()
+    assert torch.equal(batch.inputs[1], loop_rotate(batch.inputs[0], 1))
+
+
+@pytest.mark.parametrize("non_square", ["crop", "pad"])
+def test_a_target_of_twice_the_size_is_cropped_or_padded_at_the_same_place_of_the_scene(non_square: str) -> None:
+    inputs = random_images(4, 3, 6, 9)
+    targets = inputs.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    batch = _regularizer(non_square=non_square).pair(inputs, targets, turns=3)
+    assert torch.equal(batch.targets, batch.inputs.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_sizes_that_are_no_multiples_cannot_be_cropped_alike() -> None:
+    with pytest.raises(ValueError, match="targets: 9 x 12 pixels are no whole multiple of 6 x 9"):
+        _regularizer().pair(random_images(4, 3, 6, 9), random_images(4, 3, 9, 12))
+
+
+def test_several_entries_are_turned_or_copied_as_declared() -> None:
+    image, mask, label = random_images(4, 3, 6, 6), random_images(4, 1, 3, 3), torch.arange(4)
+    batch = _regularizer().pair(
+        {"image": image, "mask": mask}, {"clean": image, "label": label}, fields={"label": "invariant"}, turns=1
+    )
+    assert batch.num_images == 4
+    assert torch.equal(batch.inputs["image"][1], loop_rotate(image[0], 1))
+    assert torch.equal(batch.inputs["mask"][1], loop_rotate(mask[0], 1))
+    assert torch.equal(batch.targets["clean"], batch.inputs["image"])
+    assert batch.targets["label"].tolist() == [0, 0, 2, 3]
+
+
+def test_a_lone_label_is_declared_by_the_name_targets() -> None:
+    batch = _regularizer().pair(random_images(4, 3, 6, 6), torch.arange(4), fields={"targets": "invariant"}, turns=1)
+    assert batch.targets.tolist() == [0, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("targets", "fields", "message"),
+    [
+        (torch.arange(4), {}, r"targets: \(4,\) is no image.*fields=\{'targets': 'invariant'\}"),
+        (torch.arange(4), {"target": "invariant"}, r"'target' is no entry of the batch; did you mean 'targets'"),
+        (torch.zeros(4, 3, 6, 6), {"targets": "invarient"}, r"'invarient' is not one of.*did you mean 'invariant'"),
+        ({}, {}, "must each hold at least one tensor"),
+    ],
+)
+def test_entries_without_a_place_need_a_declaration(targets: object, fields: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _regularizer().pair(random_images(4, 3, 6, 6), targets, fields=fields)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +191,10 @@ def test_values_that_do_not_fit_are_refused(options: dict[str, int], message: st
         _regularizer().pair(*_batch(4), **options)
 
 
-def test_inputs_and_targets_of_different_number_or_rank_are_refused_with_their_shapes() -> None:
+def test_inputs_and_targets_of_different_number_are_refused_with_their_shapes() -> None:
     inputs, targets = _batch(4)
-    for wrong in (targets[:3], targets[0]):
-        with pytest.raises(ValueError, match=r"same B, not \(4, 3, 6, 6\)"):
-            _regularizer().pair(inputs, wrong)
+    with pytest.raises(ValueError, match=r"as many images each, not inputs \(4, 3, 6, 6\), targets \(3, "):
+        _regularizer().pair(inputs, targets[:3])
 
 
 @pytest.mark.parametrize(("pairing", "fraction"), [("replace", 0.6), ("append", 1.5), ("append", 0.0)])

@@ -1,0 +1,142 @@
+"""Taps: how the penalty's gradient enters at a layer's output, and how its values become one differentiable number.
+
+Each watched call has a tap, an autograd function that passes the output through. In backward it adds the gradient of its
+observation to the slices of the pairs, capped where asked. The penalty is a second function whose gradient tells every tap
+how much its value counts. So no full-size gradient of zeros is made, no rotated copy is kept, and whatever the weight, the
+loss scale or the accumulation does to the penalty reaches the taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .observation import Observation
+
+
+@dataclass
+class GradientNorms:
+    """Squares of norms at the penalised layers' outputs, over the maps of all pairs, summed over the layers.
+
+    Attributes:
+        arriving: of the gradient from everything after each layer.
+        own: of the penalty's gradient at each layer, weighted as in the loss, before any cap.
+    """
+
+    arriving: Tensor
+    own: Tensor
+
+
+class Backward:
+    """What all taps of a step share.
+
+    Args:
+        max_gradient_ratio: the cap, or None.
+        measures: whether to sum up `norms`, which costs one read of the arriving gradient (as the cap does).
+    """
+
+    def __init__(self, max_gradient_ratio: float | None, measures: bool) -> None:
+        self.max_gradient_ratio = max_gradient_ratio
+        self.measures = measures
+        self.norms: GradientNorms | None = None
+
+    def add(self, observation: Observation, upstream: Tensor, total: Tensor, has_arrived: bool) -> None:
+        """Add an observation's gradient times `upstream` to the gradient at its layer, in place.
+
+        With g_p the gradient of the (weighted) penalty and a_p the gradient arriving from everything after the layer, both
+        over the maps of pair p (original and copy), the layer's output receives
+        ``a_p + g_p min(1, max_gradient_ratio |a_p| / |g_p|)``. Source: METHOD.md section 3.
+        """
+        own = observation.own_norms
+        factors = upstream.to(own.dtype).expand_as(own)
+        if self.max_gradient_ratio is not None or self.measures:
+            arriving = observation.arriving_norms(total) if has_arrived else torch.zeros_like(own)  # (P,)
+            own = own * factors.abs()
+            if self.measures:
+                self._sum_up(arriving, own)
+            if self.max_gradient_ratio is not None:
+                tiny = torch.finfo(own.dtype).tiny
+                factors = factors * (self.max_gradient_ratio * arriving / own.clamp_min(tiny)).clamp_max(1)
+        observation.add_gradient(total, factors)
+
+    def _sum_up(self, arriving: Tensor, own: Tensor) -> None:
+        squares = GradientNorms(arriving.square().sum(), own.square().sum())
+        if self.norms:
+            squares = GradientNorms(self.norms.arriving + squares.arriving, self.norms.own + squares.own)
+        self.norms = squares
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, observation: Observation, shared: Backward) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        # On ctx and not through save_for_backward, where activation checkpointing would look for them again.
+        ctx.observation, ctx.shared = observation, shared
+        ctx.like = (output.shape, output.stride(), output.dtype, output.device)
+        # Unchanged, but marked as written to: what follows may then overwrite it in place.
+        ctx.mark_dirty(output)
+        return output, output.new_zeros((), dtype=torch.promote_types(output.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, arriving: Tensor | None, upstream: Tensor | None) -> tuple[Tensor | None, None, None]:
+        observation: Observation = ctx.observation
+        upstream = observation.upstream if upstream is None else upstream
+        if upstream is None or not observation.is_compared:
+            return arriving, None, None
+        if arriving is None:
+            shape, stride, dtype, device = ctx.like
+            total = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
+        else:
+            # A new tensor: the arriving one may be shared with another branch of the network.
+            total = arriving.clone()
+        ctx.shared.add(observation, upstream, total, has_arrived=arriving is not None)
+        return total, None, None
+
+
+def tap(output: Tensor, observation: Observation, shared: Backward) -> tuple[Tensor, Tensor]:
+    """The layer's output to go on with (taken over, as by an operation in place), and an anchor for `weighted_sum`."""
+    tapped: tuple[Tensor, Tensor] = _Tap.apply(output, observation, shared)
+    return tapped
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, start: Tensor, observations: Sequence[Observation], weights: Sequence[float], *anchors: Tensor | None
+    ) -> Tensor:
+        ctx.observations, ctx.weights = observations, weights
+        ctx.has_anchor = [anchor is not None for anchor in anchors]
+        values = [weight * observation.value for observation, weight in zip(observations, weights, strict=True)]
+        return torch.stack(values).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: list[Tensor | None] = []
+        for observation, weight, has_anchor in zip(ctx.observations, ctx.weights, ctx.has_anchor, strict=True):
+            upstream = weight * gradient
+            gradients.append(upstream if has_anchor else None)
+            if not has_anchor:  # reentrant checkpointing: its tap will come while its part is run again
+                observation.upstream = upstream
+        return None, None, None, *gradients
+
+
+def weighted_sum(
+    observations: Sequence[Observation], weights: Sequence[float], anchors: Sequence[Tensor | None]
+) -> Tensor:
+    """``sum_i weight_i value_i``, a scalar whose gradient reaches the layers through their taps.
+
+    Args:
+        anchors: of `tap`; None for a call that ran without gradients and will be run again in backward.
+    """
+    device = observations[0].value.device
+    # Something that requires a gradient, so that the sum does where there are no anchors.
+    start = torch.zeros((), device=device, requires_grad=True)
+    total: Tensor = _WeightedSum.apply(start, list(observations), list(weights), *anchors)
+    return total

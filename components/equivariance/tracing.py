@@ -1,0 +1,244 @@
+"""Following an image through a network once: which layers run, in which order, and what becomes of their outputs.
+
+Works on any network whose convolutions and linear layers are called through torch, exported programs included: calls are
+seen as functions, not as modules. Nothing is changed and no output kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .geometry import Window
+
+Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_KINDS = {"conv2d": "convolution", "conv_transpose2d": "convolution", "linear": "linear"}
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a convolution or linear layer, and what the trace found out about it.
+
+    Attributes:
+        name: of the layer: its module's, or its weight's.
+        input_shape, output_shape: of its first argument and of its result.
+        weight_shape: of its weight.
+        num_groups: of a convolution's channels.
+        window: of a convolution.
+        shift: the cyclic roll (rows, columns) that its input has undergone.
+        sub_pixel: r, if its output goes on to PixelShuffle(r) with nothing between that mixes channels.
+        reads_image: no layer is before it.
+        reads_unshuffled: its input comes from PixelUnshuffle with nothing between that mixes channels.
+    """
+
+    name: str
+    kind: Literal["convolution", "linear"]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    num_groups: int = 1
+    window: Window | None = None
+    shift: tuple[int, int] = (0, 0)
+    sub_pixel: int | None = None
+    reads_image: bool = False
+    reads_unshuffled: bool = False
+
+
+@dataclass(frozen=True)
+class _Tag:
+    """What is known of a tensor: whether a layer made it; the calls whose output it is, point by point; its roll; ..."""
+
+    is_feature: bool = False
+    calls: tuple[Call, ...] = ()
+    shift: tuple[int, int] = (0, 0)
+    is_unshuffled: bool = False
+    parameter: str | None = None
+
+
+@dataclass
+class Trace:
+    """All calls in order of execution, and the tables of position that were added to features, by parameter name."""
+
+    calls: list[Call] = field(default_factory=list)
+    position_tables: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@contextmanager
+def tracing(network: nn.Module, on_call: Callable[[Call, Tensor], None] | None = None) -> Iterator[Trace]:
+    """Traces whatever runs of the network inside the block.
+
+    Args:
+        network: whose names the calls get.
+        on_call: told of each call with its output, which may be overwritten later.
+    """
+    tracer = _Tracer(network, on_call)
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, LAYER_TYPES):
+            handles.append(module.register_forward_pre_hook(tracer.entering(name or "network")))
+            handles.append(module.register_forward_hook(tracer.leaving, always_call=True))
+    try:
+        with tracer:
+            yield tracer.trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Tracer(TorchFunctionMode):
+    def __init__(self, network: nn.Module, on_call: Callable[[Call, Tensor], None] | None) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self._on_call = on_call
+        self._parameters = {id(parameter): name for name, parameter in network.named_parameters()}
+        self._tags = WeakTensorKeyDictionary()
+        self._module: str | None = None
+
+    def entering(self, name: str) -> Callable[..., None]:
+        def enter(*_: object) -> None:
+            self._module = name
+
+        return enter
+
+    def leaving(self, *_: object) -> None:
+        self._module = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        # An operation of an exported program is called "conv2d.default"; those in place end in "_".
+        name = getattr(func, "__name__", "").split(".")[0].strip("_")
+        if isinstance(result, Tensor):
+            self._note(name, args, kwargs, result)
+        else:
+            tensors = [part for part in result if isinstance(part, Tensor)] if isinstance(result, tuple | list) else []
+            for part in tensors:  # chunk, split, unbind
+                self._tags[part] = self._inherited(args, kwargs, part)
+        return result
+
+    def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        if name in _KINDS:
+            self._tags[result] = self._called(name, args, kwargs, result)
+            return
+        tag = self._inherited(args, kwargs, result)
+        if name == "pixel_shuffle":
+            factor = int(args[1] if len(args) > 1 else kwargs["upscale_factor"])
+            for call in self._tag(args[0]).calls:
+                call.sub_pixel = factor
+        elif name == "pixel_unshuffle":
+            tag = replace(tag, is_unshuffled=True)
+        elif name == "roll":
+            tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
+        elif name in ("add", "iadd", "radd"):
+            self._look_for_position_table(args, result)
+        self._tags[result] = tag
+
+    def _called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
+        """Records a call of a layer; gives the tag of its output."""
+        transposed = name == "conv_transpose2d"
+        order = ["input", "weight", "bias", "stride", "padding"]
+        order += ["output_padding", "groups", "dilation"] if transposed else ["dilation", "groups"]
+        given = dict(zip(order, args, strict=False)) | kwargs
+        maps, weight = given["input"], given["weight"]
+        window, groups = None, 1
+        if name != "linear":
+            defaults = (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1))
+            window, groups = Window.of_call(weight.shape[2:], *defaults, transposed), int(given.get("groups", 1))
+        parameter = self._parameters.get(id(weight), "")
+        layer = self._module or parameter.removesuffix(".weight").removesuffix("weight")
+        incoming = self._tag(maps)
+        call = Call(
+            layer or f"{name} {len(self.trace.calls)}",
+            _KINDS[name],  # type: ignore[arg-type]
+            tuple(maps.shape),
+            tuple(result.shape),
+            tuple(weight.shape),
+            groups,
+            window,
+            incoming.shift,
+            reads_image=not incoming.is_feature,
+            reads_unshuffled=incoming.is_unshuffled,
+        )
+        self.trace.calls.append(call)
+        if self._on_call:
+            self._on_call(call, result)
+        return _Tag(True, (call,), incoming.shift)
+
+    def _inherited(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
+        """What an operation passes on: roll always; calls and unshuffling while the shape stays, as in a sum or a ReLU."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        for value in args:  # of cat and stack
+            if isinstance(value, tuple | list):
+                tensors += [part for part in value if isinstance(part, Tensor)]
+        tags = [self._tag(tensor) for tensor in tensors]
+        same = [tag for tag, tensor in zip(tags, tensors, strict=True) if tensor.shape == result.shape]
+        parameters = [tag.parameter for tag, t in zip(tags, tensors, strict=True) if t.is_floating_point()]
+        return _Tag(
+            any(tag.is_feature for tag in tags),
+            tuple(dict.fromkeys(call for tag in same for call in tag.calls)),
+            next((tag.shift for tag in tags if any(tag.shift)), (0, 0)) if not _mixed_rolls(tags) else (0, 0),
+            any(tag.is_unshuffled for tag in same),
+            parameters[0] if parameters and all(parameters) else None,
+        )
+
+    def _look_for_position_table(self, args: tuple[Any, ...], result: Tensor) -> None:
+        """A sum of features and something made of parameters alone that varies along both last axes."""
+        for value in args:
+            if isinstance(value, Tensor) and value.ndim >= 2 and min(value.shape[-2:]) > 1:
+                parameter = self._tag(value).parameter
+                if parameter and any(isinstance(o, Tensor) and not self._tag(o).parameter for o in args):
+                    self.trace.position_tables[parameter] = tuple(value.shape)
+
+    def _tag(self, tensor: Tensor) -> _Tag:
+        if id(tensor) in self._parameters:
+            return _Tag(parameter=self._parameters[id(tensor)])
+        tag: _Tag = self._tags.get(tensor, _Tag())
+        return tag
+
+
+def _mixed_rolls(tags: list[_Tag]) -> bool:
+    """Whether features on several grids meet, so that nothing is known of the result's."""
+    rolls = {tag.shift for tag in tags if tag.parameter is None and any(tag.shift)}
+    return len(rolls) > 1
+
+
+def _spatial_roll(args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int) -> tuple[int, int]:
+    """(rows, columns) of a roll over both axes of maps ``(B, C, H, W)`` or ``(B, H, W, C)``; else (0, 0)."""
+    given = dict(zip(("input", "shifts", "dims"), args, strict=False)) | kwargs
+    shifts, dims = given["shifts"], given.get("dims", ())
+    if isinstance(shifts, int) or isinstance(dims, int) or len(shifts) != 2 or len(dims) != 2:
+        return (0, 0)
+    by_axis = dict(zip((dim % ndim for dim in dims), (int(shift) for shift in shifts), strict=True))
+    axes = sorted(by_axis)
+    if ndim != 4 or axes not in ([1, 2], [2, 3]):
+        return (0, 0)
+    return (by_axis[axes[0]], by_axis[axes[1]])
+
+
+def _added(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
+    return (first[0] + second[0], first[1] + second[1])
+
+
+def run_traced(
+    network: nn.Module, images: Tensor, on_call: Callable[[Call, Tensor], None] | None = None
+) -> tuple[Trace, Tensor]:
+    """One forward without gradients, traced.
+
+    Raises:
+        ValueError: the network does not return one tensor ``(B, C, H, W)``.
+    """
+    with torch.no_grad(), tracing(network, on_call) as trace:
+        output = network(images)
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        raise ValueError("network: equivariance can be measured of one that returns one tensor (B, C, H, W)")
+    return trace, output
