@@ -21,7 +21,7 @@ from components.data.packs import Pack
 from components.data.randomness import Stream, torch_generator
 from components.data.sampler import PatchSampler
 from components.degradations import build_degradation
-from components.equivariance import EquivarianceRegularizer, PenaltyWeight
+from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
 from components.evaluation.metrics import as_saved, psnr
 from components.networks import build_network
 from components.training.global_batch import count_pairs, worker_share
@@ -82,20 +82,30 @@ class TrainingJob:
     def regularizer(self, network: nn.Module) -> EquivarianceRegularizer | None:
         """The regulariser of the network; None where the run has no pairs."""
         chosen = self.params.equivariance
-        if chosen.pairing == "none":
+        if chosen.pairing == "none" and not chosen.weight:
             return None
         weights: Any = chosen.layer_weights
         return EquivarianceRegularizer(
             network,
             penalty=chosen.penalty,
+            group=chosen.group,
             layers=chosen.layers,
             layer_weights="uniform" if weights.get("profile") == "uniform" else weights,
+            sample_layers=chosen.sample_layers,
             max_gradient_ratio=chosen.max_gradient_ratio,
+            measure_gradients=chosen.balance is not None,
             normalise=chosen.normalise,
             scale_gradient=chosen.scale_gradient,
             pairing=chosen.pairing,
             pair_fraction=chosen.pair_fraction,
         )
+
+    def penalty_weight(self) -> PenaltyWeight | BalancedWeight:
+        """What decides how much the penalty counts at a step."""
+        chosen = self.params.equivariance
+        if chosen.balance is not None:
+            return BalancedWeight(chosen.balance, chosen.weight, chosen.warmup_steps)
+        return PenaltyWeight(chosen.weight, chosen.warmup_steps, unit=chosen.weight_unit)
 
     def run(
         self,
@@ -111,8 +121,7 @@ class TrainingJob:
         worker = Worker.current()
         chosen, settings = self.params.equivariance, self.settings()
         network = self.network()
-        weight = PenaltyWeight(chosen.weight, chosen.warmup_steps, unit=chosen.weight_unit)
-        state = TrainingState(network, weight, settings, worker)
+        state = TrainingState(network, self.penalty_weight(), settings, worker)
         if resume_from:
             state.load(resume_from)
         train(

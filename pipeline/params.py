@@ -69,6 +69,10 @@ LayerWeights = Annotated[dict[str, Any], AfterValidator(_check_layer_weights)]
 # Names of folders in data/packed.
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", description="a name of letters, digits, '_', '-' and '.'")]
 
+GroupName = Annotated[
+    str, Field(pattern=r"^(C([2-9]|[1-9]\d+)|D4)$", description="C2, C4, D4, C8 or another C<N> with N of at least 2")
+]
+
 
 class _Section(BaseModel):
     # strict: '16' and true are no numbers.
@@ -153,14 +157,22 @@ class Equivariance(_Section):
     weight: Annotated[float, Field(ge=0)]
     weight_unit: Literal["task", "none"]
     warmup_steps: NotNegative
-    penalty: Literal["regular", "rotation", "channel", "rotation+channel"]
+    balance: Annotated[float, Field(gt=0, lt=1)] | None
+    penalty: Literal["regular", "rotation", "channel", "rotation+channel", "projection", "paper"]
+    group: GroupName
     layers: Auto | dict[str, FieldType]
     layer_weights: LayerWeights
+    sample_layers: Annotated[float, Field(gt=0)] | None
     max_gradient_ratio: Annotated[float, Field(gt=0)] | None
     normalise: Literal["relative", "none"]
     scale_gradient: bool
     pairing: Literal["replace", "append", "none"]
     pair_fraction: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def group_order(self) -> int:
+        """Channels of one regular field."""
+        return int(self.group[1:]) * (2 if self.group.startswith("D") else 1)
 
 
 class Train(_Section):
@@ -303,17 +315,31 @@ def check_combinations(params: Params, origin: str) -> None:
         UserError: with the keys, the values and what would be right.
     """
     equivariance, network, tune = params.equivariance, params.network, params.tune
-    if equivariance.weight > 0 and equivariance.pairing == "none":
+    if equivariance.weight > 0 and equivariance.pairing == "none" and equivariance.penalty != "projection":
         raise UserError(
             f"{origin}: equivariance.weight: {equivariance.weight} needs pairs, and equivariance.pairing is "
-            "'none': use replace or append, or weight 0"
+            "'none': use replace or append, or weight 0, or penalty projection"
         )
-    needs_groups = equivariance.penalty != "rotation" and equivariance.pairing != "none"
-    if needs_groups and network.width % 4:
-        nearest = max(4, 4 * round(network.width / 4))
+    is_penalised = equivariance.pairing != "none" or equivariance.weight > 0
+    order = equivariance.group_order
+    if is_penalised and equivariance.penalty != "rotation" and network.width % order:
+        nearest = max(order, order * round(network.width / order))
         raise UserError(
-            f"{origin}: network.width: {network.width} channels do not divide by 4, which the regular field of "
-            f"penalty '{equivariance.penalty}' needs: use {nearest}, or equivariance.penalty: rotation"
+            f"{origin}: network.width: {network.width} channels do not divide by {order}, which the regular field of "
+            f"penalty '{equivariance.penalty}' in {equivariance.group} needs: use {nearest}, or "
+            "equivariance.penalty: rotation"
+        )
+    if equivariance.balance is not None and equivariance.penalty in ("channel", "projection"):
+        raise UserError(
+            f"{origin}: equivariance.balance: {equivariance.balance} is a share of the gradient at the layers' outputs, "
+            f"where penalty '{equivariance.penalty}' has none: use null, or penalty regular, rotation or paper"
+        )
+    if equivariance.balance is not None and equivariance.pairing == "none":
+        raise UserError(f"{origin}: equivariance.balance: {equivariance.balance} needs pairs: use pairing replace or null")
+    if equivariance.penalty == "projection" and equivariance.group not in ("C2", "C4", "D4"):
+        raise UserError(
+            f"{origin}: equivariance.group: {equivariance.group} cannot turn kernels exactly, which penalty 'projection' "
+            "needs: use C2, C4 or D4"
         )
     smallest = 2 ** (network.depth - 1)
     for key, side in (("train.patch_size", params.train.patch_size), ("preprocess.crop", params.preprocess.crop)):

@@ -6,11 +6,13 @@ Three lines in a training loop::
     batch = regularizer.pair(degraded, clean)
     loss = task_loss(network(batch.inputs), batch.targets) + weight * regularizer.penalty()
 
-Conventions (fields, actions, sizes) are in METHOD.md sections 2 and 3, and in `groups` and `penalties`. One way through the
-files: `pairing` makes the batch, `watcher` looks at the layers (`tracing`, `layers`, `geometry`, `layouts` and `sampling` say
-which and how), `observation` compares, `taps` brings the gradient in, `weighting` says how much it counts.
+Conventions (fields, actions, sizes) are in METHOD.md sections 2 and 3, and in `groups` and `penalties`. One way through
+the files: `pairing` makes the batch, `watcher` looks at the layers (`tracing`, `layers`, `geometry`, `layouts` and
+`sampling` say which and how), `observation` compares, `taps` brings the gradient in, `weighting` says how much it
+counts.
 """
 
+from .diagnosis import Diagnosis, diagnose
 from .groups import C4, Group, act, act_regular, circular_mask, group_named, rotate, rotate_by, shift_channels
 from .layer_weights import GeometricProfile
 from .layouts import ChannelsLast, Maps, SubPixel, Tokens, Windows
@@ -31,11 +33,13 @@ from .penalties import (
 )
 from .regularizer import EquivarianceRegularizer
 from .taps import GradientNorms
-from .weighting import PenaltyWeight
+from .weighting import BalancedWeight, PenaltyWeight
 
 __all__ = [
     "C4",
+    "BalancedWeight",
     "ChannelsLast",
+    "Diagnosis",
     "EquivarianceRegularizer",
     "GeometricProfile",
     "GradientNorms",
@@ -52,6 +56,7 @@ __all__ = [
     "act_regular",
     "channel_residual",
     "circular_mask",
+    "diagnose",
     "equivariance_error",
     "equivariance_error_by_element",
     "field_residual",

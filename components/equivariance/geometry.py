@@ -28,15 +28,16 @@ class Window:
     @classmethod
     def of(cls, module: Convolution) -> Window:
         """The window of a module."""
-        values = (_pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
-        return cls(*values, is_transposed=isinstance(module, nn.ConvTranspose2d))  # type: ignore[arg-type]
+        is_transposed = isinstance(module, nn.ConvTranspose2d)
+        return cls.of_call(module.kernel_size, module.stride, module.padding, module.dilation, is_transposed)
 
     @classmethod
     def of_call(
         cls, kernel_size: Sequence[int], stride: Any, padding: Any, dilation: Any, is_transposed: bool
     ) -> Window:
         """The window of a call of ``conv2d`` or ``conv_transpose2d`` with these arguments."""
-        return cls(_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), is_transposed)  # type: ignore[arg-type]
+        steps = padding if isinstance(padding, str) else _pair(padding)
+        return cls(_pair(kernel_size), _pair(stride), steps, _pair(dilation), is_transposed)
 
     def obstacle(self, needs_squares: bool = True) -> str | None:
         """Why no weights can make the layer commute with quarter turns at any image size, or None.
@@ -56,8 +57,8 @@ class Window:
         """Why the layer's grid of windows is not symmetric at this image size, or None.
 
         Convolution: windows start at ``-p, s - p, ...``; they reach both borders alike only if
-        ``(N + 2p - span) mod s = 0``. Transposed convolution: of the full output, ``(N - 1) s + span`` wide, p is cut at
-        the start and ``p - o`` at the end, so the output padding ``o = N_out - ((N - 1) s + span - 2p)`` must be 0.
+        ``(N + 2p - span) mod s = 0``. Transposed convolution: of the full output, ``(N - 1) s + span`` wide, p is cut
+        at the start and ``p - o`` at the end, so the output padding ``o = N_out - ((N - 1) s + span - 2p)`` must be 0.
 
         Args:
             input_size: ``(H, W)`` of the layer's input.
@@ -83,9 +84,7 @@ class Window:
         return self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
 
 
-def _pair(value: Any) -> Pair | str:
-    """An argument of a convolution for both axes: 1, (1,), (1, 2) or "same"."""
-    if isinstance(value, str):
-        return value
+def _pair(value: Any) -> Pair:
+    """An argument of a convolution for both axes: 1, (1,) or (1, 2)."""
     several = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
     return (several[0], several[-1])

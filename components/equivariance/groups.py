@@ -65,11 +65,13 @@ class Group:
     def describe(self, element: int) -> str:
         """An element in words: "90 degrees", "mirror + 180 degrees"."""
         degrees = f"{360 * (element % self.num_rotations) / self.num_rotations:g} degrees"
-        return f"mirror + {degrees}" if element >= self.num_rotations else degrees
+        return f"mirror + {degrees}" if self.has_mirror and element >= self.num_rotations else degrees
 
     def compose(self, first: int, second: int) -> int:
         """The element ``first second``: apply `second`, then `first`."""
         N = self.num_rotations
+        if not self.has_mirror:
+            return (first + second) % N
         (turn, mirror), (other_turn, other_mirror) = (divmod(e, N)[::-1] for e in (first, second))
         return (turn + (-1) ** mirror * other_turn) % N + N * ((mirror + other_mirror) % 2)
 
@@ -86,8 +88,13 @@ class Group:
         """Move the pixels: the action on a trivial field, ``(..., H, W)``; sides swap for odd quarter turns.
 
         Outside the inscribed circle a group that is not on the grid gives 0 (for each of its elements).
+
+        Raises:
+            ValueError: a number that is no element of a group with mirrors; without mirrors it is taken modulo t.
         """
-        if element >= self.num_rotations:
+        if self.has_mirror and not 0 <= element < self.order:
+            raise ValueError(f"element: {element} is not in 0..{self.order - 1}, the elements of {self.name}")
+        if self.has_mirror and element >= self.num_rotations:
             images = images.flip(-1)
         quarters = self.quarter_turns(element)
         if quarters is None:

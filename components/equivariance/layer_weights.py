@@ -1,5 +1,6 @@
 """How much each penalised layer counts: the weights w_l, which sum to 1."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, TypedDict
 
@@ -34,7 +35,7 @@ def check_layer_weights(names: Collection[str], layer_weights: LayerWeights) -> 
     else:
         check_patterns("layer_weights", names, layer_weights)
         for pattern, weight in layer_weights.items():
-            if not (isinstance(weight, int | float) and weight >= 0):
+            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
                 raise ValueError(f"layer_weights[{pattern!r}]: {weight} is not a number of at least 0")
 
 

@@ -174,9 +174,15 @@ def kernel_obstacle(facts: LayerFacts, field: Field, group: Group) -> str | None
         return f"projection: kernels cannot be turned exactly by {group.name}"
     if facts.factor > 1 or facts.reads_unshuffled:
         return "projection: its channels are sub-pixels of a finer grid, which a turn of the kernel does not describe"
-    is_depthwise = facts.num_groups == facts.inputs
-    if facts.num_groups > 1 and not is_depthwise and facts.inputs // facts.num_groups % group.order:
-        return f"projection: {facts.num_groups} groups of channels cut through regular fields"
+    if facts.num_groups > 1:
+        if facts.window and facts.window.is_transposed:
+            return f"projection: the kernel of a transposed convolution with {facts.num_groups} groups is not compared"
+        inputs, outputs = facts.inputs // facts.num_groups, facts.outputs // facts.num_groups
+        has_regular_input = not facts.reads_image and facts.inputs % group.order == 0
+        cuts = (has_regular_input and inputs % group.order) or (field == "regular" and outputs % group.order)
+        is_depthwise = inputs == outputs == 1 and not facts.reads_image  # each channel to itself: fields stay whole
+        if cuts and not is_depthwise:
+            return f"projection: {facts.num_groups} groups of channels cut through regular fields"
     return field_obstacle(facts, field, group)
 
 

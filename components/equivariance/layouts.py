@@ -1,8 +1,8 @@
 """Layouts: how a layer's output is laid out, and how it becomes maps ``(B, C, H, W)`` on which the group acts.
 
-Legend: B images, C channels, H rows, W columns, N tokens; s side of a window, r factor of a sub-pixel layer. Each layout
-only reorders entries, so a gradient goes back the same way and norms are kept. A part of the batch, whole images, may be
-given: ``to_maps(raw[:2])``.
+Legend: B images, C channels, H rows, W columns, N tokens; s side of a window, r factor of a sub-pixel layer. Each
+layout only reorders entries, so a gradient goes back the same way and norms are kept. A part of the batch, whole
+images, may be given: ``to_maps(raw[:2])``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Maps:
 class SubPixel:
     """``(B, r^2 C, H, W)`` before PixelShuffle(r): compared as ``(B, C, rH, rW)``, after it.
 
-    A turn permutes the r^2 sub-pixels by no cyclic shift (METHOD.md section 5); on the fine grid it is an ordinary turn.
+    A turn permutes the r^2 sub-pixels by no cyclic shift (METHOD.md section 5); on the fine grid it is an ordinary
+    turn.
     """
 
     factor: int
@@ -89,8 +90,7 @@ class Tokens:
             width = self.width or num_tokens // height
         if height * width != num_tokens:
             raise ValueError(
-                f"{num_tokens} tokens are not {height} x {width}: declare Tokens(height, width) in layouts (tokens of no "
-                "place, as a class token, cannot turn)"
+                f"{num_tokens} tokens are not {height} x {width}: declare Tokens(height, width) in layouts"
             )
         return height, width
 
@@ -123,10 +123,12 @@ class Windows:
 
     def counts(self, num_entries: int) -> tuple[int, int]:
         """Rows and columns of windows."""
-        if self.height is not None and self.width is not None:
-            return self.height // self.size, self.width // self.size
-        side = math.isqrt(self.num_windows or num_entries)
-        return side, side
+        windows = self.num_windows or num_entries
+        if self.height is None and self.width is None:
+            return math.isqrt(windows), math.isqrt(windows)
+        rows = self.height // self.size if self.height else windows * self.size // (self.width or 1)
+        columns = self.width // self.size if self.width else windows // max(rows, 1)
+        return rows, columns
 
     def to_maps(self, raw: Tensor) -> Tensor:
         rows, columns = self.counts(len(raw))
@@ -146,12 +148,19 @@ def _rolled(maps: Tensor, shift: tuple[int, int], sign: int) -> Tensor:
 
 
 def layout_of(
-    shape: Sequence[int], num_images: int, declared: Layout | None, is_linear: bool, shift: tuple[int, int], factor: int
+    shape: Sequence[int],
+    num_images: int,
+    declared: Layout | None,
+    is_linear: bool,
+    shift: tuple[int, int],
+    factor: int,
+    image_size: tuple[int, int] | None = None,
 ) -> Layout:
     """The layout of an output of this shape in a batch of B images: the declared one, completed, or an inferred one.
 
-    Inferred are maps, sub-pixels (`factor` above 1), channels last ``(B, H, W, C)``, the tokens of square maps
-    ``(B, N, C)`` and, with more entries than images, square windows of square maps.
+    Inferred are maps, sub-pixels (`factor` above 1), channels last ``(B, H, W, C)``, the tokens ``(B, N, C)`` of maps
+    of the image's aspect and, with more entries than images, square windows of such maps. Without `image_size` the
+    image is taken for a square.
 
     Raises:
         ValueError: it can be none of these; says what to declare.
@@ -173,15 +182,39 @@ def layout_of(
     if ndim == 4 and entries == num_images:
         return ChannelsLast(shift)
     if ndim == 3 and entries == num_images:
-        layout = Tokens(shift=shift)
-        layout.sides(shape[1])
-        return layout
+        return Tokens(*_sides(shape[1], image_size), shift)
     if ndim in (3, 4) and entries % num_images == 0:
         size = math.isqrt(shape[1]) if ndim == 3 else shape[1]
-        return _completed(Windows(size, shift=shift), shape, num_images)
+        rows, columns = _sides(entries // num_images, image_size)
+        return _completed(Windows(size, rows * size, columns * size, shift), shape, num_images)
     raise ValueError(
         f"its output {tuple(shape)} of a batch of {num_images} images has no place for each entry, so it cannot turn"
     )
+
+
+def transposed(layout: Layout) -> Layout:
+    """The declared layout for an image with its sides swapped."""
+    if isinstance(layout, Tokens | Windows):
+        return replace(layout, height=layout.width, width=layout.height)
+    return layout
+
+
+def _sides(num_places: int, image_size: tuple[int, int] | None) -> tuple[int, int]:
+    """(H, W) of a map of so many places with the image's aspect.
+
+    Raises:
+        ValueError: there is none.
+    """
+    height, width = image_size or (1, 1)
+    rows = math.isqrt(num_places * height // width)
+    columns = math.isqrt(num_places * width // height)
+    if rows * columns != num_places or rows * width != columns * height:
+        raise ValueError(
+            f"{num_places} tokens or windows do not fill a map of the image's aspect {height}:{width}: declare "
+            "Tokens(height, width) or Windows(size, height, width) in layouts (tokens of no place, as a class token, "
+            "cannot turn)"
+        )
+    return rows, columns
 
 
 def _completed(layout: Windows, shape: Sequence[int], num_images: int) -> Windows:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .groups import Field, Group, group_named
 from .layers import LayerFacts, field_obstacle, match_patterns
-from .layouts import Layout, layout_of
+from .layouts import Layout, layout_of, transposed
+from .options import check_choice
 from .penalties import field_residual, pair_scale, residual_size
 from .tracing import Call, Trace, run_traced
 
@@ -32,16 +33,16 @@ def equivariance_error(
     """The relative residual ``sqrt(size)`` of each layer and of the output (METHOD.md section 3).
 
     ``sqrt( mean [ mean |f(x') - rho(n) f(x)|^2 / ((mean |f(x')|^2 + mean |f(x)|^2) / 2) ] )``: 0 is exact, sqrt(2)
-    unrelated. Sizes are averaged over images, elements of the group and calls of a layer, then one root is taken. Hidden
-    layers are regular fields, the last one and the output trivial. Layers that can be no such field (channels not divisible
-    by the group's order, a window not square, no place for each entry) are left out; one whose grid is not symmetric at this
-    size shows it.
+    unrelated. Sizes are averaged over images, elements of the group and calls of a layer, then one root is taken.
+    Hidden layers are regular fields, the last one and the output trivial. Layers that can be no such field (channels
+    not divisible by the group's order, a window not square, no place for each entry) are left out; one whose grid is
+    not symmetric at this size shows it.
 
     Args:
         network: takes and returns ``(B, C, H, W)``: a module, or an exported program's (as from an MLflow registry);
             measured in evaluation mode, then put back as it was.
-        images: ``(B, C, H, W)``, not necessarily square: ``x' = n x`` has its own forward. Measured one at a time, and in
-            squares of at most `max_side` pixels, so that memory is bounded by one such piece.
+        images: ``(B, C, H, W)``, not necessarily square: ``x' = n x`` has its own forward. Measured one at a time, and
+            in pieces of at most `max_side` pixels a side, so that memory is bounded by one such piece.
         turns: elements of the group, for C4 quarter turns; all but the identity if None.
         group: as of `EquivarianceRegularizer`.
         layouts: as of `EquivarianceRegularizer`.
@@ -70,7 +71,7 @@ def equivariance_error_by_element(
     layouts: Mapping[str, Layout] | None = None,
     max_side: int = 256,
 ) -> dict[int, dict[str, float]]:
-    """`equivariance_error` of each element of the group by itself: element -> {layer or "output": relative residual}."""
+    """`equivariance_error` of each element of the group: element -> {layer or "output": relative residual}."""
     by_element = _sizes(network, images, turns, group, layouts or {}, max_side)
     return {
         element: {name: _root_of_mean(sizes[name]) for name in _output_last(sizes)}
@@ -89,14 +90,17 @@ def facts_of(trace: Trace) -> dict[str, LayerFacts]:
     return facts
 
 
-def call_layout(call: Call, num_images: int, declared: Layout | None) -> Layout:
-    """The layout of a traced call's output.
+def call_layout(
+    call: Call, num_images: int, declared: Layout | None, image_size: tuple[int, int] | None = None
+) -> Layout:
+    """The layout of a traced call's output; without `image_size` that of square images.
 
     Raises:
         ValueError: it has none in which it could turn.
     """
     is_linear = call.kind == "linear"
-    return layout_of(call.output_shape, num_images, declared, is_linear, call.shift, call.sub_pixel or 1)
+    factor = call.sub_pixel or 1
+    return layout_of(call.output_shape, num_images, declared, is_linear, call.shift, factor, image_size)
 
 
 @contextmanager
@@ -130,6 +134,10 @@ def _sizes(
     elements = range(1, group.order) if turns is None else (turns,) if isinstance(turns, int) else tuple(turns)
     if not elements or images.ndim != 4 or not len(images):
         raise ValueError(f"images {tuple(images.shape)} must be (B, C, H, W) and turns {elements} not empty")
+    for element in elements:
+        check_choice("turns", element, range(group.order))
+    if max_side < 1:
+        raise ValueError(f"max_side: {max_side} must be at least 1")
     found: dict[int, Sizes] = {element: {} for element in elements}
     with evaluation_mode(network):
         for piece in _pieces(images, max_side):
@@ -140,7 +148,10 @@ def _sizes(
                 name: each.field for name, each in facts.items() if field_obstacle(each, each.field, group) is None
             }
             for element in elements:
-                turned_trace, turned_maps, turned_output = _run(network, group.spatial(piece, element), layouts)
+                turned = group.spatial(piece, element)
+                is_swapped = turned.shape[-2:] != piece.shape[-2:]
+                swapped = {name: transposed(layout) for name, layout in layouts.items()} if is_swapped else layouts
+                turned_trace, turned_maps, turned_output = _run(network, turned, swapped)
                 if [call.name for call in turned_trace.calls] != names:
                     raise ValueError("network: it runs other layers on a turned image, so they cannot be compared")
                 sizes = found[element]
@@ -165,17 +176,30 @@ def _run(
     for call, result in zip(trace.calls, raw, strict=True):
         maps.append(None)
         with suppress(ValueError):
-            layout = call_layout(call, len(images), layouts[declared[call.name]] if call.name in declared else None)
+            own = layouts[declared[call.name]] if call.name in declared else None
+            layout = call_layout(call, len(images), own, (images.shape[-2], images.shape[-1]))
             maps[-1] = layout.to_maps(result)
     return trace, maps, output
 
 
 def _pieces(images: Tensor, max_side: int) -> Iterator[Tensor]:
-    """Each image, or the pieces of at most ``max_side`` squared that it is cut into, evenly."""
+    """Each image, or the pieces of at most ``max_side`` squared that it is cut into."""
     for image in images.split(1):
-        rows, columns = (-(-size // max_side) for size in image.shape[-2:])
-        for strip in image.tensor_split(rows, dim=-2):
-            yield from strip.tensor_split(columns, dim=-1)
+        for strip in image.split(_sides(image.shape[-2], max_side), dim=-2):
+            yield from strip.split(_sides(image.shape[-1], max_side), dim=-1)
+
+
+def _sides(size: int, max_side: int) -> list[int]:
+    """Of the pieces along an axis: as few and as even as can be, all multiples of 16 but the last.
+
+    So the pieces fit a network's strides and windows wherever the image does.
+    """
+    unit = 16 if max_side >= 16 and size > max_side else 1
+    num_pieces = -(-size // (max_side - max_side % unit))
+    num_units, rest = divmod(size, unit)
+    sides = [unit * (num_units // num_pieces + (index < num_units % num_pieces)) for index in range(num_pieces)]
+    sides[-1] += rest
+    return sides
 
 
 def _size(original: Tensor, copy: Tensor, element: int, field: Field, group: Group) -> float:

@@ -1,11 +1,12 @@
 """What is compared at one call of one layer: the value of its penalty, and the gradient of that value at its output.
 
-Legend: B images of the batch, P pairs (images 0..P-1 are originals, P..2P-1 their copies), C channels, H rows, W columns.
+Legend: B images of the batch, P pairs (images 0..P-1 are originals, P..2P-1 their copies), C channels, H rows, W
+columns.
 
 The gradient is known in closed form, so the forward pass keeps the residual d of the pairs alone: with
 ``value = sum_p v_p |d_p|^2``, v held constant, it is ``2 v_p d_p`` at the copies and ``-rho^-1(2 v_p d_p)`` at the
-originals, rho being orthogonal. Where it is not (a scale that takes part in the gradient, a group that is not on the grid)
-the gradient is computed by autograd at once and kept instead.
+originals, rho being orthogonal. Where it is not (a scale that takes part in the gradient, a group that is not on the
+grid) the gradient is computed by autograd at once and kept instead.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Comparing:
 class Observation:
     """One call of a layer, compared in one field.
 
-    Made when the layer runs. If it is not yet known how to compare (`layout` None, in a first forward) the maps are kept
-    and `compare` follows later, before the backward pass.
+    Made when the layer runs. If it is not yet known how to compare (`layout` None, in a first forward) the maps are
+    kept and `compare` follows later, before the backward pass.
     """
 
     def __init__(self, comparing: Comparing, num_images: int, output: Tensor) -> None:
@@ -105,7 +106,8 @@ class Observation:
         if not comparing.is_closed:
             with torch.enable_grad():
                 leaf = maps.detach().clone().requires_grad_()
-                value = comparing.value(*leaf.chunk(2), field)
+                originals, copies = leaf.chunk(2)
+                value = comparing.value(originals, copies, field)
                 (self._gradient,) = torch.autograd.grad(value, leaf)
             self.value = value.detach()
             self.own_norms = _pair_norms(self._gradient)
@@ -129,7 +131,7 @@ class Observation:
         self.own_norms = self._coefficients * norms * 2**0.5
 
     def add_gradient(self, total: Tensor, factors: Tensor) -> None:
-        """Add ``factors_p`` times the gradient of `value` to a gradient at the layer's output, ``(B, ...)``, in place."""
+        """Add ``factors_p`` times the gradient of `value` to one at the layer's output, ``(B, ...)``, in place."""
         originals, copies = self._gradients(factors)  # 2 of (P, C, H, W)
         half = self.num_entries // 2
         shape = (half, *self._raw_shape[1:])

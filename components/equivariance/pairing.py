@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,13 +33,13 @@ NonSquare = Literal["crop", "pad"]
 class PairedBatch:
     """A batch whose first ``num_pairs`` images are followed by their turned copies, then by singles.
 
-    `inputs` and `targets` are what was given, a tensor or a dict of tensors. `turns` is the element of the group between
-    an original and its copy: for C4 the number of quarter turns. `shift` is the channel shift that the penalty "channel"
-    uses in this step, `position` in [0, 1) what decides which layers are penalised if they are sampled.
+    `inputs` and `targets` are what was given, a tensor or a dict of tensors. `turns` is the element of the group
+    between an original and its copy: for C4 the number of quarter turns. `shift` is the channel shift that the penalty
+    "channel" uses in this step, `position` in [0, 1) what decides which layers are penalised if they are sampled.
     """
 
-    inputs: Tensor | dict[str, Tensor]
-    targets: Tensor | dict[str, Tensor]
+    inputs: Any
+    targets: Any
     turns: int
     shift: int
     num_pairs: int
@@ -59,6 +59,11 @@ class PairedBatch:
 def first_entry(entries: Entries) -> Tensor:
     """The tensor, or the first of several."""
     return entries if isinstance(entries, Tensor) else next(iter(entries.values()))
+
+
+def entries_of(entries: Entries) -> list[Tensor]:
+    """The tensor, or all of several."""
+    return [entries] if isinstance(entries, Tensor) else list(entries.values())
 
 
 def entry_fields(inputs: Entries, targets: Entries, declared: Mapping[str, EntryField]) -> dict[str, EntryField]:
@@ -104,9 +109,9 @@ def each_entry(which: str, entries: Entries, change: Callable[[str, Tensor], Ten
 def make_square(images: Mapping[str, Tensor], how: NonSquare) -> dict[str, Tensor]:
     """Cut or pad every image of a batch to a square, at the same place of the scene: the middle.
 
-    Entries may have different sizes, as a low-resolution input and its target. Of the smallest entry, H x W, the side is
-    ``min(H, W)`` (crop) or ``max(H, W)`` (pad, zeros), and what is left over is shared by both ends, an odd pixel at the
-    far end. An entry r times as large is cut or padded r times as far.
+    Entries may have different sizes, as a low-resolution input and its target. Of the smallest entry, H x W, the side
+    is ``min(H, W)`` (crop) or ``max(H, W)`` (pad, zeros), and what is left over is shared by both ends, an odd pixel at
+    the far end. An entry r times as large is cut or padded r times as far.
 
     Raises:
         ValueError: an entry whose size is no whole multiple of the smallest's.

@@ -66,9 +66,10 @@ def pair_scale(first: Tensor, second: Tensor) -> Tensor:
 def residual_size(residual: Tensor, scale: Tensor | None = None) -> Tensor:
     """How large a residual is: a scalar, averaged over the pairs.
 
-    ``mean_p [ mean |r_p|^2 / (scale_p + eps) ]``; with no scale (``normalise: none``) ``mean_p [ mean |r_p|^2 ]``. Inner
-    means are over C, H, W. It is relative per pair, so any split of whole pairs into equal parts gives the same mean.
-    Between unrelated zero-mean maps of one scale it is 2. Gradient flows through the scale unless the caller detaches it.
+    ``mean_p [ mean |r_p|^2 / (scale_p + eps) ]``; with no scale (``normalise: none``) ``mean_p [ mean |r_p|^2 ]``.
+    Inner means are over C, H, W. It is relative per pair, so any split of whole pairs into equal parts gives the same
+    mean. Between unrelated zero-mean maps of one scale it is 2. Gradient flows through the scale unless the caller
+    detaches it.
 
     Args:
         residual: ``(P, C, H, W)``.

@@ -59,44 +59,46 @@ Normalise = Literal["relative", "none"]
 class EquivarianceRegularizer:
     """Penalises the part of each layer's output that does not turn as the image does.
 
-    ``penalty() = sum_l w_l L_l`` with L_l as in METHOD.md section 3 and w_l summing to 1: a scalar without unit that scales
-    with neither batch, channels, image size nor the number of layers. One step is::
+    ``penalty() = sum_l w_l L_l`` with L_l as in METHOD.md section 3 and w_l summing to 1: a scalar without unit that
+    scales with neither batch, channels, image size nor the number of layers. One step is::
 
         batch = regularizer.pair(degraded, clean, generator=generator)
         loss = task_loss(network(batch.inputs), batch.targets) + weight * regularizer.penalty()
 
-    Layers are watched from `pair` to `penalty`, while the network is in training mode and gradients are enabled; between
-    steps the network carries no hooks. A copy of the network never feeds the regulariser. With DistributedDataParallel or
-    torch.compile, give the network here unwrapped and call the wrapped one; each worker pairs images of its own. Under
-    torch.compile the first compiled call in training mode must come after a `pair`, and sub-pixel layers and shifted windows
-    must be declared in `layouts` unless a first step ran uncompiled. Works under automatic mixed precision and activation
-    checkpointing; double backward is not possible.
+    Layers are watched from `pair` to `penalty`, while the network is in training mode and gradients are enabled;
+    between steps the network carries no hooks. A copy of the network never feeds the regulariser. With
+    DistributedDataParallel or torch.compile, give the network here unwrapped and call the wrapped one; each worker
+    pairs images of its own. Under torch.compile the first compiled call in training mode must come after a `pair`, and
+    sub-pixel layers and shifted windows must be declared in `layouts` unless a first step ran uncompiled. Works under
+    automatic mixed precision and activation checkpointing; double backward is not possible.
 
-    The first forward after construction is traced and keeps the maps of its pairs, so its memory is higher than that of all
-    others.
+    The first forward after construction is traced and keeps the maps of its pairs, so its memory is higher than that of
+    all others.
 
     Args:
         network: any module with convolutions or linear layers.
-        penalty: what is compared. Under "rotation" every field is trivial. "paper" is the released code's: unsquared norms
-            over the whole tensor, every layer of mean weight 1. "projection" compares kernels and needs no pairs.
+        penalty: what is compared. Under "rotation" every field is trivial. "paper" is the released code's: unsquared
+            norms over the whole tensor, every layer of mean weight 1. "projection" compares kernels and needs no pairs.
         group: "C4" (quarter turns), "C2", "D4" (with mirrors), "C8" or any "C<N>" (bilinear, inside a circle).
         layers: "auto" (every convolution and token-wise linear layer: hidden ones regular, the last before the image
             trivial), name patterns, or a mapping from name patterns to "regular" or "trivial".
         layouts: name patterns -> how those layers' outputs are laid out (`layouts`), where it cannot be inferred.
         layer_weights: "uniform", {"profile": "geometric", "decay": d}, or a mapping from name patterns to weights.
         sample_layers: how many layers to penalise in a step, drawn with probabilities proportional to their weights and
-            weighted so that the mean over draws is the sum over all: a number of layers from 1, or a share below 1; None
-            for all.
+            weighted so that the mean over draws is the sum over all: a number of layers from 1, or a share below 1;
+            None for all.
         normalise: "relative", or "none" for mean squares in the features' own units.
         scale_gradient: whether gradient flows through the denominator of a relative size.
         pairing: "replace" (B images stay B), "append" (B become B + k), or, for "projection" alone, "none".
         pair_fraction: k / B.
         channel_group: channels shifted among themselves by the channel penalty: the group's order, or "all".
         max_gradient_ratio: at a layer's output, the largest norm of its own penalty gradient relative to that of the
-            gradient arriving there, pair by pair (`taps.Backward.add`); None for no cap. "channel" and "projection" reach
-            their layer's parameters alone and are not capped. With a cap, take task and penalty in one backward pass.
+            gradient arriving there, pair by pair (`taps.Backward.add`); None for no cap. "channel" and "projection"
+            reach their layer's parameters alone and are not capped. With a cap, take task and penalty in one backward
+            pass.
         measure_gradients: whether `gradient_norms` is to be known, which `BalancedWeight` needs.
-        non_square: what `pair` does to images that are not square where turns need squares: "crop" or "pad" (with zeros).
+        non_square: what `pair` does to images that are not square where turns need squares: "crop" or "pad" (with
+            zeros).
 
     Raises:
         ValueError: an option that is not one of the allowed, or no layer that can be penalised.
@@ -193,19 +195,20 @@ class EquivarianceRegularizer:
     ) -> PairedBatch:
         """Make pairs of images and their turned copies, and watch the network's next forward.
 
-        The order is originals, copies, singles. With k = pair_fraction * B pairs, "replace" gives up images k..2k-1 for the
-        copies of 0..k-1 (B images out), "append" keeps all (B + k out). With an explicit `num_pairs` all images are kept
-        under either pairing (B + num_pairs out), so none is drawn in vain.
+        The order is originals, copies, singles. With k = pair_fraction * B pairs, "replace" gives up images k..2k-1 for
+        the copies of 0..k-1 (B images out), "append" keeps all (B + k out). With an explicit `num_pairs` all images are
+        kept under either pairing (B + num_pairs out), so none is drawn in vain.
 
-        Images that are not square are cropped or padded to squares (`pairing.make_square`) whatever is drawn, unless the
-        group has half turns alone or `turns` is given and keeps their shape.
+        Images that are not square are cropped or padded to squares (`pairing.make_square`) whatever is drawn, unless
+        the group has half turns alone or `turns` is given and keeps their shape.
 
         Args:
             inputs: ``(B, C, H, W)``, or several tensors by name.
             targets: likewise. Images are turned each at its own size: a low-resolution input, a mask.
-            fields: entries by name ("inputs" and "targets" for lone tensors) -> "image" or "invariant" (a label, copied);
-                entries of four axes are images unless declared.
-            generator: what turns, shift and the choice of layers are drawn from, in this order; torch's default one if None.
+            fields: entries by name ("inputs" and "targets" for lone tensors) -> "image" or "invariant" (a label,
+                copied); entries of four axes are images unless declared.
+            generator: what turns, shift and the choice of layers are drawn from, in this order; torch's default one if
+                None.
             turns: element of the group, for C4 quarter turns 1, 2 or 3; drawn uniformly, without the identity, if None.
             shift: channel shift of the penalty "channel", from 1; drawn uniformly if None.
             num_pairs: pairs to make; from `pair_fraction` if None.

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 def inclusion_probabilities(weights: Mapping[str, float], num_layers: float) -> dict[str, float]:
     """``pi_l`` proportional to w_l, summing to m, none above 1: layers that would exceed it are always taken.
 
-    A layer of weight 0 has probability 0, every other a positive one. With m at or above the number of layers of positive
-    weight all of these have 1.
+    A layer of weight 0 has probability 0, every other a positive one. With m at or above the number of layers of
+    positive weight all of these have 1.
     """
     open_layers = {name: weight for name, weight in weights.items() if weight > 0}
     probabilities = dict.fromkeys(weights, 0.0)
@@ -34,16 +34,16 @@ def inclusion_probabilities(weights: Mapping[str, float], num_layers: float) -> 
 def sample_layers(probabilities: Mapping[str, float], position: float) -> list[str]:
     """Systematic sampling: the layers in whose stretch of ``cumulated pi`` one of the marks 0 + u, 1 + u, ... falls.
 
-    Layer l is taken with probability exactly pi_l if u = `position` is uniform in [0, 1), and about m layers are taken in
-    every step, spread over the depth of the network. ``sum_{l taken} (w_l / pi_l) L_l`` is then an unbiased estimate of
-    ``sum_l w_l L_l`` (Horvitz and Thompson, *A Generalization of Sampling Without Replacement from a Finite Universe*,
-    JASA 1952; Madow, *On the Theory of Systematic Sampling II*, 1949).
+    Layer l is taken with probability exactly pi_l if u = `position` is uniform in [0, 1), and about m layers are taken
+    in every step, spread over the depth of the network. ``sum_{l taken} (w_l / pi_l) L_l`` is then an unbiased estimate
+    of ``sum_l w_l L_l`` (Horvitz and Thompson, *A Generalization of Sampling Without Replacement from a Finite
+    Universe*, JASA 1952; Madow, *On the Theory of Systematic Sampling II*, 1949).
     """
     taken, before = [], 0.0
     for name, probability in probabilities.items():
         after = before + probability
-        # marks below a point: those at u, u + 1, ... < point
-        if _num_marks(after, position) > _num_marks(before, position):
+        # marks below a point: those at u, u + 1, ... < point; a rounded sum must not lose a certain layer
+        if probability >= 1 or _num_marks(after, position) > _num_marks(before, position):
             taken.append(name)
         before = after
     return taken

@@ -1,14 +1,14 @@
 """Taps: how the penalty's gradient enters at a layer's output, and how its values become one differentiable number.
 
-Each watched call has a tap, an autograd function that passes the output through. In backward it adds the gradient of its
-observation to the slices of the pairs, capped where asked. The penalty is a second function whose gradient tells every tap
-how much its value counts. So no full-size gradient of zeros is made, no rotated copy is kept, and whatever the weight, the
-loss scale or the accumulation does to the penalty reaches the taps.
+Each watched call has a tap, an autograd function that passes the output through. In backward it adds the gradient of
+its observation to the slices of the pairs, capped where asked. The penalty is a second function whose gradient tells
+every tap how much its value counts. So no full-size gradient of zeros is made, no rotated copy is kept, and whatever
+the weight, the loss scale or the accumulation does to the penalty reaches the taps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ class Backward:
     def add(self, observation: Observation, upstream: Tensor, total: Tensor, has_arrived: bool) -> None:
         """Add an observation's gradient times `upstream` to the gradient at its layer, in place.
 
-        With g_p the gradient of the (weighted) penalty and a_p the gradient arriving from everything after the layer, both
-        over the maps of pair p (original and copy), the layer's output receives
+        With g_p the gradient of the (weighted) penalty and a_p the gradient arriving from everything after the layer,
+        both over the maps of pair p (original and copy), the layer's output receives
         ``a_p + g_p min(1, max_gradient_ratio |a_p| / |g_p|)``. Source: METHOD.md section 3.
         """
         own = observation.own_norms
@@ -73,10 +73,12 @@ class Backward:
 
 class _Tap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, output: Tensor, observation: Observation, shared: Backward) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, output: Tensor, observation: Observation, shared: Backward, upstream: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         # On ctx and not through save_for_backward, where activation checkpointing would look for them again.
-        ctx.observation, ctx.shared = observation, shared
+        ctx.observation, ctx.shared, ctx.upstream = observation, shared, upstream
         ctx.like = (output.shape, output.stride(), output.dtype, output.device)
         # Unchanged, but marked as written to: what follows may then overwrite it in place.
         ctx.mark_dirty(output)
@@ -84,11 +86,11 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, arriving: Tensor | None, upstream: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, arriving: Tensor | None, upstream: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         observation: Observation = ctx.observation
-        upstream = observation.upstream if upstream is None else upstream
+        upstream = ctx.upstream if upstream is None else upstream
         if upstream is None or not observation.is_compared:
-            return arriving, None, None
+            return arriving, None, None, None
         if arriving is None:
             shape, stride, dtype, device = ctx.like
             total = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
@@ -96,21 +98,35 @@ class _Tap(torch.autograd.Function):
             # A new tensor: the arriving one may be shared with another branch of the network.
             total = arriving.clone()
         ctx.shared.add(observation, upstream, total, has_arrived=arriving is not None)
-        return total, None, None
+        return total, None, None, None
 
 
-def tap(output: Tensor, observation: Observation, shared: Backward) -> tuple[Tensor, Tensor]:
-    """The layer's output to go on with (taken over, as by an operation in place), and an anchor for `weighted_sum`."""
-    tapped: tuple[Tensor, Tensor] = _Tap.apply(output, observation, shared)
+def tap(
+    output: Tensor, observation: Observation, shared: Backward, upstream: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The layer's output to go on with (taken over, as by an operation in place), and an anchor for `weighted_sum`.
+
+    Args:
+        upstream: how much the observation counts, where no anchor will tell: of a call that is run again in backward.
+    """
+    version = output._version
+    tapped: tuple[Tensor, Tensor] = _Tap.apply(output, observation, shared, upstream)
+    # Nothing was written: a layer that keeps its output for its own backward, as a sigmoid does, must not be told so.
+    torch._C._autograd._unsafe_set_version_counter((output,), (version,))
     return tapped
 
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, observations: Sequence[Observation], weights: Sequence[float], *anchors: Tensor | None
+        ctx: Any,
+        start: Tensor,
+        observations: Sequence[Observation],
+        weights: Sequence[float],
+        on_backward: Callable[[list[Tensor]], None],
+        *anchors: Tensor | None,
     ) -> Tensor:
-        ctx.observations, ctx.weights = observations, weights
+        ctx.weights, ctx.on_backward = weights, on_backward
         ctx.has_anchor = [anchor is not None for anchor in anchors]
         values = [weight * observation.value for observation, weight in zip(observations, weights, strict=True)]
         return torch.stack(values).sum()
@@ -118,25 +134,25 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradients: list[Tensor | None] = []
-        for observation, weight, has_anchor in zip(ctx.observations, ctx.weights, ctx.has_anchor, strict=True):
-            upstream = weight * gradient
-            gradients.append(upstream if has_anchor else None)
-            if not has_anchor:  # reentrant checkpointing: its tap will come while its part is run again
-                observation.upstream = upstream
-        return None, None, None, *gradients
+        upstreams = [weight * gradient for weight in ctx.weights]
+        ctx.on_backward(upstreams)
+        anchored = zip(upstreams, ctx.has_anchor, strict=True)
+        return None, None, None, None, *(upstream if has_anchor else None for upstream, has_anchor in anchored)
 
 
 def weighted_sum(
-    observations: Sequence[Observation], weights: Sequence[float], anchors: Sequence[Tensor | None]
+    observations: Sequence[Observation],
+    weights: Sequence[float],
+    anchors: Sequence[Tensor | None],
+    on_backward: Callable[[list[Tensor]], None],
 ) -> Tensor:
     """``sum_i weight_i value_i``, a scalar whose gradient reaches the layers through their taps.
 
     Args:
-        anchors: of `tap`; None for a call that ran without gradients and will be run again in backward.
+        anchors: of `tap`; None for a call that ran without gradients.
+        on_backward: told in each backward pass, before any layer's tap, how much each observation counts.
     """
-    device = observations[0].value.device
     # Something that requires a gradient, so that the sum does where there are no anchors.
-    start = torch.zeros((), device=device, requires_grad=True)
-    total: Tensor = _WeightedSum.apply(start, list(observations), list(weights), *anchors)
+    start = torch.zeros((), device=observations[0].value.device, requires_grad=True)
+    total: Tensor = _WeightedSum.apply(start, list(observations), list(weights), on_backward, *anchors)
     return total

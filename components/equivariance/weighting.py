@@ -1,9 +1,16 @@
-"""How much the penalty counts at a step: warm-up, and the unit it borrows from the task loss."""
+"""How much the penalty counts at a step: a weight in the unit of the task loss, or one that keeps a share of the
+gradient.
+
+Both are asked by ``at(step, task_loss)`` before the backward pass and told by ``observe(norms)`` after it.
+"""
+
+from __future__ import annotations
 
 import math
 from typing import Literal
 
 from .options import check_choice
+from .taps import GradientNorms
 
 WeightUnit = Literal["task", "none"]
 
@@ -49,7 +56,7 @@ class PenaltyWeight:
         Raises:
             ValueError: a task loss that is not finite: it would stay in the mean for ever.
         """
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        warmup = _warmup(step, self.warmup_steps)
         if self.unit == "none":
             return self.weight * warmup
         if not math.isfinite(task_loss):
@@ -57,6 +64,9 @@ class PenaltyWeight:
         self._num_losses += 1
         self._running_mean = self.momentum * self._running_mean + (1 - self.momentum) * task_loss
         return self.weight * warmup * self._running_mean / (1 - self.momentum**self._num_losses)
+
+    def observe(self, norms: GradientNorms | None) -> None:
+        """Nothing: the weight does not depend on gradients."""
 
     def state_dict(self) -> dict[str, float | int]:
         """What a checkpoint must hold to go on with the same numbers."""
@@ -66,3 +76,79 @@ class PenaltyWeight:
         """Go on from a `state_dict`."""
         self._running_mean = float(state["running_mean"])
         self._num_losses = int(state["num_losses"])
+
+
+class BalancedWeight:
+    """Adapts lambda so that the penalty's share of the gradient norm at the penalised layers stays at a target.
+
+    With A the norm of the gradients arriving at the penalised layers' outputs from everything after them and G that of
+    the penalty's own gradients there, both over the maps of all pairs and all layers, the share is ``G / (A + G)``.
+    After each step the lambda that would have met the target,
+
+    ``lambda* = factor * share / (1 - share) * A / G``    (G was measured with `factor`, to which it is proportional),
+
+    enters a running mean of its logarithm, ``m_i = momentum m_{i-1} + (1 - momentum) log lambda*_i`` from ``m_0 = 0``,
+    divided by ``1 - momentum^i``; lambda of the next step is its exponential. It is a number, so no gradient flows
+    through it. Needs ``EquivarianceRegularizer(..., measure_gradients=True)`` and task and penalty in one backward
+    pass.
+
+    Args:
+        share: the target, above 0 and below 1.
+        initial: lambda of the first step, above 0.
+        warmup_steps: steps until the full lambda; 0 is none.
+        momentum: of the running mean, at least 0 and below 1.
+
+    Raises:
+        ValueError: one of these out of range.
+    """
+
+    def __init__(self, share: float, initial: float = 1e-3, warmup_steps: int = 0, momentum: float = 0.9) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"balance: {share} must be above 0 and below 1, the penalty's share of the gradient norm")
+        if not (initial > 0 and math.isfinite(initial)):
+            raise ValueError(f"weight: {initial} must be a number above 0 to begin balancing with")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps: {warmup_steps} must be at least 0")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: {momentum} must be at least 0 and below 1")
+        self.share = share
+        self.weight = initial
+        self.warmup_steps = warmup_steps
+        self.momentum = momentum
+        self._factor = initial
+        self._mean_log = 0.0
+        self._num_observed = 0
+
+    def at(self, step: int, task_loss: float) -> float:
+        """The factor at a step (from 0): lambda as balanced so far, times the warm-up. The task loss is not needed."""
+        self._factor = self.weight * _warmup(step, self.warmup_steps)
+        return self._factor
+
+    def observe(self, norms: GradientNorms | None) -> None:
+        """Take in what the backward pass of this step has measured; with several workers give all the same means.
+
+        A step in which nothing was measured, or one of the norms is 0 or not finite, changes nothing.
+        """
+        if norms is None:
+            return
+        arriving, own = float(norms.arriving) ** 0.5, float(norms.own) ** 0.5
+        if not (0 < arriving < math.inf and 0 < own < math.inf):
+            return
+        wanted = math.log(self._factor * self.share / (1 - self.share) * arriving / own)
+        self._num_observed += 1
+        self._mean_log = self.momentum * self._mean_log + (1 - self.momentum) * wanted
+        self.weight = math.exp(self._mean_log / (1 - self.momentum**self._num_observed))
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What a checkpoint must hold to go on with the same numbers."""
+        return {"weight": self.weight, "mean_log": self._mean_log, "num_observed": self._num_observed}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        """Go on from a `state_dict`."""
+        self.weight = float(state["weight"])
+        self._mean_log = float(state["mean_log"])
+        self._num_observed = int(state["num_observed"])
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A transform is (quarter turns counter-clockwise, mirrored left-right first). One pair of matrices serves both
-# quarter turns: a patch and its turned neighbour are as far apart as the same two, both turned back.
+# A transform is (quarter turns counter-clockwise, mirrored left-right first). 1 and 3 quarter turns are one test: a
+# patch and another, turned once, are as far apart as the first, turned three times, and the other.
 Transform = tuple[int, bool]
 GROUPS: Mapping[str, tuple[Transform, ...]] = MappingProxyType(
     {
-        "1, 3 quarter turns": ((0, False), (1, False), (2, False), (3, False)),
-        "2 quarter turns": ((0, False), (2, False)),
-        "mirrored left-right": ((0, False), (0, True)),
+        "quarter turns": ((0, False), (1, False), (2, False), (3, False)),
+        "half turn": ((0, False), (2, False)),
+        "mirrored": ((0, False), (0, True)),
     }
 )
 LEVEL = 0.01  # of a test: how often it finds a difference where there is none

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.randomness import Stream, torch_generator
-from components.equivariance import EquivarianceRegularizer
+from components.equivariance import EquivarianceRegularizer, GradientNorms, NonFiniteFeaturesError
 from components.training.global_batch import Share
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
@@ -109,11 +109,11 @@ def _update(
         outputs = network(inputs)
     task = settings.task_loss(outputs[counted], targets[counted])
     task_mean = worker.mean(task)
-    penalty = regularizer.penalty() if regularizer else task.new_zeros(())
+    penalty, complaint = _penalty(regularizer, task)
     if not torch.isfinite(worker.mean(task + penalty)):
         raise TrainingDivergedError(
             f"the loss is no longer finite in step {state.step + 1} (task {task.item():g}, "
-            f"penalty {penalty.item():g}): {_REMEDY}"
+            f"penalty {penalty.item():g}{complaint}): {_REMEDY}"
         )
     weight = state.penalty_weight.at(state.step, float(task_mean))
     total = task + weight * penalty if weight else task
@@ -129,6 +129,8 @@ def _update(
             metrics |= {f"penalty/{name}": float(mean) for name, mean in zip(layers, means, strict=True)}
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()
+    if regularizer:
+        state.penalty_weight.observe(_mean_norms(regularizer.gradient_norms(), worker))
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip)
     if not torch.isfinite(norm):  # the same on every worker; the weights are still good
         raise TrainingDivergedError(f"the gradient is no longer finite in step {state.step + 1}: {_REMEDY}")
@@ -137,6 +139,24 @@ def _update(
     state.averaged.update_parameters(state.network)
     state.step += 1
     return metrics | ({"gradient_norm": float(norm)} if is_reporting else {})
+
+
+def _penalty(regularizer: EquivarianceRegularizer | None, task: Tensor) -> tuple[Tensor, str]:
+    """(penalty, complaint): NaN where features are, so that every worker gives up in the same step and none waits."""
+    if not regularizer:
+        return task.new_zeros(()), ""
+    try:
+        return regularizer.penalty(), ""
+    except NonFiniteFeaturesError as error:
+        return torch.full_like(task, torch.nan), f"; {error}"
+
+
+def _mean_norms(norms: GradientNorms | None, worker: Worker) -> GradientNorms | None:
+    """The means over the workers, the same on each."""
+    if norms is None:
+        return None
+    arriving, own = worker.mean(torch.stack((norms.arriving, norms.own)))
+    return GradientNorms(arriving, own)
 
 
 def _paired(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from components.equivariance import PenaltyWeight
+from components.equivariance import BalancedWeight, PenaltyWeight
 from components.training.settings import TrainingSettings, ema_update
 from components.training.worker import Worker
 
@@ -25,7 +25,11 @@ class TrainingState:
     """Network, averaged weights, optimiser, penalty weight and the number of steps done."""
 
     def __init__(
-        self, network: nn.Module, penalty_weight: PenaltyWeight, settings: TrainingSettings, worker: Worker
+        self,
+        network: nn.Module,
+        penalty_weight: PenaltyWeight | BalancedWeight,
+        settings: TrainingSettings,
+        worker: Worker,
     ) -> None:
         self.network = network.to(worker.device).to(memory_format=worker.memory_format)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=ema_update(settings.ema_decay), use_buffers=True)

@@ -5,14 +5,21 @@ import torch
 from torch import Tensor
 
 from components.equivariance import (
+    Group,
     channel_residual,
+    field_residual,
+    group_named,
+    kernel_residual,
     pair_scale,
+    projection_size,
     regular_residual,
     residual_size,
     rotation_residual,
     shift_channels,
+    unsquared_size,
 )
 from tests.components.equivariance.exact import loop_regular, loop_rotate, loop_size, random_images
+from tests.components.equivariance.exact_groups import C2, C4, D4, PlaneGroup
 
 TURNS = [1, 2, 3]
 
@@ -100,3 +107,130 @@ def test_half_precision_maps_do_not_overflow() -> None:
 def test_equal_shifts_of_plain_and_shifted_maps_leave_no_residual() -> None:
     maps = random_images(1, 8, 3, 3)
     assert not channel_residual(maps, shift_channels(maps, 3), 3).any()
+
+
+ELEMENTS = [(name, element) for name in ("C2", "C4", "D4", "C8") for element in range(1, group_named(name).order)]
+
+
+def _leaves(group: Group, element: int, num_pairs: int = 2) -> tuple[Tensor, Tensor]:
+    """Maps of originals, not square where the group allows it, and of their copies."""
+    height, width = (3, 2) if group.is_on_grid else (4, 4)
+    swaps = group.is_on_grid and (group.quarter_turns(element) or 0) % 2
+    sides = (width, height) if swaps else (height, width)
+    originals, copies = (
+        random_images(num_pairs, group.order, *size, seed=seed) for size, seed in (((height, width), 1), (sides, 2))
+    )
+    return originals.requires_grad_(), copies.requires_grad_()
+
+
+@pytest.mark.parametrize(("name", "element"), ELEMENTS)
+@pytest.mark.parametrize("field", ["trivial", "regular"])
+def test_gradients_of_rotation_and_regular_sizes_agree_with_finite_differences_for_every_element(
+    field: str, name: str, element: int
+) -> None:
+    group = group_named(name)
+    originals, copies = _leaves(group, element, num_pairs=1 if name == "C8" else 2)
+    scale = 0.5 + torch.rand(len(originals), dtype=torch.float64)
+
+    def residual(a: Tensor, b: Tensor) -> Tensor:
+        return field_residual(a, b, element, field, group)  # type: ignore[arg-type]
+
+    for size in (
+        lambda a, b: residual_size(residual(a, b), scale),  # a constant scale
+        lambda a, b: residual_size(residual(a, b), pair_scale(group.crop(a), group.crop(b))),  # a moving one
+        lambda a, b: residual_size(residual(a, b)),
+        lambda a, b: unsquared_size(residual(a, b)),
+    ):
+        assert torch.autograd.gradcheck(size, (originals, copies))
+
+
+@pytest.mark.parametrize("shift", TURNS)
+def test_gradients_of_rotation_and_channel_together_agree_with_finite_differences(shift: int) -> None:
+    originals, copies, plain, shifted = (random_images(2, 4, 2, 2, seed=seed).requires_grad_() for seed in range(4))
+    scales = random_images(2, 2).square() + 0.5
+
+    def constant(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        rotation = residual_size(rotation_residual(a, b, shift), scales[0])
+        return rotation + residual_size(channel_residual(c, d, shift), scales[1])
+
+    def moving(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        rotation = residual_size(rotation_residual(a, b, shift), pair_scale(a, b))
+        return rotation + residual_size(channel_residual(c, d, shift), pair_scale(c, d))
+
+    for size in (constant, moving):
+        assert torch.autograd.gradcheck(size, (originals, copies, plain, shifted))
+
+
+@pytest.mark.parametrize("name", ["C2", "C4", "D4"])
+@pytest.mark.parametrize(("field_in", "field_out"), [("trivial", "regular"), ("regular", "regular")])
+def test_gradients_of_the_projection_agree_with_finite_differences(name: str, field_in: str, field_out: str) -> None:
+    group = group_named(name)
+    inputs = group.order if field_in == "regular" else 2
+    weight = random_images(group.order, inputs, 2, 2).requires_grad_()
+
+    def residual(kernel: Tensor) -> Tensor:
+        return kernel_residual(kernel, field_in, field_out, group)  # type: ignore[arg-type]
+
+    constant = weight.detach().square().sum()
+    for size in (
+        lambda kernel: projection_size(residual(kernel), constant),
+        lambda kernel: projection_size(residual(kernel), kernel.square().sum()),
+        lambda kernel: projection_size(residual(kernel)),
+    ):
+        assert torch.autograd.gradcheck(size, (weight,))
+
+
+@pytest.mark.parametrize("turns", TURNS)
+def test_the_unsquared_size_is_one_norm_over_all_pairs(turns: int) -> None:
+    originals, copies = _pair(turns)
+    expected = sum(value**2 for value in (copies - loop_regular(originals, turns)).flatten().tolist()) ** 0.5
+    assert unsquared_size(regular_residual(originals, copies, turns)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_of_the_unsquared_size_is_zero_where_it_is_undefined() -> None:
+    zeros = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    unsquared_size(zeros).backward()
+    assert zeros.grad is not None
+    assert not zeros.grad.any()
+
+
+GROUPS = {"C2": C2, "C4": C4, "D4": D4}
+
+
+def _projection(kernel: Tensor, field_in: str, field_out: str, name: str) -> float:
+    residual = kernel_residual(kernel, field_in, field_out, group_named(name))  # type: ignore[arg-type]
+    return projection_size(residual, kernel.square().sum()).item()
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_exact_kernels_have_no_projection_residual(name: str) -> None:
+    oracle = GROUPS[name]
+    for kernel, field_in, field_out in (
+        (oracle.lifting_kernel(2, 3), "trivial", "regular"),
+        (oracle.group_kernel(2, 3), "regular", "regular"),
+        (oracle.projection_kernel(3, 2), "regular", "trivial"),
+        (_averaged(oracle, random_images(3, 2, 3, 3)), "trivial", "trivial"),
+    ):
+        assert _projection(kernel, field_in, field_out, name) < 1e-28
+
+
+def _averaged(oracle: PlaneGroup, kernel: Tensor) -> Tensor:
+    return torch.stack([oracle.spatial(kernel, g) for g in range(oracle.order)]).mean(0)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_random_kernels_have_a_projection_residual_of_one_minus_one_over_t(name: str) -> None:
+    order = GROUPS[name].order
+    for fields in (("regular", "regular"), ("trivial", "regular"), ("regular", "trivial")):
+        kernel = random_images(8 * order, 8 * order, 5, 5)
+        assert _projection(kernel, *fields, name) == pytest.approx(1 - 1 / order, abs=0.03)
+
+
+def test_an_exact_kernel_of_another_field_is_seen() -> None:
+    assert _projection(C4.group_kernel(4, 4), "regular", "regular", "D4") > 0.3
+    assert _projection(C4.lifting_kernel(4, 4), "regular", "regular", "C4") > 0.3
+
+
+def test_kernels_cannot_be_turned_by_groups_off_the_grid() -> None:
+    with pytest.raises(ValueError, match="kernels cannot be turned exactly by C8; use C2, C4 or D4"):
+        kernel_residual(random_images(8, 8, 3, 3), "regular", "regular", group_named("C8"))

@@ -30,8 +30,8 @@ D4 = [(turns, is_mirrored) for turns in range(4) for is_mirrored in (False, True
 
 
 def _noise(generator: np.random.Generator) -> np.ndarray:
-    """Isotropic: filtered by a round kernel, on a torus."""
-    return 0.5 + gaussian_filter(generator.normal(size=(64, 64)), 1.5, mode="wrap")
+    """Isotropic: filtered by a round kernel, on a torus; standard deviation 0.06."""
+    return 0.5 + 0.3 * gaussian_filter(generator.normal(size=(64, 64)), 1.5, mode="wrap")
 
 
 def _stripes(generator: np.random.Generator) -> np.ndarray:
@@ -53,10 +53,10 @@ def _lit(generator: np.random.Generator) -> np.ndarray:
     return _noise(generator) + np.linspace(0.4, -0.4, 64)[:, None]
 
 
-def _relief(generator: np.random.Generator) -> np.ndarray:
-    """A relief of round bumps lit from above, less its mean slope: rises and falls have other shapes."""
-    heights = 3 * gaussian_filter(generator.normal(size=(64, 64)), 2, mode="wrap")
-    return 0.5 + 0.3 * np.maximum(np.roll(heights, -1, 0) - heights, 0)
+def _sawtooth(generator: np.random.Generator) -> np.ndarray:
+    """Bands that brighten slowly and darken at once from top to bottom, without a slope on average."""
+    phase = np.arange(64) / generator.uniform(5, 12) + generator.uniform(0, 1)
+    return _noise(generator) + 0.4 * (phase % 1)[:, None]
 
 
 def _tests(scene: object, num_scenes: int = 24, number: int = 12, seed: int = 0) -> dict[str, SymmetryTest]:
@@ -83,7 +83,7 @@ def test_isotropic_noise_shows_no_difference(seed: int) -> None:
         (_stripes, {QUARTER}),
         (_diagonal, {QUARTER, MIRROR}),
         (_lit, {QUARTER, HALF}),
-        (_relief, {QUARTER, HALF}),
+        (_sawtooth, {QUARTER, HALF}),
     ],
 )
 def test_what_was_put_in_is_seen_and_nothing_else(scene: object, different: set[str]) -> None:
@@ -95,9 +95,9 @@ def test_what_was_put_in_is_seen_and_nothing_else(scene: object, different: set[
 def test_a_stronger_asymmetry_is_a_larger_distance() -> None:
     generator = np.random.default_rng(0)
     distances = []
-    for strength in (0.0, 0.1, 0.3, 1.0):
-        images = [strength * _stripes(generator) + (1 - strength) * _noise(generator) for _ in range(24)]
-        patches = np.stack([draw_patches(image, 12, 16, generator) for image in images])
+    for strength in (0.0, 0.3, 0.6, 1.0):
+        images = [strength * _stripes(generator) + (1 - strength) * _noise(generator) for _ in range(16)]
+        patches = np.stack([draw_patches(image, 8, 16, generator) for image in images])
         distances.append(symmetry_tests(patches)[QUARTER].distance)
     assert distances == sorted(distances)
     assert distances[0] < 0.005
@@ -119,7 +119,7 @@ def test_a_set_made_symmetric_by_turning_whole_scenes_shows_no_difference() -> N
 @pytest.mark.parametrize("num_scenes", [4, 12])
 def test_of_symmetric_sets_a_share_q_at_most_has_p_below_q(num_scenes: int) -> None:
     p: dict[str, list[float]] = {name: [] for name in GROUPS}
-    for seed in range(150):
+    for seed in range(100):
         generator = np.random.default_rng(seed)
         # Scenes that differ in strength and direction: patches of one are alike, so patches are not independent.
         slopes = generator.normal(size=(num_scenes, 2)) * 0.2
@@ -129,7 +129,7 @@ def test_of_symmetric_sets_a_share_q_at_most_has_p_below_q(num_scenes: int) -> N
             p[name].append(test.p)
     for values in p.values():
         for level in (0.05, 0.2, 0.5):
-            allowed = 150 * level + 3 * math.sqrt(150 * level * (1 - level))
+            allowed = 100 * level + 3 * math.sqrt(100 * level * (1 - level))
             assert sum(value <= level for value in values) <= allowed
 
 
@@ -169,7 +169,7 @@ def test_the_spectrum_is_in_the_bin_of_the_direction_and_band_of_a_wave() -> Non
             shares = patch_figures(0.5 + 0.3 * wave[None].double())["spectrum"][0]
             own = shares[8 * band : 8 * band + 8]
             assert own.argmax() == direction
-            assert 0.75 < own[direction] <= 1
+            assert 0.5 < own[direction] <= own.sum() <= 1
 
 
 def test_distances_and_energy_distance_are_explicit_sums() -> None:
@@ -195,11 +195,11 @@ def test_distances_and_energy_distance_are_explicit_sums() -> None:
 
 def test_it_is_half_the_squared_energy_distance_of_scipy() -> None:
     """Of one figure with one entry that the transform negates, in sets so large that a scene less is no matter."""
-    values = np.random.default_rng(0).normal(0.3, 1, size=400)
+    values = np.random.default_rng(0).normal(0.3, 1, size=2000)
     distances = np.stack([np.abs(values[:, None] - sign * values) for sign in (1, -1)])[:, None]  # (2, 1, S, S)
-    mean = distances[:, 0][:, ~np.eye(400, dtype=bool)].mean()
+    mean = distances[:, 0][:, ~np.eye(2000, dtype=bool)].mean()
     expected = scipy_energy_distance(values, -values) ** 2 / 2 / mean
-    assert energy_distance(distances) == pytest.approx(expected, abs=3e-3)
+    assert energy_distance(distances) == pytest.approx(expected, abs=1e-3)
     assert expected > 0.02
 
 

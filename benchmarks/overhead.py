@@ -1,0 +1,255 @@
+"""What the regulariser costs: time and memory of a training step as ratios to the plain step, and what cheapness buys.
+
+Every case is one training step (pairing, forward, penalty, backward, AdamW) with the same number of images as the plain step
+beside it, except "append", which trains on twice as many. Steps of all cases are interleaved; each ratio is to the plain step
+of the same round, and the median over rounds is given with its quartiles. Memory is the peak of what torch's CPU allocator
+holds within a step, over what it holds before. "noise" is the variance of the penalty's gradient over batches, turns and
+choices of layers, relative to that of all layers with k = B/2.
+
+    python benchmarks/overhead.py [--rounds 15] [--draws 48] [--network dncnn unet] [--layout contiguous channels_last]
+
+Prints one JSON line a case, then a table. Ratios are of this machine; run it with the machine otherwise idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from components.equivariance import EquivarianceRegularizer
+from components.networks import build_network
+from pipeline.params import load_params
+
+# name -> (settings of the network, images a step, side of a patch)
+NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "dncnn": ({"channels": 3, "width": 48, "depth": 10, "norm": "none"}, 16, 40),
+    "unet": ({"channels": 3, "width": 24, "depth": 3, "norm": "batch"}, 8, 48),
+}
+REFERENCE = "all layers, k = B/2"
+WEIGHT = 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to train a step; no options at all is the plain one."""
+
+    name: str
+    options: dict[str, Any] | None = None
+    is_detached: bool = False
+    is_evaluation: bool = False
+    has_noise: bool = field(default=False)
+
+
+def cases() -> list[Case]:
+    """All that is measured, the plain step first."""
+    return [
+        Case("plain"),
+        Case("default of params.yaml", default_options(), has_noise=True),
+        Case(REFERENCE, {"pair_fraction": 0.5}, has_noise=True),
+        Case("all layers, k = B/4", {"pair_fraction": 0.25}, has_noise=True),
+        Case("all layers, k = B/8", {"pair_fraction": 0.125}, has_noise=True),
+        Case("all layers, k = B/4, cap", {"pair_fraction": 0.25, "max_gradient_ratio": 0.3}),
+        Case("half of the layers, k = B/4", {"pair_fraction": 0.25, "sample_layers": 0.5}, has_noise=True),
+        Case("third of the layers, k = B/4", {"pair_fraction": 0.25, "sample_layers": 1 / 3}, has_noise=True),
+        Case("third of the layers, k = B/2", {"pair_fraction": 0.5, "sample_layers": 1 / 3}, has_noise=True),
+        Case("sixth of the layers, k = B/2", {"pair_fraction": 0.5, "sample_layers": 1 / 6}, has_noise=True),
+        Case("rotation, k = B/4", {"penalty": "rotation"}),
+        Case("channel, k = B/4", {"penalty": "channel"}),
+        Case("projection, no pairs", {"penalty": "projection", "pairing": "none"}),
+        Case("paper, k = B/2", {"penalty": "paper", "pair_fraction": 0.5}),
+        Case("append, k = B", {"pairing": "append", "pair_fraction": 1.0}),
+        Case("detached", {}, is_detached=True),
+        Case("evaluation, plain", is_evaluation=True),
+        Case("evaluation, attached", {}, is_evaluation=True),
+    ]
+
+
+def default_options() -> dict[str, Any]:
+    """The options of params.yaml that a regulariser takes."""
+    chosen = load_params().equivariance
+    names = ["penalty", "group", "layers", "sample_layers", "max_gradient_ratio", "normalise", "scale_gradient", "pairing"]
+    weights = chosen.layer_weights
+    return {
+        **{name: getattr(chosen, name) for name in [*names, "pair_fraction"]},
+        "layer_weights": "uniform" if weights.get("profile") == "uniform" else weights,
+    }
+
+
+def patches(count: int, side: int, generator: np.random.Generator) -> Tensor:
+    """Random crops of photographs, ``(count, 3, side, side)`` in [0, 1]."""
+    images = load_sample_images().images
+    crops = []
+    for _ in range(count):
+        image = images[generator.integers(len(images))]
+        top, left = (int(generator.integers(size - side)) for size in image.shape[:2])
+        crops.append(image[top : top + side, left : left + side].transpose(2, 0, 1) / np.float32(255))
+    return torch.from_numpy(np.stack(crops).astype(np.float32))
+
+
+class Run:
+    """One case on one network: ``step()`` trains (or evaluates) one step."""
+
+    def __init__(self, case: Case, network: str, layout: str) -> None:
+        settings, self.num_images, self.side = NETWORKS[network]
+        torch.manual_seed(0)
+        memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        self.case = case
+        self.network = build_network(network, **settings).to(memory_format=memory_format)  # type: ignore[call-overload]
+        nn.init.normal_(list(self.network.parameters())[-2], std=0.01)  # not the identity: gradients reach every layer
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
+        clean = patches(self.num_images, self.side, np.random.default_rng(0)).to(memory_format=memory_format)
+        self.clean = clean
+        self.degraded = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+        self.generator = torch.Generator().manual_seed(2)
+        self.regularizer = None
+        if case.options is not None:
+            self.regularizer = EquivarianceRegularizer(self.network, **case.options)
+        if case.is_detached and self.regularizer:
+            self.step(penalises=True)
+            self.regularizer.detach()
+            self.regularizer = None
+        self.network.train(not case.is_evaluation)
+
+    def step(self, penalises: bool = True) -> None:
+        if self.case.is_evaluation:
+            with torch.inference_mode():
+                self.network(self.degraded)
+            return
+        inputs, targets = self.degraded, self.clean
+        if self.regularizer:
+            batch = self.regularizer.pair(inputs, targets, generator=self.generator)
+            inputs, targets = batch.inputs, batch.targets
+        loss = F.mse_loss(self.network(inputs), targets)
+        if self.regularizer and penalises:
+            loss = loss + WEIGHT * self.regularizer.penalty()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+def peak_memory(step: Callable[[], None]) -> int:
+    """The most bytes that torch's CPU allocator holds within a step, over what it holds before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    held, peak = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def gradient_noise(case: Case, network: str, layout: str, draws: int, trained_steps: int = 20) -> float:
+    """Variance of the penalty's gradient over draws of images, turns and layers, on a network trained a little."""
+    run = Run(case, network, layout)
+    plain = Run(Case("plain"), network, layout)
+    for _ in range(trained_steps):
+        plain.step()
+    run.network.load_state_dict(plain.network.state_dict())
+    assert run.regularizer is not None
+    source = np.random.default_rng(3)
+    gradients = []
+    parameters = list(run.network.parameters())
+    for draw in range(draws + 1):
+        clean = patches(run.num_images, run.side, source)
+        degraded = clean + 0.1 * torch.randn(clean.shape, generator=run.generator)
+        batch = run.regularizer.pair(degraded, clean, generator=run.generator)
+        output = run.network(batch.inputs)
+        # Beside a task loss, as in training: a capped gradient exists only there.
+        loss = F.mse_loss(output, batch.targets)
+        penalty = run.regularizer.penalty()
+        task = torch.autograd.grad(loss, parameters, retain_graph=True)
+        both = torch.autograd.grad(loss + WEIGHT * penalty, parameters)
+        if draw:  # the first step draws layers in another way
+            gradients.append(torch.cat([(b - t).flatten() for b, t in zip(both, task, strict=True)]) / WEIGHT)
+    return float(torch.stack(gradients).double().var(dim=0).sum())
+
+
+def measure(network: str, layout: str, rounds: int, draws: int) -> list[dict[str, Any]]:
+    """The figures of all cases of one network in one memory layout."""
+    runs = [Run(case, network, layout) for case in cases()]
+    for run in runs:
+        for _ in range(2):
+            run.step()
+    memory = {run.case.name: peak_memory(run.step) for run in runs}
+    seconds: dict[str, list[float]] = {run.case.name: [] for run in runs}
+    for round_ in range(rounds):
+        for run in runs if round_ % 2 else reversed(runs):
+            start = time.perf_counter()
+            run.step()
+            seconds[run.case.name].append(time.perf_counter() - start)
+    noise = {run.case.name: gradient_noise(run.case, network, layout, draws) for run in runs if run.case.has_noise}
+    rows = []
+    for run in runs:
+        name = run.case.name
+        base = "evaluation, plain" if run.case.is_evaluation else "plain"
+        ratios = [own / plain for own, plain in zip(seconds[name], seconds[base], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        options = run.case.options or {}
+        rows.append(
+            {
+                "benchmark": "overhead",
+                "network": network,
+                "layout": layout,
+                "case": name,
+                "penalty": options.get("penalty", "regular") if run.case.options is not None else None,
+                "pairing": options.get("pairing", "replace") if run.case.options is not None else None,
+                "pair_fraction": options.get("pair_fraction", 0.25) if run.case.options is not None else None,
+                "layers": options.get("sample_layers") or "all",
+                "time": round(statistics.median(ratios), 4),
+                "time_quartiles": [round(low, 4), round(high, 4)],
+                "memory": round(memory[name] / memory[base], 4),
+                "noise": round(noise[name] / noise[REFERENCE], 3) if name in noise else None,
+                "rounds": rounds,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The same as a table: a row a case, a column a network and layout."""
+    columns = list(dict.fromkeys((row["network"], row["layout"]) for row in rows))
+    table = Table("case", *(f"{network}, {layout}" for network, layout in columns), title="time / memory / noise")
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = []
+        for column in columns:
+            row = next(r for r in rows if r["case"] == case and (r["network"], r["layout"]) == column)
+            noise = f" / {row['noise']:.2f}" if row["noise"] is not None else ""
+            cells.append(f"{row['time']:.3f} / {row['memory']:.3f}{noise}")
+        table.add_row(case, *cells)
+    Console(width=130).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--draws", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--network", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--layout", nargs="*", default=["contiguous", "channels_last"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[dict[str, Any]] = []
+    for network in arguments.network:
+        for layout in arguments.layout:
+            rows += measure(network, layout, arguments.rounds, arguments.draws)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

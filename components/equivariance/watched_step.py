@@ -1,0 +1,131 @@
+"""What was seen of a network in one step, and the penalty it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .layers import Term
+from .observation import Observation
+from .options import NonFiniteFeaturesError
+from .pairing import PairedBatch, first_entry
+from .taps import Backward, weighted_sum
+
+
+@dataclass
+class Seen:
+    """A call of a layer: an observation with its anchor, or a term with a graph of its own.
+
+    Attributes:
+        name: of the layer.
+        index: of the call among the layer's calls.
+        term: what it is compared by; None as long as this is not known.
+        shape: of the layer's output.
+        is_repeated: whether it ran without gradients, so that activation checkpointing may run it again in backward.
+    """
+
+    name: str
+    index: int
+    term: Term | None
+    shape: tuple[int, ...]
+    observation: Observation | None = None
+    anchor: Tensor | None = None
+    value: Tensor | None = None
+    is_repeated: bool = False
+
+
+@dataclass
+class Step:
+    """What has been seen of one batch.
+
+    Attributes:
+        probabilities: how probably each layer is taken in this step.
+        taken: the layers taken.
+        executed: the layers called, one entry a call.
+        obstacles: why layers could not be compared.
+    """
+
+    batch: PairedBatch
+    backward: Backward
+    probabilities: dict[str, float]
+    taken: frozenset[str]
+    executed: list[str] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    obstacles: dict[str, str] = field(default_factory=dict)
+
+    def values(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """L_l of the layers taken: the sum of a layer's terms, each the mean of its calls.
+
+        Raises:
+            NonFiniteFeaturesError: one is not finite; names the first.
+        """
+        calls: dict[str, dict[Term, list[Tensor]]] = {}
+        for seen in self.seen:
+            if seen.name in weights and seen.term is not None:
+                value = seen.observation.value if seen.observation is not None else seen.value
+                assert value is not None
+                calls.setdefault(seen.name, {}).setdefault(seen.term, []).append(value)
+        values = {
+            name: torch.stack([torch.stack(values).mean() for values in terms.values()]).sum()
+            for name, terms in calls.items()
+        }
+        _check_finite(values)
+        return values
+
+    def total(
+        self, weights: Mapping[str, float], on_backward: Callable[[Sequence[Seen], Sequence[Tensor]], None]
+    ) -> Tensor:
+        """``sum_l w_l L_l``, differentiable.
+
+        Args:
+            on_backward: told at the beginning of each backward pass of the observed calls and of how much each counts.
+        """
+        num_calls: dict[tuple[str, Term | None], int] = {}
+        for seen in self.seen:
+            num_calls[seen.name, seen.term] = num_calls.get((seen.name, seen.term), 0) + 1
+        parts: list[Tensor] = []
+        observed: list[Seen] = []
+        observations: list[Observation] = []
+        factors: list[float] = []
+        for seen in self.seen:
+            if seen.name not in weights:
+                continue
+            weight = weights[seen.name] / self.probabilities.get(seen.name, 1.0) / num_calls[seen.name, seen.term]
+            if seen.observation is not None:
+                observed.append(seen)
+                observations.append(seen.observation)
+                factors.append(weight)
+            elif seen.value is not None:
+                parts.append(weight * seen.value)
+        if observed:
+            anchors = [seen.anchor for seen in observed]
+            for seen in observed:
+                seen.anchor = None  # the graph holds it: held here too, it would keep the graph alive in a circle
+            parts.append(
+                weighted_sum(observations, factors, anchors, lambda upstreams: on_backward(observed, upstreams))
+            )
+        if not parts:  # none of the layers taken could be compared at this image size
+            return torch.zeros((), device=first_entry(self.batch.inputs).device, requires_grad=True)
+        return torch.stack([part.to(parts[0].dtype) for part in parts]).sum()
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A step's penalty, differentiable, and the value of each layer, detached."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+
+
+def _check_finite(values: Mapping[str, Tensor]) -> None:
+    """Raise for the first layer whose value is not finite."""
+    if values and not torch.isfinite(torch.stack([value.detach().float() for value in values.values()]).sum()):
+        for name, value in values.items():
+            if not torch.isfinite(value):
+                raise NonFiniteFeaturesError(
+                    f"{name}: its features are NaN or infinite, the first of the penalised layers: lower the learning "
+                    "rate or the penalty's weight, or look at the images of this batch"
+                )
