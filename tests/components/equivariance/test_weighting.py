@@ -3,8 +3,18 @@
 import json
 
 import pytest
+import torch
 
-from components.equivariance import PenaltyWeight
+from components.equivariance import (
+    BalancedWeight,
+    EquivarianceRegularizer,
+    GradientNorms,
+    PenaltyWeight,
+    pair_scale,
+    regular_residual,
+    residual_size,
+)
+from tests.components.equivariance.exact import plain_network, random_images
 
 LOSSES = [4.0, 2.0, 8.0, 1.0, 0.5]
 
@@ -62,3 +72,116 @@ def test_a_loss_that_is_not_finite_never_enters_the_mean() -> None:
     with pytest.raises(ValueError, match="task_loss: nan at step 0"):
         weight.at(0, float("nan"))
     assert weight.at(0, 2.0) == pytest.approx(2.0)
+
+
+def _steps(weight: PenaltyWeight | BalancedWeight, loss: str, num_steps: int = 30) -> list[tuple[float, float]]:
+    """(share of the gradient norm at the layers, factor) of each step of a small training run."""
+    network, images = plain_network(), random_images(8, 3, 6, 6)
+    regularizer = EquivarianceRegularizer(network, measure_gradients=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for step in range(num_steps):
+        batch = regularizer.pair(images, 0.5 * images, generator=generator)
+        error = network(batch.inputs) - batch.targets
+        task = error.abs().mean() if loss == "l1" else error.square().mean()
+        factor = weight.at(step, task.item())
+        (task + factor * regularizer.penalty()).backward()
+        norms = regularizer.gradient_norms()
+        assert norms is not None
+        weight.observe(norms)
+        arriving, own = float(norms.arriving) ** 0.5, float(norms.own) ** 0.5
+        seen.append((own / (arriving + own), factor))
+        optimizer.step()
+        optimizer.zero_grad()
+    return seen
+
+
+@pytest.mark.parametrize("loss", ["l1", "mse"])
+@pytest.mark.parametrize("share", [0.05, 0.3])
+@pytest.mark.parametrize("initial", [1e-6, 10.0])
+def test_a_balanced_weight_keeps_the_share_of_the_penalty_whatever_the_loss_and_the_beginning(
+    share: float, initial: float, loss: str
+) -> None:
+    shares = [found for found, _ in _steps(BalancedWeight(share, initial, momentum=0.8), loss, 50)]
+    assert abs(shares[0] - share) > 0.02  # else the next line would prove nothing
+    assert sum(shares[30:]) / 20 == pytest.approx(share, rel=0.1)
+
+
+def test_a_weight_in_the_unit_of_the_task_serves_l1_and_mse_alike() -> None:
+    """Ten times the images' scale makes MSE a hundred and L1 ten times as large; the ratio to the task stays."""
+    ratios = []
+    for unit in ("task", "none"):
+        factors = [_steps(PenaltyWeight(0.1, unit=unit), loss, 5)[-1][1] for loss in ("l1", "mse")]
+        tasks = [_steps(PenaltyWeight(1.0, unit="task"), loss, 5)[-1][1] for loss in ("l1", "mse")]
+        ratios.append([factor / task for factor, task in zip(factors, tasks, strict=True)])
+    assert ratios[0] == pytest.approx([0.1, 0.1], rel=1e-2)
+    assert abs(ratios[1][0] - ratios[1][1]) > 0.02
+
+
+def test_the_share_is_that_of_gradients_taken_by_hand() -> None:
+    network, images = plain_network(), random_images(4, 3, 6, 6)
+    regularizer = EquivarianceRegularizer(network, layers=["2"], measure_gradients=True)
+    maps: list[torch.Tensor] = []
+    network[2].register_forward_hook(lambda module, given, output: maps.append(output))
+    batch = regularizer.pair(images, images, turns=1)
+    output = network(batch.inputs)
+    task = (output - batch.targets).square().mean()
+    value = regularizer.penalty()
+    (of_task,) = torch.autograd.grad(task, maps[0], retain_graph=True)
+    first, second = maps[0][:1].detach().requires_grad_(), maps[0][1:2].detach().requires_grad_()
+    size = residual_size(regular_residual(first, second, 1), pair_scale(first, second).detach())
+    of_size = torch.cat(torch.autograd.grad(size, [first, second]))
+    (task + 0.25 * value).backward()
+    norms = regularizer.gradient_norms()
+    assert norms is not None
+    assert float(norms.arriving) == pytest.approx(float(of_task[:2].square().sum()), rel=1e-9)
+    assert float(norms.own) == pytest.approx(float((0.25 * of_size).square().sum()), rel=1e-9)
+
+
+def test_a_balanced_weight_warms_up_and_what_it_measured_then_counts_as_it_was() -> None:
+    warm, cold = BalancedWeight(0.1, 0.01, warmup_steps=4), BalancedWeight(0.1, 0.01)
+    for step in range(6):
+        factors = [weight.at(step, 1.0) for weight in (warm, cold)]
+        assert factors[0] == pytest.approx(factors[1] * min(1.0, (step + 1) / 4))
+        for weight, factor in zip((warm, cold), factors, strict=True):
+            weight.observe(GradientNorms(torch.tensor(9.0), torch.tensor(4 * factor**2)))  # A = 3, G = 2 lambda
+    assert cold.weight == pytest.approx(0.1 / 0.9 * 3 / 2, rel=1e-6)
+    assert warm.weight == pytest.approx(cold.weight, rel=1e-6)
+
+
+@pytest.mark.parametrize("arriving", [0.0, float("nan"), float("inf")])
+def test_a_step_without_a_gradient_to_compare_with_changes_nothing(arriving: float) -> None:
+    weight = BalancedWeight(0.1, 0.01)
+    weight.observe(None)
+    weight.observe(GradientNorms(torch.tensor(arriving), torch.tensor(1.0)))
+    assert weight.at(5, 1.0) == 0.01
+
+
+def test_a_balanced_weight_goes_on_from_its_state_with_the_same_numbers() -> None:
+    first, second = BalancedWeight(0.2), BalancedWeight(0.2)
+    norms = [GradientNorms(torch.tensor(2.0 + i), torch.tensor(1.0 + i * i)) for i in range(6)]
+    for step in range(3):
+        first.at(step, 1.0)
+        first.observe(norms[step])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for step in range(3, 6):
+        assert first.at(step, 1.0) == second.at(step, 1.0)
+        first.observe(norms[step])
+        second.observe(norms[step])
+    assert first.weight == second.weight
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "balance: 0.0 must be above 0 and below 1"),
+        ({"share": 1.0}, "balance: 1.0"),
+        ({"share": 0.1, "initial": 0.0}, "weight: 0.0 must be a number above 0"),
+        ({"share": 0.1, "warmup_steps": -1}, "warmup_steps: -1"),
+        ({"share": 0.1, "momentum": 1.0}, "momentum: 1.0"),
+    ],
+)
+def test_a_balance_out_of_range_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BalancedWeight(**options)  # type: ignore[arg-type]
