@@ -63,10 +63,10 @@ def cases() -> list[Case]:
         Case("all layers, k = B/4", {"pair_fraction": 0.25}, has_noise=True),
         Case("all layers, k = B/8", {"pair_fraction": 0.125}, has_noise=True),
         Case("all layers, k = B/4, cap", {"pair_fraction": 0.25, "max_gradient_ratio": 0.3}),
-        Case("half of the layers, k = B/4", {"pair_fraction": 0.25, "sample_layers": 0.5}, has_noise=True),
         Case("third of the layers, k = B/4", {"pair_fraction": 0.25, "sample_layers": 1 / 3}, has_noise=True),
-        Case("third of the layers, k = B/2", {"pair_fraction": 0.5, "sample_layers": 1 / 3}, has_noise=True),
-        Case("sixth of the layers, k = B/2", {"pair_fraction": 0.5, "sample_layers": 1 / 6}, has_noise=True),
+        Case("third of the fields, k = B/2", {"pair_fraction": 0.5, "sample_fields": 0.33}, has_noise=True),
+        Case("third of the fields, k = B/4", {"pair_fraction": 0.25, "sample_fields": 0.33}, has_noise=True),
+        Case("three quarters of the fields, k = B/8", {"pair_fraction": 0.125, "sample_fields": 0.75}, has_noise=True),
         Case("rotation, k = B/4", {"penalty": "rotation"}),
         Case("channel, k = B/4", {"penalty": "channel"}),
         Case("projection, no pairs", {"penalty": "projection", "pairing": "none"}),
@@ -81,7 +81,8 @@ def cases() -> list[Case]:
 def default_options() -> dict[str, Any]:
     """The options of params.yaml that a regulariser takes."""
     chosen = load_params().equivariance
-    names = ["penalty", "group", "layers", "sample_layers", "max_gradient_ratio", "normalise", "scale_gradient", "pairing"]
+    names = ["penalty", "group", "layers", "sample_layers", "sample_fields", "max_gradient_ratio", "normalise"]
+    names += ["scale_gradient", "pairing"]
     weights = chosen.layer_weights
     return {
         **{name: getattr(chosen, name) for name in [*names, "pair_fraction"]},
@@ -210,6 +211,7 @@ def measure(network: str, layout: str, rounds: int, draws: int) -> list[dict[str
                 "pairing": options.get("pairing", "replace") if run.case.options is not None else None,
                 "pair_fraction": options.get("pair_fraction", 0.25) if run.case.options is not None else None,
                 "layers": options.get("sample_layers") or "all",
+                "fields": options.get("sample_fields") or "all",
                 "time": round(statistics.median(ratios), 4),
                 "time_quartiles": [round(low, 4), round(high, 4)],
                 "memory": round(memory[name] / memory[base], 4),

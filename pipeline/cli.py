@@ -112,6 +112,23 @@ def probe(
 
 
 @app.command()
+def doctor(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK", help="params, models:/NAME@ALIAS, a model.safetensors or a checkpoint folder"
+        ),
+    ],
+    size: Annotated[int, typer.Option(help="side of the square test images in pixels")] = 64,
+    group: Annotated[str, typer.Option(help="C2, C4 or D4")] = "C4",
+) -> None:
+    """Say how equivariant a network is, layer by layer, what prevents it, and whether its output can be."""
+    from pipeline.doctor import doctor as run
+
+    run(network, size, group)
+
+
+@app.command()
 def params() -> None:
     """Print the params that train would use, with the origin of those that are not of params.yaml."""
     from pipeline.resolve import resolve

@@ -92,6 +92,7 @@ class TrainingJob:
             layers=chosen.layers,
             layer_weights="uniform" if weights.get("profile") == "uniform" else weights,
             sample_layers=chosen.sample_layers,
+            sample_fields=None if chosen.penalty == "paper" else chosen.sample_fields,
             max_gradient_ratio=chosen.max_gradient_ratio,
             measure_gradients=chosen.balance is not None,
             normalise=chosen.normalise,

@@ -163,6 +163,7 @@ class Equivariance(_Section):
     layers: Auto | dict[str, FieldType]
     layer_weights: LayerWeights
     sample_layers: Annotated[float, Field(gt=0)] | None
+    sample_fields: Annotated[float, Field(gt=0, le=1)] | None
     max_gradient_ratio: Annotated[float, Field(gt=0)] | None
     normalise: Literal["relative", "none"]
     scale_gradient: bool
@@ -335,7 +336,9 @@ def check_combinations(params: Params, origin: str) -> None:
             f"where penalty '{equivariance.penalty}' has none: use null, or penalty regular, rotation or paper"
         )
     if equivariance.balance is not None and equivariance.pairing == "none":
-        raise UserError(f"{origin}: equivariance.balance: {equivariance.balance} needs pairs: use pairing replace or null")
+        raise UserError(
+            f"{origin}: equivariance.balance: {equivariance.balance} needs pairs: use pairing replace or null"
+        )
     if equivariance.penalty == "projection" and equivariance.group not in ("C2", "C4", "D4"):
         raise UserError(
             f"{origin}: equivariance.group: {equivariance.group} cannot turn kernels exactly, which penalty 'projection' "

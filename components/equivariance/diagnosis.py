@@ -1,7 +1,7 @@
 """What keeps a network from being equivariant, layer by layer, and whether its output can be at all.
 
-Whether it can is not concluded but tried, with symmetric weights (`structure`); what `geometry`, `layers`, `tracing` and
-`operations` know of the network says why not, and what would help.
+Whether it can is not concluded but tried, with symmetric weights (`structure`); what is known of the network
+(`geometry`, `layers`, `tracing`, `operations`) says why not, and what would help (`obstacles`).
 
 Legend: C channels, H rows, W columns; t the order of the group; images are measured one by one.
 """
@@ -21,7 +21,7 @@ from .groups import Field, Group, group_named
 from .layers import LayerFacts, check_patterns, match_patterns, named_layers
 from .layouts import Layout
 from .measurement import call_layout, evaluation_mode, facts_of
-from .obstacles import Obstacle, by, layer_obstacles, spatial_obstacles
+from .obstacles import FIELD_LIMITS, Obstacle, by, layer_obstacles, spatial_obstacles
 from .operations import Operations, OperationWatch, Spatial, table_asymmetry
 from .penalties import EPSILON, field_residual, pair_scale, residual_size
 from .structure import Structure, act_on_inputs, first_break, tolerance, try_symmetric_weights
@@ -89,7 +89,7 @@ class Diagnosis:
         output: whether it is an image or has no place, so that it can only be invariant.
         output_residual: relative, now.
         structure_residual: what symmetric weights leave of it: not 0 if no weights can make the output equivariant.
-        fitting_size: the nearest (H, W) at which structure and sizes let it be, if it cannot at this one and one is near.
+        fitting_size: the nearest (H, W) at which it can be, position tables apart, if it cannot at this one.
         can_be_exact: whether there are weights with which the output is; None if undecided.
         depends_on_size: strides, pools and the like, so that other sizes may not fit.
     """
@@ -116,17 +116,27 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """Whether the output can be exactly equivariant, in words; invariant where it has no place."""
-        goal = f"exactly {'equivariant' if self.output == 'image' else 'invariant (it has no place)'} under {self.group}"
+        goal = (
+            f"exactly {'equivariant' if self.output == 'image' else 'invariant (it has no place)'} under {self.group}"
+        )
         at = f"at {by(self.size)}"
         if self.can_be_exact:
             text = f"the output can be {goal} {at}: nothing in the structure forbids it"
-            return text + (", but other sizes may not fit" if self.depends_on_size else "")
+            text += ", but other sizes may not fit" if self.depends_on_size else ""
+            limited = sum(any(o.kind in FIELD_LIMITS for o in layer.obstacles) for layer in self.layers)
+            of = f" (only with trivial fields, so symmetric kernels, in {limited} of {len(self.layers)} layers)"
+            return text + (of if limited else "")
         if self.can_be_exact is None:
-            text = f"undecided whether the output can be {goal}: {at} something that is no layer depends on place"
+            text = f"undecided whether the output can be {goal}: {at} something unknown depends on place"
         else:
-            causes = dict.fromkeys(f"{obstacle.kind} ({where})" for where, obstacle in self.fatal)
-            text = f"the output cannot be {goal} {at} because of: {_listed(list(causes))}"
-        return text + (f"; at {by(self.fitting_size)} it can" if self.fitting_size else "")
+            kinds = dict.fromkeys(obstacle.kind for _, obstacle in self.fatal)
+            causes = [
+                f"{kind} ({_listed(list(dict.fromkeys(where for where, o in self.fatal if o.kind == kind)))})"
+                for kind in kinds
+            ]
+            text = f"the output cannot be {goal} {at} because of {' and '.join(causes)}"
+        apart = ", position tables apart" if any(o.kind == "position table" for _, o in self.fatal) else ""
+        return text + (f"; at {by(self.fitting_size)} it can{apart}" if self.fitting_size else "")
 
 
 @torch.no_grad()
@@ -138,9 +148,9 @@ def diagnose(
 ) -> Diagnosis:
     """How equivariant a network is at each layer, what prevents it, and whether its output can be at all.
 
-    Residuals are those of `equivariance_error`; layers that it leaves out because of their channels are compared as trivial
-    fields. With weights that are random but for the group's symmetry, the output has a residual only where the structure
-    forbids equivariance; obstacles are called fatal if it has.
+    Residuals are those of `equivariance_error`; layers that it leaves out because of their channels are compared as
+    trivial fields. With weights that are random but for the group's symmetry, the output has a residual only if the
+    structure forbids equivariance; obstacles that can be the cause are then called fatal.
 
     Args:
         network: returns ``(B, C, H, W)``, or ``(B, K)`` without place; a module or an exported program's. Measured in
@@ -150,15 +160,16 @@ def diagnose(
         layouts: as of `EquivarianceRegularizer`.
 
     Raises:
-        ValueError: another group, no images, a layout for no layer, or a network that returns something else or runs other
-            layers on a turned image.
+        ValueError: another group, no images, a layout for no layer, or a network that returns something else, in less
+            than single precision, or runs other layers on a turned image.
     """
     chosen = group_named(group)
     if not chosen.is_on_grid:
         raise ValueError(f"group: {group!r} turns by angles that no pixel grid has; use C2, C4 or D4")
     inputs = images if isinstance(images, tuple) else (images,)
-    if not inputs or inputs[0].ndim != 4 or not len(inputs[0]):
-        raise ValueError(f"images {[tuple(value.shape) for value in inputs]}: the first must be (B, C, H, W), B above 0")
+    shapes = [tuple(value.shape) for value in inputs]
+    if not shapes or len(shapes[0]) != 4 or not shapes[0][0] or any(shape[:1] != shapes[0][:1] for shape in shapes):
+        raise ValueError(f"images {shapes}: the first must be (B, C, H, W), all must have the same B above 0")
     with evaluation_mode(network):
         return _Examination(network, chosen, layouts or {}, inputs).diagnosis()
 
@@ -186,6 +197,10 @@ class _Examination:
         check_patterns("layouts", {call.name for call in self.calls}, layouts)
         self.facts = facts_of(self.first.trace)
         self.fields = {name: self._field(each) for name, each in self.facts.items()}
+        if torch.finfo(self.first.output.dtype).bits < 32:
+            raise ValueError(
+                f"network: {self.first.output.dtype} is too coarse to tell; diagnose it as network.float()"
+            )
         self.tolerance = tolerance(self.first.output.dtype)
 
     def diagnosis(self) -> Diagnosis:
@@ -196,13 +211,14 @@ class _Examination:
         breaks = structure.residual_without_tables > self.tolerance
         layers = [self._layer(name, sizes, breaks, name in zeros) for name in self.facts]
         findings = [*self._spatial_findings(breaks), *self._table_findings(structure), *self._unseen_layers()]
-        is_named = any(o.is_fatal for layer in layers for o in layer.obstacles) or any(
-            finding.obstacle.is_fatal and finding.obstacle.kind != "position table" for finding in findings
-        )
-        can_be_exact: bool | None = structure.residual <= self.tolerance
-        if not can_be_exact and breaks and not is_named:
+        fatal = [obstacle.kind for layer in layers for obstacle in layer.obstacles if obstacle.is_fatal]
+        fatal += [finding.obstacle.kind for finding in findings if finding.obstacle.is_fatal]
+        is_named = any(kind != "position table" for kind in fatal)
+        if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
-            can_be_exact = None
+        can_be_exact: bool | None = False if fatal else None
+        if structure.residual <= self.tolerance and not fatal:
+            can_be_exact = True
         return Diagnosis(
             self.group.name,
             (inputs[0].shape[-2], inputs[0].shape[-1]),
@@ -222,9 +238,11 @@ class _Examination:
     def _run(self, inputs: Sequence[Tensor]) -> _Run:
         raw: list[Tensor] = []
         # Cloned, because what follows may overwrite it in place.
-        with tracing(self.network, lambda call, result: raw.append(result.clone())) as trace:
-            with OperationWatch(self.network, trace) as watch:
-                output = self.network(*inputs)
+        with (
+            tracing(self.network, lambda call, result: raw.append(result.clone())) as trace,
+            OperationWatch(self.network, trace) as watch,
+        ):
+            output = self.network(*inputs)
         if not isinstance(output, Tensor) or output.ndim not in (2, 4):
             raise ValueError("network: one that returns one tensor, (B, C, H, W) or (B, K), can be diagnosed")
         maps: list[Tensor | None] = []
@@ -246,7 +264,7 @@ class _Examination:
         return "trivial" if facts.channels % self.group.order else facts.field
 
     def _sizes(self) -> tuple[dict[str | None, list[float]], set[str]]:
-        """Sizes of all images, elements and calls by layer name, None for the output; and layers that give only zeros."""
+        """Sizes of all images, elements and calls by layer name, None for the output; and layers that are always 0."""
         sizes: dict[str | None, list[float]] = {None: []}
         zeros = {call.name for call, maps in zip(self.calls, self.first.maps, strict=True) if maps is not None}
         names = [call.name for call in self.calls]
@@ -296,15 +314,19 @@ class _Examination:
         )
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:
-        seen = {}
+        seen: dict[Finding, None] = {}
         for operation in self.first.operations.spatial:
             for obstacle in spatial_obstacles(operation, self.group, breaks):
                 seen[Finding(_place_of(operation), obstacle)] = None
         yield from seen
 
     def _table_findings(self, structure: Structure) -> Iterator[Finding]:
-        """Tables are fatal if the output turns without them and not with them, or by their own values."""
-        is_to_blame = structure.residual > max(self.tolerance, 2 * structure.residual_without_tables)
+        """A table is fatal if a turn changes it and it matters to the output; or if the output turns better without."""
+        rounding = 4 * torch.finfo(self.first.output.dtype).eps
+        residual, without = structure.residual, structure.residual_without_tables
+        is_to_blame = residual > 2 * without + rounding
+        # Where the shape tells what a turn does to it, it need only make a difference.
+        matters = math.isinf(residual) or abs(residual - without) > 1e-3 * without + rounding
         for table in self.first.operations.tables.values():
             change = table_asymmetry(table.value, self.group)
             shape = tuple(table.value.shape)
@@ -314,7 +336,7 @@ class _Examination:
                 yield Finding(table.name, Obstacle("position table", reason, remedy))
             elif change is not None:
                 reason = f"{shape}: a turn changes it by {change:.2g} of its size"
-                yield Finding(table.name, Obstacle("position table", reason, remedy, True))
+                yield Finding(table.name, Obstacle("position table", reason, remedy, matters))
             else:
                 turns = "the output does not turn with it and would without" if is_to_blame else "no harm seen"
                 reason = f"{shape}: its shape does not tell which place an entry belongs to; {turns}"
@@ -323,18 +345,20 @@ class _Examination:
     def _unseen_layers(self) -> Iterator[Finding]:
         unseen = [name for name in named_layers(self.network) if name not in self.facts]
         if unseen:
-            shown = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
             reason = "not called in this forward, or inside a fused operation (as nn.MultiheadAttention): not measured"
-            yield Finding(shown, Obstacle("unseen", reason, "none needed if they are unused"))
+            yield Finding(_listed(unseen), Obstacle("unseen", reason, "none needed if they are unused"))
 
     def _unnamed(self, structure: Structure) -> Finding:
         layouts = [self._layout(call)[0] for call in self.calls]
         sums = self.first.operations.table_sums
         before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, layouts)
         where = f"between {before or 'the image'} and {after or 'the output'}"
+        has = f"has a residual of {structure.residual:.2g}"
+        has = "has another shape if the image is turned, or no finite values" if math.isinf(structure.residual) else has
         reason = (
-            f"with symmetric weights the output still has a residual of {structure.residual_without_tables:.2g}: something "
-            "depends on place, as a crop or a slice on one side, coordinates, a table in a buffer, sub-pixels moved by hand"
+            f"with symmetric weights the output still {has}: "
+            "something depends on place, as a crop or a slice on one side, coordinates, a table in a buffer, "
+            "sub-pixels moved by hand"
         )
         return Finding(where, Obstacle("unknown", reason, "look at what happens there; try other image sizes", True))
 
@@ -373,7 +397,9 @@ class _Examination:
         return (height, width) if height and width and (height, width) != (rows, columns) else None
 
     def _fitting_side(self, side: int, distance: int) -> int | None:
-        nearest = sorted(range(max(1, side - distance), side + distance + 1), key=lambda other: abs(other - side))
+        # Not less than half: on maps of a pixel or two everything is symmetric.
+        sides = range(max(side // 2, side - distance), side + distance + 1)
+        nearest = sorted(sides, key=lambda other: abs(other - side))
         return next((other for other in nearest if self._fits(other)), None)
 
     def _fits(self, side: int) -> bool:
@@ -433,13 +459,13 @@ def _place_of(operation: Spatial) -> str:
     """A pool, resize or padding in words."""
     words = operation.kind
     if operation.window:
-        words = f"{operation.details} of {by(operation.window.kernel_size)}, stride {operation.window.stride[0]}"
-    return f"{words}, after {operation.after or 'the input'}"
+        words = f"{operation.details} {by(operation.window.kernel_size)} stride {operation.window.stride[0]}"
+    return f"{words} after {operation.after or 'the input'}"
 
 
 def _root_of_mean(sizes: Sequence[float]) -> float:
     return math.sqrt(sum(sizes) / len(sizes))
 
 
-def _listed(causes: Sequence[str], most: int = 3) -> str:
-    return ", ".join(causes[:most]) + (f" and {len(causes) - most} more" if len(causes) > most else "")
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .groups import Field, Group
-from .layouts import Layout
+from .layouts import Layout, Maps
 from .penalties import EPSILON, field_residual, pair_scale, residual_size, unsquared_size
 
 Size = Literal["relative", "none", "paper"]
@@ -34,6 +34,8 @@ class Comparing:
         num_pairs: P.
         size: of a residual.
         scale_gradient: whether gradient flows through the scale of a relative size.
+        field_share: what part of a layer's regular fields is compared, drawn anew in each step; None for all.
+        position: uniform in [0, 1), what the choice of fields is drawn from.
     """
 
     group: Group
@@ -41,6 +43,8 @@ class Comparing:
     num_pairs: int
     size: Size
     scale_gradient: bool
+    field_share: float | None = None
+    position: float = 0.0
 
     def value(self, originals: Tensor, copies: Tensor, field: Field) -> Tensor:
         """The size of the residual, differentiable: two ``(P, C, H, W)`` -> a scalar."""
@@ -51,6 +55,23 @@ class Comparing:
             return residual_size(residual)
         scale = pair_scale(self.group.crop(originals), self.group.crop(copies))
         return residual_size(residual, scale if self.scale_gradient else scale.detach())
+
+    def chosen_channels(self, channels: int, field: Field) -> list[int] | None:
+        """The channels of the fields that are compared, each field with the same probability; None for all.
+
+        Systematic sampling of m of F fields: those at ``floor((i + u) F / m)``, i = 0..m-1, u = `position`. So the mean
+        over what is chosen is on average the mean over all, and the fields chosen are spread over the layer. Trivial
+        fields are always compared (the image has few), and so is everything where the gradient is not closed.
+        """
+        if self.field_share is None or field == "trivial" or not self.is_closed:
+            return None
+        order = self.group.order
+        num_fields = channels // order
+        number = max(1, round(self.field_share * num_fields))
+        if number >= num_fields:
+            return None
+        fields = [int((i + self.position) * num_fields / number) for i in range(number)]
+        return [field * order + channel for field in fields for channel in range(order)]
 
     @property
     def is_closed(self) -> bool:
@@ -69,13 +90,14 @@ class Observation:
         self.comparing = comparing
         per_image = len(output) // num_images  # windows are several entries an image
         self.num_entries = 2 * comparing.num_pairs * per_image
-        self.upstream: Tensor | None = None
         self.value: Tensor
         self._raw: Tensor | None = output.detach()[: self.num_entries]
         self._raw_shape = self._raw.shape
         self._layout: Layout
         self._field: Field
-        self._residual: Tensor | None = None  # (P, C, H, W)
+        self._num_channels = 0
+        self._channels: Tensor | None = None  # those compared; None for all
+        self._residual: Tensor | None = None  # (P, C, H, W), C those compared
         self._coefficients: Tensor  # 2 v_p, (P,)
         self._gradient: Tensor | None = None  # (2P, C, H, W)
         self.own_norms: Tensor  # of the gradient of `value`, over both maps of each pair, (P,)
@@ -105,13 +127,18 @@ class Observation:
         comparing, pairs = self.comparing, self.comparing.num_pairs
         if not comparing.is_closed:
             with torch.enable_grad():
-                leaf = maps.detach().clone().requires_grad_()
+                leaf = maps.detach().to(_precise(maps.dtype), copy=True).requires_grad_()
                 originals, copies = leaf.chunk(2)
                 value = comparing.value(originals, copies, field)
                 (self._gradient,) = torch.autograd.grad(value, leaf)
             self.value = value.detach()
             self.own_norms = _pair_norms(self._gradient)
             return
+        self._num_channels = maps.shape[1]
+        chosen = comparing.chosen_channels(self._num_channels, field)
+        if chosen is not None:
+            self._channels = torch.tensor(chosen, device=maps.device)
+            originals, copies = (half.index_select(1, self._channels) for half in (originals, copies))
         residual = field_residual(originals, copies, comparing.turns, field, comparing.group)
         norms = _norms(residual)  # (P,)
         size = residual[0].numel()
@@ -124,7 +151,7 @@ class Observation:
             weights = torch.full_like(norms, 1 / (pairs * size))
             if comparing.size == "relative":
                 both = _norms(maps).square().view(2, pairs)  # (2P,) -> originals, copies
-                weights = weights / (both.sum(dim=0) / (2 * size) + EPSILON)
+                weights = weights / (both.sum(dim=0) / (2 * maps[0].numel()) + EPSILON)
             self.value = (weights * norms.square()).sum()
             self._coefficients = 2 * weights
         self._residual = residual
@@ -134,9 +161,18 @@ class Observation:
         """Add ``factors_p`` times the gradient of `value` to one at the layer's output, ``(B, ...)``, in place."""
         originals, copies = self._gradients(factors)  # 2 of (P, C, H, W)
         half = self.num_entries // 2
-        shape = (half, *self._raw_shape[1:])
-        total[half : 2 * half].add_(self._layout.from_maps(copies).reshape(shape))
-        total[:half].add_(self._layout.from_maps(originals).reshape(shape))
+        self._enter(total[half : 2 * half], copies)
+        self._enter(total[:half], originals)
+
+    def _enter(self, part: Tensor, gradient: Tensor) -> None:
+        """Add a gradient of maps ``(P, C, H, W)`` to that of the layer's output on the same images, in place."""
+        if self._channels is not None and isinstance(self._layout, Maps):
+            part.index_add_(1, self._channels, gradient.to(part.dtype))
+            return
+        if self._channels is not None:
+            full = gradient.new_zeros((len(gradient), self._num_channels, *gradient.shape[2:]))
+            gradient = full.index_copy_(1, self._channels, gradient)
+        part.add_(self._layout.from_maps(gradient).reshape(part.shape))
 
     def _gradients(self, factors: Tensor) -> tuple[Tensor, Tensor]:
         if self._gradient is not None:
@@ -144,7 +180,10 @@ class Observation:
             return originals, copies
         assert self._residual is not None
         group = self.comparing.group
-        copies = self._residual * _each(factors * self._coefficients).to(self._residual.dtype)
+        coefficients = _each(factors * self._coefficients)
+        if self._residual.dtype != torch.float16:  # below whose range they may be where features are large
+            coefficients = coefficients.to(self._residual.dtype)
+        copies = self._residual * coefficients
         return -group.act(copies, group.inverses[self.comparing.turns], self._field), copies
 
     def arriving_norms(self, arriving: Tensor) -> Tensor:
@@ -160,8 +199,12 @@ def _each(values: Tensor) -> Tensor:
 
 def _norms(maps: Tensor) -> Tensor:
     """The norm of each entry: ``(P, ...)`` -> ``(P,)``, in at least single precision."""
-    precise = torch.promote_types(maps.dtype, torch.float32)
-    return torch.linalg.vector_norm(maps, dim=tuple(range(1, maps.ndim)), dtype=precise)
+    return torch.linalg.vector_norm(maps, dim=tuple(range(1, maps.ndim)), dtype=_precise(maps.dtype))
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """At least single precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _pair_norms(maps: Tensor) -> Tensor:

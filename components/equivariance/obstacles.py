@@ -1,6 +1,6 @@
 """What prevents equivariance at a layer or between layers, with the remedy of each.
 
-Legend: t the order of the group; along an axis: size N, kernel k, dilation d, span ``d (k - 1) + 1``, padding p, stride s.
+Legend: t the order of the group; along an axis: kernel k, dilation d, span ``d (k - 1) + 1``, padding p, stride s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from .layers import LayerFacts
 from .layouts import Layout, Windows
 from .operations import Spatial
 from .tracing import Call
+
+FIELD_LIMITS = ("channels", "channel groups", "heads")
+"""Kinds of obstacles that leave a layer the trivial fields."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,10 @@ def _alignment(
 
 
 def other_windows(window: Window, input_size: Sequence[int], output_size: Sequence[int]) -> list[str]:
-    """Square kernels with their padding that are symmetric at this size and give the same output size; the nearest two."""
+    """The nearest two kernels with paddings that are symmetric, skip no pixel and give the same output size."""
     kernel, stride = window.kernel_size[0], window.stride[0]
     fitting = []
-    for k in range(1, kernel + stride + 1):
+    for k in range(min(kernel, stride), kernel + 2 * stride + 1):
         span = window.dilation[0] * (k - 1) + 1
         for p in range(span // 2 + 1):
             if all(

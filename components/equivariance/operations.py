@@ -22,6 +22,7 @@ from .tracing import Trace
 
 LAYERS = ("conv2d", "conv_transpose2d", "linear")
 SUMS = ("add", "iadd", "radd")
+_PRODUCTS = ("matmul", "bmm", "scaled_dot_product_attention")
 _POOLS = {
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode"),
@@ -78,8 +79,8 @@ class Operations:
         spatial: pools, resizes and paddings, in order.
         tables: by parameter name, of the first sum.
         table_sums: which of all sums add a table: the sum's number -> the number of the argument.
-        channel_parameters: parameters and buffers with one value a channel, that meet features with so many channels, by
-            name, with the last layer called before.
+        channel_parameters: parameters and buffers with one value a channel, that meet features with so many channels,
+            by name, with the last layer called before.
         head_widths: layer -> channels of one head of the attention that follows it.
     """
 
@@ -91,14 +92,15 @@ class Operations:
 
 
 class OperationWatch(TorchFunctionMode):
-    """Fills `Operations` while a network runs inside ``with tracing(...) as trace, OperationWatch(network, trace):``."""
+    """Fills `seen` while a network runs inside ``with tracing(network) as trace, OperationWatch(network, trace):``."""
 
     def __init__(self, network: nn.Module, trace: Trace) -> None:
         super().__init__()
         self.seen = Operations()
         self._trace = trace
         self._sums = 0
-        self._names = WeakTensorKeyDictionary()  # of parameters and buffers, and of views of a whole one
+        self._attends_after = -1  # how many layers were called before the last product
+        self._names = WeakTensorKeyDictionary()  # of parameters and buffers, and of what is made of them alone
         for name, tensor in (*network.named_buffers(), *network.named_parameters()):
             self._names[tensor] = name
 
@@ -131,7 +133,8 @@ class OperationWatch(TorchFunctionMode):
             self._add("resize", args[0], result, details=mode)
         elif name == "pad":
             self._add("padding", args[0], result, details=tuple(args[1] if len(args) > 1 else kwargs["pad"]))
-        elif name in ("matmul", "bmm", "scaled_dot_product_attention"):
+        elif name in _PRODUCTS:
+            self._attends_after = len(self._trace.calls)
             self._note_heads(args[0] if args else kwargs["query"])
         self._note_parameters((*args, *kwargs.values()), result)
 
@@ -163,10 +166,11 @@ class OperationWatch(TorchFunctionMode):
     def _note_parameters(self, values: tuple[Any, ...], result: Tensor) -> None:
         tensors = [value for value in values if isinstance(value, Tensor)]
         named = [tensor for tensor in tensors if tensor in self._names]
-        if len(named) == len(tensors) == 1 and result.numel() == named[0].numel():
-            self._names[result] = self._names[named[0]]  # a view
+        if tensors and len(named) == len(tensors):
+            self._names[result] = self._names[named[0]]
             return
-        if len(named) == len(tensors):
+        is_attention = self._attends_after == len(self._trace.calls)  # whose axes are heads and places
+        if is_attention:
             return
         for tensor in named:
             wide = [size for size in tensor.shape if size > 1]
@@ -177,7 +181,7 @@ class OperationWatch(TorchFunctionMode):
     def _note_sum(self, args: tuple[Any, ...], found: dict[str, tuple[int, ...]]) -> None:
         for parameter, shape in found.items():
             for number, value in enumerate(args):
-                if isinstance(value, Tensor) and tuple(value.shape) == shape:
+                if isinstance(value, Tensor) and value in self._names and tuple(value.shape) == shape:
                     others = [other for other in args if isinstance(other, Tensor) and other is not value]
                     added_to = tuple(others[0].shape) if others else shape
                     table = Table(parameter, value.detach(), added_to, self._after)
@@ -187,7 +191,7 @@ class OperationWatch(TorchFunctionMode):
 
 
 def table_asymmetry(value: Tensor, group: Group) -> float | None:
-    """How much a table changes when it is turned, relative to its size: 0 is symmetric; None if its shape tells no place.
+    """How much a turn changes a table, relative to its size: 0 is symmetric; None if its shape tells no place.
 
     Read as maps ``(1, C, H, W)`` or ``(1, H, W, C)``, as tokens ``(1, N, C)`` of a square map and as relative positions
     ``(heads, N, N)`` in square windows of N tokens, in rows; of what fits, the most symmetric reading counts.
@@ -202,9 +206,10 @@ def table_asymmetry(value: Tensor, group: Group) -> float | None:
 def _readings(value: Tensor, group: Group) -> list[Callable[[int], Tensor]]:
     """The table turned by an element, in each way to read its shape."""
     readings: list[Callable[[int], Tensor]] = []
-    if value.ndim in (3, 4) and value.shape[-1] == value.shape[-2]:  # (..., C, H, W)
+    is_free = not group.needs_squares
+    if value.ndim in (3, 4) and (is_free or value.shape[-1] == value.shape[-2]):  # (..., C, H, W)
         readings.append(lambda element: group.spatial(value, element))
-    if value.ndim == 4 and value.shape[1] == value.shape[2]:  # (1, H, W, C)
+    if value.ndim == 4 and (is_free or value.shape[1] == value.shape[2]):  # (1, H, W, C)
         readings.append(lambda element: group.spatial(value.permute(0, 3, 1, 2), element).permute(0, 2, 3, 1))
     side = math.isqrt(value.shape[-2])
     if side**2 == value.shape[-2]:

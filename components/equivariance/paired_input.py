@@ -29,9 +29,9 @@ def check_paired(batch: PairedBatch, group: Group, arguments: Any) -> None:
         if entry.ndim == 4 and same and _is_turned(entry, entry.dtype, batch, group):  # else it was declared invariant
             if not any(_is_turned(tensor, entry.dtype, batch, group) for tensor in same):
                 raise ValueError(
-                    f"network: it was given {tuple(entry.shape)}, as pair() made, but image {batch.num_pairs} is not image "
-                    "0 turned: call network(batch.inputs) with the batch that pair() returned, in its order; crop, "
-                    "augment and add noise before pair(), not after it"
+                    f"network: it was given {tuple(entry.shape)}, as pair() made, but image {batch.num_pairs} is not "
+                    "image 0 turned: call network(batch.inputs) with the batch that pair() returned, in its order; "
+                    "crop, augment and add noise before pair(), not after it"
                 )
             return
 
@@ -46,5 +46,7 @@ def _is_turned(tensor: Tensor, made_as: torch.dtype, batch: PairedBatch, group: 
         rounding = max((torch.finfo(d).eps for d in (tensor.dtype, made_as) if d.is_floating_point), default=0.0)
         bound = rounding**0.5 * torch.linalg.vector_norm(turned)
     else:  # interpolated, and dark corners that a normalisation moves
-        bound = 0.5 * torch.linalg.vector_norm(turned - turned.mean())
+        inside = group.crop(torch.ones_like(turned))
+        mean = turned.sum() / inside.sum()
+        bound = 0.5 * torch.linalg.vector_norm(turned - mean * inside)
     return not bool(difference > bound)

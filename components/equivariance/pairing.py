@@ -35,7 +35,7 @@ class PairedBatch:
 
     `inputs` and `targets` are what was given, a tensor or a dict of tensors. `turns` is the element of the group
     between an original and its copy: for C4 the number of quarter turns. `shift` is the channel shift that the penalty
-    "channel" uses in this step, `position` in [0, 1) what decides which layers are penalised if they are sampled.
+    "channel" uses in this step, `position` and `field_position` in [0, 1) what decides which layers and fields are compared where they are sampled.
     """
 
     inputs: Any
@@ -44,6 +44,7 @@ class PairedBatch:
     shift: int
     num_pairs: int
     position: float = 0.0
+    field_position: float = 0.0
 
     @property
     def num_images(self) -> int:

@@ -26,13 +26,14 @@ class WatchOptions:
     max_gradient_ratio: float | None
     measures_gradients: bool
     num_sampled: float | None
+    field_share: float | None
 
 
 class LayerPlanning:
     """The terms, the layout and the chance of every layer.
 
-    Only a forward shows which layer is the last before the image and what becomes of each output (`learn`). Until then the
-    first layer registered is taken to read the image and the last one to write it.
+    Only a forward shows which layer is the last before the image and what becomes of each output (`learn`). Until then
+    the first layer registered is taken to read the image and the last one to write it.
 
     Args:
         modules: all convolutions and linear layers by name, in order of registration.
@@ -47,7 +48,7 @@ class LayerPlanning:
         modules: Mapping[str, Layer],
         requested: Mapping[str, Field | None],
         layouts: Mapping[str, Layout],
-        layer_weights: Callable[[Sequence[str]], dict[str, float]],
+        layer_weights: Callable[[list[str]], dict[str, float]],
         options: WatchOptions,
     ) -> None:
         self.requested = requested
@@ -120,7 +121,7 @@ class LayerPlanning:
         facts = self.facts[name]
         shifts = self._shifts.get(name) or [(0, 0)]
         shift = shifts[min(index, len(shifts) - 1)]
-        sizes = [tuple(entry.shape[-2:]) for entry in entries_of(batch.inputs) if entry.ndim == 4]
+        sizes = [(entry.shape[-2], entry.shape[-1]) for entry in entries_of(batch.inputs) if entry.ndim == 4]
         declared, is_linear, size = self._layouts.get(name), facts.window is None, sizes[0] if sizes else None
         return layout_of(shape, batch.num_images, declared, is_linear, shift, facts.factor, size)
 

@@ -87,6 +87,9 @@ class EquivarianceRegularizer:
         sample_layers: how many layers to penalise in a step, drawn with probabilities proportional to their weights and
             weighted so that the mean over draws is the sum over all: a number of layers from 1, or a share below 1;
             None for all.
+        sample_fields: what share of each layer's regular fields to compare in a step, above 0 and below 1, drawn with
+            equal probabilities: on average the penalty of all; None for all. Compared whole nevertheless: trivial fields,
+            and layers whose gradient has no closed form (`scale_gradient`, groups that are not on the grid).
         normalise: "relative", or "none" for mean squares in the features' own units.
         scale_gradient: whether gradient flows through the denominator of a relative size.
         pairing: "replace" (B images stay B), "append" (B become B + k), or, for "projection" alone, "none".
@@ -114,6 +117,7 @@ class EquivarianceRegularizer:
         layouts: Mapping[str, Layout] | None = None,
         layer_weights: LayerWeights = "uniform",
         sample_layers: float | None = None,
+        sample_fields: float | None = None,
         normalise: Normalise = "relative",
         scale_gradient: bool = False,
         pairing: Pairing = "replace",
@@ -142,6 +146,12 @@ class EquivarianceRegularizer:
             raise ValueError(
                 f"sample_layers: {sample_layers} must be a number of layers, a share below 1, or None for all"
             )
+        if sample_fields is not None and not 0 < sample_fields <= 1:
+            raise ValueError(f"sample_fields: {sample_fields} must be a share above 0 and at most 1, or None for all")
+        if sample_fields is not None and penalty == "paper":
+            raise ValueError(
+                "sample_fields: the norms of penalty 'paper' are no means, so no sample stands for all: use None"
+            )
         modules = named_layers(network)
         requested = requested_fields(modules, layers)
         check_layer_weights(modules, layer_weights)
@@ -157,6 +167,7 @@ class EquivarianceRegularizer:
             max_gradient_ratio,
             measure_gradients,
             sample_layers,
+            sample_fields,
         )
         self._layer_weights = layer_weights
         self._has_raw_weights = penalty == "paper"
@@ -232,7 +243,7 @@ class EquivarianceRegularizer:
             turns = draw_between_one_and(self.group.order - 1, generator)
         if shift is None:
             shift = draw_between_one_and(self._largest_shift, generator)
-        position = draw_position(generator)
+        position, field_position = draw_position(generator), draw_position(generator)
         check_choice("turns", turns, range(1, self.group.order))
         check_choice("shift", shift, range(1, self._largest_shift + 1))
         swaps = self.group.quarter_turns(turns) in (None, 1, 3)
@@ -258,6 +269,7 @@ class EquivarianceRegularizer:
             shift,
             num_pairs,
             position,
+            field_position,
         )
         self._watcher.start(batch)
         return batch

@@ -16,10 +16,13 @@ from torch.utils.hooks import RemovableHandle
 from .observation import Observation
 from .taps import Backward, tap
 
+NO_PASS = -1
+"""What torch numbers the time outside of backward passes with."""
+
 
 def is_in_backward() -> bool:
     """Whether this is run by a backward pass."""
-    return torch._C._current_graph_task_id() != -1
+    return torch._C._current_graph_task_id() != NO_PASS
 
 
 def is_in_reentrant_checkpoint() -> bool:
@@ -52,7 +55,7 @@ class Replays:
         self._register = register
         self._handles: list[RemovableHandle] = []
         self._waiting: dict[str, list[Replay]] = {}
-        self._is_under_way = False
+        self._pass = NO_PASS
         self._num_found = 0
         self._reaches_others = False
         self._checkpointed: list[str] = []
@@ -64,23 +67,26 @@ class Replays:
             checkpointed: the layers among them that certainly ran under reentrant checkpointing.
             reaches_others: whether the penalty has a gradient without them.
         """
+        if self._pass != torch._C._current_graph_task_id():
+            self.clear()  # an error ended the pass before
+            self._pass, self._num_found = torch._C._current_graph_task_id(), 0
+            self._handles = self._register()
+            Variable._execution_engine.queue_callback(self._end)
         for replay in replays:
             self._waiting.setdefault(replay.name, []).append(replay)
         self._checkpointed += checkpointed
         self._reaches_others = self._reaches_others or reaches_others
-        if not self._is_under_way:
-            self._is_under_way, self._num_found = True, 0
-            self._handles = self._register()
-            Variable._execution_engine.queue_callback(self._end)  # type: ignore[attr-defined]
 
     def found(self, name: str, output: Tensor) -> Tensor | None:
-        """Ties the observation of a call to the same call run again; the output to go on with, or None if none waits."""
+        """Ties the observation of a call to the same call run again; gives the output to go on with, if one waits."""
         waiting = self._waiting.get(name)
         if not waiting or not output.requires_grad:
             return None
         position = 0
         if len(waiting) > 1:  # parts run again last first, but the calls of one part first first: known by its value
-            distances = [abs(_value_again(each.observation, output) - float(each.observation.value)) for each in waiting]
+            distances = [
+                abs(_value_again(each.observation, output) - float(each.observation.value)) for each in waiting
+            ]
             position = distances.index(min(distances))
         replay = waiting.pop(position)
         self._num_found += 1
@@ -91,7 +97,7 @@ class Replays:
         for handle in self._handles:
             handle.remove()
         self._handles, self._waiting, self._checkpointed = [], {}, []
-        self._is_under_way, self._reaches_others = False, False
+        self._pass, self._reaches_others = NO_PASS, False
 
     def _end(self) -> None:
         lost = [name for name in dict.fromkeys(self._checkpointed) if self._waiting.get(name)]
@@ -99,9 +105,10 @@ class Replays:
         self.clear()
         if lost:
             message = (
-                f"penalty: {', '.join(lost)} ran under reentrant activation checkpointing and this backward pass did not run "
-                "them again, so the penalty has no gradient there: take task loss and penalty in one backward pass, let "
-                "the input of each checkpointed part require a gradient, or use checkpoint(..., use_reentrant=False)"
+                f"penalty: {', '.join(lost)} ran under reentrant activation checkpointing and this backward pass did "
+                "not run them again, so the penalty has no gradient there: take task loss and penalty in one backward "
+                "pass, let the input of each checkpointed part require a gradient, or use "
+                "checkpoint(..., use_reentrant=False)"
             )
             if reached_none:
                 raise RuntimeError(message)

@@ -1,10 +1,10 @@
 """Whether the structure of a network lets its output be equivariant, whatever its weights: by trying it.
 
 Every convolution and linear layer runs with random weights that each element of the group leaves as they are: kernels
-averaged over the group, the same weight for all sub-pixels of a pixel. Then every map of every layer is a trivial field,
-norms, activations, sums and attention keep it one, and what is left of the residual comes from something else: a grid that
-is not symmetric, a table of positions, a crop or padding on one side. If nothing is left, such weights are an example of an
-exactly equivariant network of this structure.
+averaged over the group, the same weight for all sub-pixels of a pixel, no biases. Then every map of every layer is a
+trivial field; norms, activations, sums and attention keep it one; and what is left of the residual comes from
+something else: a grid that is not symmetric, a table of positions, a crop or padding on one side. If nothing is left,
+such weights are an example of an exactly equivariant network of this structure.
 
 Legend: O, I output and input channels of a kernel; r factor of a sub-pixel layer.
 """
@@ -41,12 +41,12 @@ def generators(group: Group) -> tuple[int, ...]:
 
 def tolerance(dtype: torch.dtype) -> float:
     """What rounding may leave of a relative residual: 1e-3 in single, 4e-8 in double precision."""
-    return min(3 * torch.finfo(dtype).eps ** 0.5, 0.1)
+    return float(3 * torch.finfo(dtype).eps ** 0.5)
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What is left with symmetric weights: relative residuals of the output, as it is and with no table of positions."""
+    """Relative residuals that the output has with symmetric weights, as it is and with no table of positions."""
 
     residual: float
     residual_without_tables: float
@@ -102,9 +102,12 @@ def first_break(
 
     def run(values: Sequence[Tensor]) -> list[Tensor]:
         raw: list[Tensor] = []
-        with torch.no_grad(), tracing(network, lambda call, result: raw.append(result.clone())):
-            with _SymmetricWeights(group, calls, table_sums):
-                network(*values)
+        with (
+            torch.no_grad(),
+            tracing(network, lambda call, result: raw.append(result.clone())),
+            _SymmetricWeights(group, calls, table_sums),
+        ):
+            network(*values)
         return raw
 
     noise = tuple(_noise_like(value, seed) for seed, value in enumerate(inputs))
@@ -160,7 +163,7 @@ def _rms(maps: Tensor) -> float:
 
 
 class _SymmetricWeights(TorchFunctionMode):
-    """Other weights for layers, no scales and statistics in norms, and zeros for tables, while a network runs inside."""
+    """Other weights for layers, no batch norms, and zeros for tables, while a network runs inside."""
 
     def __init__(self, group: Group, calls: Sequence[Call], table_sums: Mapping[int, int]) -> None:
         super().__init__()
@@ -189,8 +192,8 @@ class _SymmetricWeights(TorchFunctionMode):
     def _with_other_weights(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-        weight = given["weight"]
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        weight, bias = given["weight"], given.get("bias")
         call = self._calls[self._layers] if self._layers < len(self._calls) else None
         generator = torch.Generator().manual_seed(_SEED + self._layers)
         other = torch.randn(weight.shape, generator=generator, dtype=weight.dtype).to(weight.device)
@@ -205,9 +208,8 @@ class _SymmetricWeights(TorchFunctionMode):
             other = torch.stack(turned).mean(dim=0)
         fan_in = other.numel() // other.shape[out]
         other = other * (math.sqrt(2 / fan_in) / (_rms(other) + EPSILON))  # He et al. 2015: maps keep their size
-        if len(args) > 1:
-            return (args[0], other, *args[2:]), kwargs
-        return args, {**kwargs, "weight": other}
+        new = {"input": given["input"], "weight": other, "bias": None if bias is None else bias * 0}
+        return (*new.values(), *args[3:]), {key: value for key, value in kwargs.items() if key not in new}
 
 
 def _equal_in_groups(weight: Tensor, dim: int, size: int) -> Tensor:

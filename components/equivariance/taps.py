@@ -80,8 +80,12 @@ class _Tap(torch.autograd.Function):
         # On ctx and not through save_for_backward, where activation checkpointing would look for them again.
         ctx.observation, ctx.shared, ctx.upstream = observation, shared, upstream
         ctx.like = (output.shape, output.stride(), output.dtype, output.device)
-        # Unchanged, but marked as written to: what follows may then overwrite it in place.
-        ctx.mark_dirty(output)
+        # What follows may overwrite the output in place, so autograd must not take it for an alias of the input: it is
+        # marked as written to, or, where it is a view, which allows no such thing, goes on as a tensor of its own.
+        if output._is_view():
+            output = output.data
+        else:
+            ctx.mark_dirty(output)
         return output, output.new_zeros((), dtype=torch.promote_types(output.dtype, torch.float32))
 
     @staticmethod
@@ -104,7 +108,9 @@ class _Tap(torch.autograd.Function):
 def tap(
     output: Tensor, observation: Observation, shared: Backward, upstream: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The layer's output to go on with (taken over, as by an operation in place), and an anchor for `weighted_sum`.
+    """The layer's output to go on with, in the same memory, and an anchor for `weighted_sum`.
+
+    It is the same tensor, taken over as by an operation in place, unless it is a view (as those of linear layers may be).
 
     Args:
         upstream: how much the observation counts, where no anchor will tell: of a call that is run again in backward.

@@ -1,7 +1,7 @@
 """Following an image through a network once: which layers run, in which order, and what becomes of their outputs.
 
-Works on any network whose convolutions and linear layers are called through torch, exported programs included: calls are
-seen as functions, not as modules. Nothing is changed and no output kept.
+Works on any network whose convolutions and linear layers are called through torch, exported programs included: calls
+are seen as functions, not as modules. Nothing is changed and no output kept.
 """
 
 from __future__ import annotations
@@ -54,7 +54,15 @@ class Call:
 
 @dataclass(frozen=True)
 class _Tag:
-    """What is known of a tensor: whether a layer made it; the calls whose output it is, point by point; its roll; ..."""
+    """What is known of a tensor.
+
+    Attributes:
+        is_feature: whether a layer is before it.
+        calls: whose output it is, point by point.
+        shift: its cyclic roll (rows, columns).
+        is_unshuffled: whether it comes from PixelUnshuffle, point by point.
+        parameter: the name of the first, if it is made of parameters alone.
+    """
 
     is_feature: bool = False
     calls: tuple[Call, ...] = ()
@@ -69,6 +77,12 @@ class Trace:
 
     calls: list[Call] = field(default_factory=list)
     position_tables: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _tags: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False, compare=False)
+
+    def take_for(self, tensor: Tensor, other: Tensor) -> None:
+        """Let a tensor that takes another's place be known as that."""
+        if other in self._tags:
+            self._tags[tensor] = self._tags[other]
 
 
 @contextmanager
@@ -99,7 +113,7 @@ class _Tracer(TorchFunctionMode):
         self.trace = Trace()
         self._on_call = on_call
         self._parameters = {id(parameter): name for name, parameter in network.named_parameters()}
-        self._tags = WeakTensorKeyDictionary()
+        self._tags = self.trace._tags
         self._module: str | None = None
 
     def entering(self, name: str) -> Callable[..., None]:
@@ -175,7 +189,7 @@ class _Tracer(TorchFunctionMode):
         return _Tag(True, (call,), incoming.shift)
 
     def _inherited(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
-        """What an operation passes on: roll always; calls and unshuffling while the shape stays, as in a sum or a ReLU."""
+        """What an operation passes on: roll always; calls and unshuffling while the shape stays, as in a sum."""
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         for value in args:  # of cat and stack
             if isinstance(value, tuple | list):

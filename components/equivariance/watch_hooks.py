@@ -1,7 +1,7 @@
 """The hooks of a watched network, and the one call of it that is traced.
 
-Hooks are objects that mean nothing anywhere else: a copy of the network, deep or pickled, made at any time, carries at most
-a function without effect.
+Hooks are objects that mean nothing anywhere else: a copy of the network, deep or pickled, made at any time, carries at
+most a function without effect.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def _hook_without_effect() -> Callable[..., None]:
 class FirstCall:
     """Runs the next call of a network inside something of the watcher's, whatever ends it, and then takes itself away.
 
-    In the place where `nn.Module.compile` keeps the compiled call, which copies of a module never share. The call runs as
-    it is written, not compiled, also where the network was compiled or is called by something compiled.
+    In the place where `nn.Module.compile` keeps the compiled call, which copies of a module never share. The call runs
+    as it is written, not compiled, also where the network was compiled.
     """
 
     def __init__(self, network: nn.Module, run: Callable[..., Any], is_wanted: Callable[[], bool]) -> None:

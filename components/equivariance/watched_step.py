@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .layer_terms import ChannelCall
 from .layers import Term
 from .observation import Observation
 from .options import NonFiniteFeaturesError
@@ -24,7 +25,9 @@ class Seen:
         index: of the call among the layer's calls.
         term: what it is compared by; None as long as this is not known.
         shape: of the layer's output.
+        channel_call: what the channel penalty of a first forward will be computed from.
         is_repeated: whether it ran without gradients, so that activation checkpointing may run it again in backward.
+        is_checkpointed: whether torch's reentrant checkpointing ran it, so that it must.
     """
 
     name: str
@@ -34,7 +37,9 @@ class Seen:
     observation: Observation | None = None
     anchor: Tensor | None = None
     value: Tensor | None = None
+    channel_call: ChannelCall | None = None
     is_repeated: bool = False
+    is_checkpointed: bool = False
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Step:
         probabilities: how probably each layer is taken in this step.
         taken: the layers taken.
         executed: the layers called, one entry a call.
+        comparable: the layers that could be compared by some term, taken or not.
         obstacles: why layers could not be compared.
     """
 
@@ -53,6 +59,7 @@ class Step:
     probabilities: dict[str, float]
     taken: frozenset[str]
     executed: list[str] = field(default_factory=list)
+    comparable: set[str] = field(default_factory=set)
     seen: list[Seen] = field(default_factory=list)
     obstacles: dict[str, str] = field(default_factory=dict)
 

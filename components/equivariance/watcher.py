@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
 from .groups import Field
-from .layer_terms import channel_value, kernel_value
-from .layers import Term
+from .layer_terms import ChannelCall, kernel_value
 from .layouts import Layout
 from .observation import Comparing, Observation
 from .paired_input import check_paired
@@ -27,15 +27,18 @@ from .watched_step import Collected, Seen, Step
 
 __all__ = ["Collected", "LayerWatcher", "WatchOptions"]
 
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly
+
 
 class LayerWatcher:
     """Collects the penalty terms of a network's layers while it runs on a paired batch.
 
-    Values and hooks live here and in the autograd graph, and on the network's modules from `start` to `collect` alone (and
-    for as long as a backward pass runs parts again). A copy of the network, made at any time, is whole and not watched.
+    Values live here and in the autograd graph; hooks are on the network's modules from `start` to `collect` alone, and
+    for as long as a backward pass runs parts again. A copy of the network, made at any time, is whole and not watched.
 
-    The first forward is traced (`tracing`): only afterwards is it known which layer is the last before the image, and what
-    becomes of each output. Until then the maps of the pairs are kept, so a first step needs more memory.
+    The first forward is traced (`tracing`), and not compiled: only afterwards is it known which layer is the last
+    before the image, and what becomes of each output. Until then the maps of the pairs are kept, so a first step needs
+    more memory.
 
     Args:
         network: watched only while it is in training mode and gradients are enabled.
@@ -52,7 +55,7 @@ class LayerWatcher:
         modules: Mapping[str, Layer],
         requested: Mapping[str, Field | None],
         layouts: Mapping[str, Layout],
-        layer_weights: Callable[[Sequence[str]], dict[str, float]],
+        layer_weights: Callable[[list[str]], dict[str, float]],
         options: WatchOptions,
     ) -> None:
         self._network = network
@@ -113,17 +116,14 @@ class LayerWatcher:
         if self._first_call is not None:
             self._first_call.remove()
         self._handles, self._first_call, self._trace, self._step, self._depth = [], None, None, None, 0
-
-    def detach(self) -> None:
-        """As `stop`, for good, also for backward passes to come."""
-        self.stop()
-        self._replays.clear()
+        if not is_in_backward():
+            self._replays.clear()  # an error may have ended a backward pass
 
     def collect(self) -> Collected:
         """``sum_l w_l L_l`` and the L_l in order of execution, then stop.
 
-        A layer's terms are summed; several calls of a layer are averaged, so that none is left out and the weight keeps its
-        meaning.
+        A layer's terms are summed; several calls of a layer are averaged, so that none is left out and the weight keeps
+        its meaning.
 
         Raises:
             RuntimeError: no batch, or no forward in training mode since `start`.
@@ -226,6 +226,8 @@ class LayerWatcher:
         result: Tensor | None = None
         if own and step.batch.num_pairs:
             layout = self._layout(step, name, index, hidden, output, is_aligned=True)
+            if layout is not None:
+                step.comparable.add(name)
             if layout is not None and name in step.taken:
                 comparing = Comparing(
                     self._options.group,
@@ -233,26 +235,39 @@ class LayerWatcher:
                     step.batch.num_pairs,
                     self._options.size,
                     self._options.scale_gradient,
+                    self._options.field_share,
+                    (step.batch.field_position + _GOLDEN * len(step.seen)) % 1,  # another choice in each layer
                 )
                 seen = Seen(name, index, None, tuple(output.shape))
                 seen.observation = Observation(comparing, step.batch.num_images, output)
                 if self._planning.is_settled:
                     seen.term = own[0]
-                    seen.observation.compare(layout, own[0])  # type: ignore[arg-type]
+                    seen.observation.compare(layout, own[0])
                 else:
                     seen.observation.keep()
                 step.seen.append(seen)
                 seen.is_repeated = not torch.is_grad_enabled()
+                seen.is_checkpointed = seen.is_repeated and is_in_reentrant_checkpoint()
                 if output.requires_grad:
                     result, seen.anchor = tap(output, seen.observation, step.backward)
+                    if self._trace is not None:
+                        self._trace.take_for(result, output)
         if "channel" in terms and step.batch.num_pairs:
             layout = self._layout(step, name, index, hidden, output, is_aligned=False)
+            if layout is not None:
+                step.comparable.add(name)
             if layout is not None and name in step.taken:
-                module = self._modules[name]
-                value = channel_value(step.batch, module, layout, arguments, keywords, self._options)
-                step.seen.append(Seen(name, index, "channel", tuple(output.shape), value=value))
-        if "projection" in terms and index == 0 and name in step.taken:
-            step.seen.append(Seen(name, index, "projection", tuple(output.shape)))
+                call = ChannelCall.of(step.batch, self._modules[name], arguments, keywords, output)
+                seen = Seen(name, index, "channel", tuple(output.shape))
+                if self._planning.is_settled:
+                    seen.value = call.value(layout, self._options)
+                else:
+                    seen.channel_call = call.kept()
+                step.seen.append(seen)
+        if "projection" in terms:
+            step.comparable.add(name)
+            if index == 0 and name in step.taken:
+                step.seen.append(Seen(name, index, "projection", tuple(output.shape)))
         return result
 
     def _layout(
@@ -287,11 +302,19 @@ class LayerWatcher:
                 layout = self._layout_again(step, seen) if own else None
                 if own is None or layout is None:
                     seen.observation.drop()
+                    if layout is None and not set(terms) & {"channel", "projection"}:
+                        step.comparable.discard(seen.name)
                     continue
                 seen.term = own
-                seen.observation.compare(layout, own)  # type: ignore[arg-type]
+                seen.observation.compare(layout, own)
             elif seen.term not in terms:
                 continue
+            elif seen.channel_call is not None:
+                layout = self._layout_again(step, seen)
+                if layout is None:
+                    continue
+                seen.value = seen.channel_call.value(layout, self._options)
+                seen.channel_call = None
             elif seen.term == "projection":
                 facts = self._planning.facts[seen.name]
                 field = self._planning.requested[seen.name] or facts.field
@@ -312,17 +335,13 @@ class LayerWatcher:
         Raises:
             ValueError: there is none.
         """
-        names = [
-            name
-            for name in dict.fromkeys(step.executed)
-            if name in self._planning.plan.terms
-            and (name not in step.obstacles or any(seen.name == name for seen in step.seen))
-        ]
+        possible = step.comparable & set(self._planning.plan.terms)
+        names = [name for name in dict.fromkeys(step.executed) if name in possible]
         if not names:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
             raise ValueError(
-                f"layers: none could be penalised ({reasons or 'none of those asked for was executed'}); the network must "
-                "be given batch.inputs as pair() made it, whole and in its order"
+                f"layers: none could be penalised ({reasons or 'none of those asked for was executed'}); the network "
+                "must be given batch.inputs as pair() made it, whole and in its order"
             )
         return self._planning.layer_weights(names)
 

@@ -1,12 +1,16 @@
 """The cap on penalty gradients: against a backward pass written out by hand, and against plain autograd without it."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from components.equivariance import EquivarianceRegularizer, act, pair_scale, residual_size
+from tests.components.equivariance.exact import loop_regular, loop_rotate, random_images
+from tests.components.equivariance.exact_groups import D4
+from tests.components.equivariance.small_networks import window_partition, window_reverse
 
 NUM_PAIRS = 2
 
@@ -137,3 +141,125 @@ def test_a_copy_of_a_network_watched_with_a_cap_is_whole() -> None:
 def test_a_cap_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="max_gradient_ratio: 0 must be above 0"):
         EquivarianceRegularizer(Branching(), max_gradient_ratio=0)
+
+
+# ---------------------------------------------------------------------------------- other layouts, groups and sizes
+
+Act = Callable[[Tensor], Tensor]
+SIDE = 8
+
+
+class Windowed(nn.Module):
+    """A convolution, a linear layer on shifted windows, and a last convolution; each output is kept in `seen`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.linear = nn.Linear(8, 8)
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+        self.double()
+
+    def forward(self, images: Tensor, change: Callable[[str, Tensor], Tensor] = lambda _, output: output) -> Tensor:
+        maps = change("first", self.first(images))
+        tokens = torch.roll(torch.tanh(maps).permute(0, 2, 3, 1), (-2, -2), (1, 2))  # (B, C, H, W) -> (B, H, W, C)
+        windows = change("linear", self.linear(window_partition(tokens, 4)))
+        tokens = torch.roll(window_reverse(torch.tanh(windows), 4, SIDE, SIDE), (2, 2), (1, 2))
+        return change("last", self.last(tokens.permute(0, 3, 1, 2)))  # (B, H, W, C) -> (B, C, H, W)
+
+
+class Plain(nn.Module):
+    """Three convolutions; 8 channels make one field of D4 and two of C4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.last = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 8), (8, 8), (8, 3)))
+        self.double()
+
+    def forward(self, images: Tensor, change: Callable[[str, Tensor], Tensor] = lambda _, output: output) -> Tensor:
+        hidden = change("first", self.first(images))
+        hidden = change("second", self.second(torch.tanh(hidden)))
+        return change("last", self.last(torch.tanh(hidden)))
+
+
+def _maps_of(name: str, output: Tensor) -> Tensor:
+    if name != "linear":
+        return output
+    return torch.roll(window_reverse(output, 4, SIDE, SIDE), (2, 2), (1, 2)).permute(0, 3, 1, 2)
+
+
+def _d4_regular(maps: Tensor, element: int) -> Tensor:
+    order = [8 * (c // 8) + D4.relative(element, c % 8) for c in range(maps.shape[1])]
+    return _d4_trivial(maps[:, order], element)
+
+
+def _d4_trivial(maps: Tensor, element: int) -> Tensor:
+    return torch.rot90(maps.flip(-1) if element >= 4 else maps, element % 4, (-2, -1))
+
+
+CASES: dict[str, tuple[type[nn.Module], str, int, Callable[[Tensor, int], Tensor], Callable[[Tensor, int], Tensor]]] = {
+    "windows": (Windowed, "C4", 1, loop_regular, loop_rotate),
+    "convolutions": (Plain, "C4", 3, loop_regular, loop_rotate),
+    "a turn of D4": (Plain, "D4", 3, _d4_regular, _d4_trivial),
+    "a mirror of D4": (Plain, "D4", 6, _d4_regular, _d4_trivial),
+}
+KINDS: dict[str, dict[str, object]] = {
+    "relative": {},
+    "moving scale": {"scale_gradient": True},
+    "not normalised": {"normalise": "none"},
+    "paper": {"penalty": "paper"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("max_gradient_ratio", [0.05, 0.6])
+def test_caps_agree_with_a_backward_pass_that_is_changed_layer_by_layer(
+    max_gradient_ratio: float, case: str, kind: str
+) -> None:
+    build, group, element, regular, trivial = CASES[case]
+    images, targets = random_images(6, 3, SIDE, SIDE), random_images(6, 3, SIDE, SIDE, seed=7)
+    network, weight = build(), 0.7
+    regularizer = EquivarianceRegularizer(network, group=group, max_gradient_ratio=max_gradient_ratio, **KINDS[kind])  # type: ignore[arg-type]
+
+    def own_gradient(name: str, output: Tensor) -> Tensor:
+        """Of the weighted penalty of one layer, at its output."""
+        leaf = output.detach().clone().requires_grad_()
+        a, b = _maps_of(name, leaf)[: 2 * NUM_PAIRS].chunk(2)
+        difference = b - (trivial if name == "last" else regular)(a, element)
+        squares, scale = (difference**2).mean((1, 2, 3)), ((a**2).mean((1, 2, 3)) + (b**2).mean((1, 2, 3))) / 2
+        if kind == "relative":
+            value = (squares / scale.detach()).mean() / 3
+        elif kind == "moving scale":
+            value = (squares / scale).mean() / 3
+        else:
+            value = squares.mean() / 3 if kind == "not normalised" else (difference**2).sum().sqrt()
+        return torch.autograd.grad(weight * value, leaf)[0]
+
+    def with_cap(name: str, output: Tensor) -> Tensor:
+        added = own_gradient(name, output)
+
+        def enter(arriving: Tensor) -> Tensor:
+            """The gradient arriving, with the penalty's own."""
+            total = arriving.clone()
+            per_image = len(arriving) // len(images_of_batch)  # windows
+            for pair in range(NUM_PAIRS):
+                rows = [per_image * image + window for image in (pair, NUM_PAIRS + pair) for window in range(per_image)]
+                allowed = max_gradient_ratio * float(arriving[rows].norm()) / float(added[rows].norm())
+                total[rows] += min(1.0, allowed) * added[rows]
+            return total
+
+        output.register_hook(enter)
+        return output
+
+    for _ in range(2):  # the first forward is traced
+        batch = regularizer.pair(images, targets, turns=element, num_pairs=NUM_PAIRS)
+        images_of_batch = batch.inputs
+        network.zero_grad()
+        ((network(batch.inputs) - batch.targets).square().mean() + weight * regularizer.penalty()).backward()
+        found = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+        network.zero_grad()
+        (network(batch.inputs, with_cap) - batch.targets).square().mean().backward()
+        expected = {name: parameter.grad for name, parameter in network.named_parameters()}
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)

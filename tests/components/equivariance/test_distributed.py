@@ -13,17 +13,26 @@ from tests.components.equivariance.exact import plain_network, random_images
 
 NUM_WORKERS = 2
 NUM_PAIRS = 4
-PENALTIES = ["rotation", "channel", "rotation+channel", "regular"]
+OPTIONS: dict[str, dict[str, object]] = {
+    "rotation": {"penalty": "rotation"},
+    "channel": {"penalty": "channel"},
+    "rotation+channel": {"penalty": "rotation+channel"},
+    "regular": {"penalty": "regular"},
+    "projection": {"penalty": "projection"},
+    "sampled layers": {"penalty": "regular", "sample_layers": 2},
+    "cap": {"penalty": "regular", "max_gradient_ratio": 0.1},
+}
 
 
-def _gradients(penalty: str, images: Tensor, num_pairs: int, is_distributed: bool) -> list[Tensor]:
+def _gradients(options: dict[str, object], images: Tensor, num_pairs: int, is_distributed: bool) -> list[Tensor]:
     """Those of a step with a task loss and the penalty, on images whose first `num_pairs` are to be paired."""
     inner = plain_network()
-    regularizer = EquivarianceRegularizer(inner, penalty=penalty)  # type: ignore[arg-type]
+    regularizer = EquivarianceRegularizer(inner, **options)  # type: ignore[arg-type]
     network: nn.Module = DistributedDataParallel(inner) if is_distributed else inner
-    for _ in range(2):  # DDP rearranges its buckets after the first step
+    generator = torch.Generator().manual_seed(1)  # the same layers on every worker
+    for _ in range(3):  # DDP rearranges its buckets after the first step
         inner.zero_grad()
-        batch = regularizer.pair(images, 0.5 * images, turns=3, shift=2, num_pairs=num_pairs)
+        batch = regularizer.pair(images, 0.5 * images, generator=generator, num_pairs=num_pairs)
         task = (network(batch.inputs) - batch.targets).square().mean()
         (task + 0.3 * regularizer.penalty()).backward()
     return [parameter.grad for parameter in inner.parameters() if parameter.grad is not None]
@@ -35,7 +44,7 @@ def _worker(rank: int, folder: str) -> None:
     images = random_images(NUM_PAIRS + 4, 3, 6, 6)
     paired, singles = images[:NUM_PAIRS], images[NUM_PAIRS:]
     own = torch.cat((paired.chunk(NUM_WORKERS)[rank], singles.chunk(NUM_WORKERS)[rank]))
-    gradients = {penalty: _gradients(penalty, own, NUM_PAIRS // NUM_WORKERS, True) for penalty in PENALTIES}
+    gradients = {name: _gradients(options, own, NUM_PAIRS // NUM_WORKERS, True) for name, options in OPTIONS.items()}
     torch.save(gradients, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -47,11 +56,21 @@ def distributed_gradients(tmp_path_factory: pytest.TempPathFactory) -> list[dict
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_WORKERS)]
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_whole_pairs_on_each_of_two_workers_give_the_gradient_of_one_process(
-    penalty: str, distributed_gradients: list[dict[str, list[Tensor]]]
+    name: str, distributed_gradients: list[dict[str, list[Tensor]]]
 ) -> None:
-    expected = _gradients(penalty, random_images(NUM_PAIRS + 4, 3, 6, 6), NUM_PAIRS, False)
+    expected = _gradients(OPTIONS[name], random_images(NUM_PAIRS + 4, 3, 6, 6), NUM_PAIRS, False)
     for gradients in distributed_gradients:
-        for gradient, reference in zip(gradients[penalty], expected, strict=True):
+        for gradient, reference in zip(gradients[name], expected, strict=True):
             assert torch.allclose(gradient, reference, rtol=1e-9, atol=1e-14)
+
+
+def test_the_options_compared_above_make_a_difference() -> None:
+    """Else equal gradients would prove nothing."""
+    images = random_images(NUM_PAIRS + 4, 3, 6, 6)
+    found = {name: _gradients(options, images, NUM_PAIRS, False)[0] for name, options in OPTIONS.items()}
+    names = list(found)
+    for i, name in enumerate(names):
+        for other in names[i + 1 :]:
+            assert (found[name] - found[other]).norm() > 1e-3 * found[name].norm(), (name, other)

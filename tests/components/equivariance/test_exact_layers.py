@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from components.equivariance import (
+    EquivarianceRegularizer,
     channel_residual,
     pair_scale,
     regular_residual,
@@ -23,6 +24,7 @@ from tests.components.equivariance.exact import (
     random_images,
     symmetric_kernel,
 )
+from tests.components.equivariance.exact_groups import D4
 
 SIZES = [(8, 8), (9, 9), (7, 10)]
 ROUNDING = {torch.float64: 1e-24, torch.float32: 1e-10}
@@ -118,3 +120,52 @@ def test_ordinary_kernels_have_a_channel_residual_of_about_two(shift: int) -> No
     maps = random_images(2, 16, 16, 16, seed=9)
     plain, shifted = layer(maps), layer(shift_channels(maps, shift))
     assert _size(channel_residual(plain, shifted, shift), plain, shifted) == pytest.approx(2, abs=0.1)
+
+
+# ------------------------------------------------------------------------------------- the same by the regulariser
+
+
+def _penalties(kernels: list[Tensor], images: Tensor, element: int, **options: object) -> dict[str, float]:
+    """Of convolutions with these kernels one after the other, without anything between."""
+    network = nn.Sequential(*(convolution(kernel) for kernel in kernels))
+    regularizer = EquivarianceRegularizer(network, **options)  # type: ignore[arg-type]
+    network(regularizer.pair(images, images, turns=element, shift=element).inputs)
+    regularizer.penalty()
+    return regularizer.layer_penalties()
+
+
+@every_turn
+def test_the_numbers_of_the_oracles_are_those_of_the_regulariser(turns: int) -> None:
+    images = random_images(4, 3, 24, 24)
+    exact = [lifting_kernel(16, 3), group_kernel(16, 16), projection_kernel(3, 16)]
+    assert max(_penalties(exact, images, turns).values()) < 1e-24
+    exact[0] = lifting_kernel(16, 48)  # of many channels: those of three alone are related
+    under_rotation = _penalties(exact, random_images(4, 48, 24, 24), turns, penalty="rotation")
+    assert under_rotation["1"] == pytest.approx(2, abs=0.3)  # the lifting kernels of a field share their centre
+    assert under_rotation["2"] < 1e-24
+    reversed_lifting = _penalties([lifting_kernel(128, 3, sign=-1), random_images(3, 512, 1, 1)], images, turns)["0"]
+    assert reversed_lifting**0.5 == pytest.approx(0 if turns == 2 else 1.32, abs=1e-12 if turns == 2 else 0.03)
+    unrelated = _penalties([random_images(128, 3, 3, 3), random_images(3, 128, 1, 1)], images, turns)["0"]
+    assert unrelated == pytest.approx(2, abs=0.15)
+    symmetric = [symmetric_kernel(8, 3), symmetric_kernel(8, 8), symmetric_kernel(3, 8)]
+    assert max(_penalties(symmetric, images, turns, penalty="rotation").values()) < 1e-24
+
+
+@pytest.mark.parametrize(("name", "order"), [("C2", 2), ("C4", 4), ("C6", 6), ("C8", 8)])
+def test_block_circulant_kernels_have_no_channel_penalty_in_any_cyclic_group(name: str, order: int) -> None:
+    width = 2 * order
+    kernels = [random_images(width, 3, 3, 3), circulant_kernel(2, 2, order), random_images(3, width, 3, 3)]
+    for shift in range(1, order):
+        penalties = _penalties(kernels, random_images(4, 3, 6, 6), shift, group=name, penalty="channel")
+        assert list(penalties) == ["1"]
+        assert penalties["1"] < 1e-24
+
+
+@pytest.mark.parametrize("element", range(1, 8))
+def test_under_mirrors_the_channel_penalty_permutes_by_the_element(element: int) -> None:
+    kernels = [random_images(16, 3, 1, 1), D4.group_kernel(2, 2, size=1), random_images(3, 16, 1, 1)]
+    penalties = _penalties(kernels, random_images(4, 3, 6, 6), element, group="D4", penalty="channel")
+    assert penalties["1"] < 1e-24
+    kernels[1] = circulant_kernel(2, 2, 8)[..., :1, :1]
+    penalties = _penalties(kernels, random_images(4, 3, 6, 6), element, group="D4", penalty="channel")
+    assert penalties["1"] > 0.1

@@ -36,6 +36,9 @@ def test_weights_of_nothing_are_refused() -> None:
         ({"profile": "geometric"}, r"decay: None"),
         ({"boddy.0": 1.0}, r"'boddy.0' fits no convolution or linear layer; did you mean 'body.0'"),
         ({"head": -1.0}, r"'head'\]: -1.0 is not a number of at least 0"),
+        ({"head": float("inf")}, r"'head'\]: inf is not a number of at least 0"),
+        ({"head": float("nan")}, r"'head'\]: nan is not a number of at least 0"),
+        ({"profile": "geometric", "decay": 0.0}, r"decay: 0.0 is not a number above 0 and at most 1"),
     ],
 )
 def test_weights_that_can_fit_no_layer_are_refused_with_the_remedy(layer_weights: object, message: str) -> None:

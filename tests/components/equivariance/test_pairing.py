@@ -1,4 +1,4 @@
-"""Batches with pairs: their order, their bytes, what is drawn, and what is refused."""
+"""Batches with pairs: their order, their bytes, what is drawn, what comes of it, and what is refused."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from components.equivariance import EquivarianceRegularizer, insert_rotated_copies
-from tests.components.equivariance.exact import loop_rotate, plain_network, random_images
+from tests.components.equivariance.exact import loop_regular, loop_rotate, loop_size, plain_network, random_images
 
 
 def _regularizer(**options: object) -> EquivarianceRegularizer:
@@ -201,3 +201,80 @@ def test_inputs_and_targets_of_different_number_are_refused_with_their_shapes() 
 def test_a_pair_fraction_beyond_the_pairing_is_refused(pairing: str, fraction: float) -> None:
     with pytest.raises(ValueError, match=rf"pair_fraction: {fraction} .*{pairing}"):
         _regularizer(pairing=pairing, pair_fraction=fraction)
+
+
+def _penalties_by_loops(network: torch.nn.Sequential, originals: Tensor, turns: int) -> dict[str, float]:
+    """The penalty "regular" of pairs of these images and their copies."""
+    expected, copies = {}, loop_rotate(originals, turns)
+    with torch.no_grad():
+        for name, module in network.named_children():
+            originals, copies = module(originals), module(copies)
+            if name in ("0", "2", "4"):
+                expected[name] = loop_size(copies, (loop_rotate if name == "4" else loop_regular)(originals, turns))
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("pairing", "fraction", "num_images", "num_pairs"),
+    [
+        ("append", 1.0, 1, 1),
+        ("append", 1.0, 3, 3),
+        ("append", 0.2, 5, 1),
+        ("replace", 1 / 3, 3, 1),
+        ("replace", 0.5, 4, 2),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", [(5, 5), (6, 6), (5, 7)])
+def test_images_of_any_channels_size_and_number_are_compared_pair_by_pair(
+    size: tuple[int, int], channels: int, pairing: str, fraction: float, num_images: int, num_pairs: int
+) -> None:
+    network, images = plain_network(channels=channels), random_images(num_images, channels, *size)
+    regularizer = EquivarianceRegularizer(network, pairing=pairing, pair_fraction=fraction)
+    square = images[..., (size[1] - size[0]) // 2 :][..., : size[0]]  # the middle
+    for turns in (1, 2, 3):
+        batch = regularizer.pair(images, images, turns=turns)
+        assert batch.num_pairs == num_pairs
+        assert batch.num_images == (num_images if pairing == "replace" else num_images + num_pairs)
+        network(batch.inputs)
+        regularizer.penalty()
+        originals = (images if turns == 2 else square)[:num_pairs]  # half turns keep the shape
+        expected = _penalties_by_loops(network, originals, turns)
+        assert regularizer.layer_penalties() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"non_square": "cut"}, r"non_square: 'cut' is not one of crop, pad"),
+        ({"group": "D3"}, r"group: 'D3' is not one of C2, C4, D4, C8 or C<N>"),
+        ({"group": "D4", "channel_group": 4}, r"channel_group: 4 is not one of 8, all"),
+        ({"pair_fraction": -0.25}, r"pair_fraction: -0.25 is not above 0"),
+        ({"layer_weights": {"1": 1.0}}, r"layer_weights: '1' fits no convolution or linear layer.*there are 0, 2, 4"),
+        ({"layouts": {"body": None}}, r"layouts: 'body' fits no convolution"),
+        ({"max_gradient_ratio": -1.0}, r"max_gradient_ratio: -1.0 must be above 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_at_once(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _regularizer(**options)
+
+
+@pytest.mark.parametrize("group", ["C2", "D4", "C8"])
+def test_elements_of_other_groups_are_drawn_without_the_identity_and_others_refused(group: str) -> None:
+    order = {"C2": 2, "D4": 8, "C8": 8}[group]
+    regularizer = EquivarianceRegularizer(plain_network(8), group=group)
+    inputs, generator = random_images(4, 3, 2, 2), torch.Generator().manual_seed(0)
+    drawn = Counter(regularizer.pair(inputs, inputs, generator=generator).turns for _ in range(80 * (order - 1)))
+    assert set(drawn) == set(range(1, order))
+    assert min(drawn.values()) > 50
+    for turns in (0, order):
+        with pytest.raises(ValueError, match=f"turns: {turns} is not one of 1"):
+            regularizer.pair(inputs, inputs, turns=turns)
+
+
+def test_no_pair_is_made_after_detach() -> None:
+    regularizer = _regularizer()
+    regularizer.detach()
+    with pytest.raises(RuntimeError, match="build a new EquivarianceRegularizer"):
+        regularizer.pair(*_batch(4))

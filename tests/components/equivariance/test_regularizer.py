@@ -188,7 +188,7 @@ def test_a_layer_called_several_times_is_penalised_by_the_mean_of_its_calls() ->
     assert regularizer.layer_penalties()["body"] == pytest.approx((sizes[0] + sizes[1]).item() / 2, rel=1e-9)
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("penalty", [*PENALTIES, "projection"])
 def test_whole_pairs_split_over_micro_batches_give_the_same_value_and_gradient(penalty: str) -> None:
     network, images = plain_network(), random_images(8, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network, penalty=penalty)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.equivariance import EquivarianceRegularizer
 from components.equivariance.sampling import inclusion_probabilities, sample_layers
-from tests.components.equivariance.exact import random_images
+from tests.components.equivariance.exact import plain_network, random_images
 
 WEIGHTS: dict[str, dict[str, float]] = {
     "uniform": dict.fromkeys("abcdefg", 1 / 7),
@@ -106,10 +106,15 @@ class Deep(nn.Module):
 
 
 def _step(
-    regularizer: EquivarianceRegularizer, network: nn.Module, images: Tensor, position: float, patch: pytest.MonkeyPatch
+    regularizer: EquivarianceRegularizer,
+    network: nn.Module,
+    images: Tensor,
+    position: float,
+    patch: pytest.MonkeyPatch,
+    shift: int = 2,
 ) -> tuple[Tensor, list[Tensor]]:
     patch.setattr("components.equivariance.regularizer.draw_position", lambda generator: position)
-    network(regularizer.pair(images, images, turns=1, shift=2).inputs)
+    network(regularizer.pair(images, images, turns=1, shift=shift).inputs)
     value = regularizer.penalty()
     gradients = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
     zeros = [torch.zeros_like(parameter) for parameter in network.parameters()]
@@ -140,12 +145,20 @@ def _mean_over_draws(
     return mean, mean_gradients
 
 
-@pytest.mark.parametrize("side", [9, 8])
+def _raw_weights(names: list[str], layer_weights: object) -> dict[str, float]:
+    if layer_weights == "uniform":
+        return dict.fromkeys(names, 1.0)
+    if isinstance(layer_weights, dict) and "profile" in layer_weights:
+        return {name: 0.5**i for i, name in enumerate(names)}
+    return {name: {"c1": 1.0, "c3": 3.0}.get(name, 0.5) for name in names}
+
+
 @pytest.mark.parametrize("is_first", [True, False], ids=["first step", "later step"])
 @pytest.mark.parametrize(
-    "layer_weights", ["uniform", {"profile": "geometric", "decay": 0.5}, {"c1": 1.0, "c3": 3.0, "c*": 0.5}]
+    ("layer_weights", "side"),
+    [("uniform", 9), ({"profile": "geometric", "decay": 0.5}, 8), ({"c1": 1.0, "c3": 3.0, "c*": 0.5}, 9)],
 )
-@pytest.mark.parametrize("number", [1, 2, 0.5])
+@pytest.mark.parametrize("number", [1, 0.5])
 @pytest.mark.parametrize("penalty", ["regular", "channel", "rotation+channel", "projection", "paper"])
 def test_the_mean_over_draws_is_the_full_penalty_in_value_and_gradient(
     penalty: str, number: float, layer_weights: object, is_first: bool, side: int, monkeypatch: pytest.MonkeyPatch
@@ -155,20 +168,12 @@ def test_the_mean_over_draws_is_the_full_penalty_in_value_and_gradient(
     full = EquivarianceRegularizer(network, **options)  # type: ignore[arg-type]
     _step(full, network, images, 0.5, monkeypatch)
     expected, expected_gradients = _step(full, network, images, 0.5, monkeypatch)
-    names = [name for name in ("c0", "c1", "c2", "c3", "c4") if name in full.layer_penalties()]
-    raw = {
-        "uniform": dict.fromkeys(names, 1.0),
-    }.get(layer_weights if isinstance(layer_weights, str) else "", None) or (
-        {name: 0.5**i for i, name in enumerate(names)}
-        if "profile" in layer_weights  # type: ignore[operator]
-        else {name: {"c1": 1.0, "c3": 3.0}.get(name, 0.5) for name in names}
-    )
-    everything = ["c0", "c1", "c2", "c3", "c4"]
-    breaks = []
-    for candidates in (names, everything, everything[1:4], [n for n in everything if n != "c3"]):
-        places = number if number >= 1 else max(1.0, number * len(candidates))
-        breaks.append(inclusion_probabilities(dict.fromkeys(candidates, 1.0), places))
-        breaks.append(inclusion_probabilities({n: raw.get(n, 0.0) for n in candidates}, places))
+    everything, penalised = ["c0", "c1", "c2", "c3", "c4"], list(full.layer_penalties())
+    breaks = []  # of whatever layers the regulariser may choose among
+    for names in (penalised, everything, everything[1:4], [name for name in everything if name != "c3"]):
+        places = number if number >= 1 else max(1.0, number * len(names))
+        breaks.append(inclusion_probabilities(dict.fromkeys(names, 1.0), places))
+        breaks.append(inclusion_probabilities(_raw_weights(names, layer_weights), places))
 
     def step(position: float) -> tuple[Tensor, list[Tensor]]:
         regularizer = EquivarianceRegularizer(network, sample_layers=number, **options)  # type: ignore[arg-type]
@@ -222,5 +227,33 @@ def test_the_draw_follows_the_generator_and_leaves_turns_and_shifts_alone() -> N
 
 @pytest.mark.parametrize("number", [0, -1, 0.0])
 def test_no_layer_a_step_is_refused(number: float) -> None:
-    with pytest.raises(ValueError, match="sample_layers: .* must be a number of layers, a share below 1, or None"):
+    with pytest.raises(ValueError, match=r"sample_layers: .* must be a number of layers, a share below 1, or None"):
         EquivarianceRegularizer(Deep(), sample_layers=number)
+
+
+# ----------------------------------------------------------------------------------------------------------- fields
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first step", "later step"])
+@pytest.mark.parametrize("options", [{}, {"normalise": "none"}, {"group": "D4"}, {"group": "C2"}])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
+def test_the_mean_over_the_fields_drawn_is_the_penalty_of_all_in_value_and_gradient(
+    share: float, options: dict[str, str], is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, images = plain_network(32), random_images(4, 3, 6, 6)
+    num_fields = 32 // {"D4": 8, "C2": 2}.get(options.get("group", "C4"), 4)
+    full = EquivarianceRegularizer(network, layers=["2"], **options)  # type: ignore[arg-type]
+    expected, expected_gradients = _step(full, network, images, 0.5, monkeypatch, shift=1)
+
+    def step(position: float) -> tuple[Tensor, list[Tensor]]:
+        regularizer = EquivarianceRegularizer(network, layers=["2"], sample_fields=share, **options)  # type: ignore[arg-type]
+        if not is_first:
+            _step(regularizer, network, images, 0.5, monkeypatch, shift=1)
+        return _step(regularizer, network, images, position, monkeypatch, shift=1)
+
+    stretches_of_fields = [dict.fromkeys(map(str, range(num_fields)), 1 / num_fields)]
+    mean, gradients = _mean_over_draws(step, stretches_of_fields)
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-12)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-13)
+    assert abs(step(0.001)[0].item() / expected.item() - 1) > 1e-6  # a part is not the whole

@@ -1,0 +1,202 @@
+"""``eqreg doctor``: how equivariant a network is, layer by layer, what prevents it, and whether its output can be."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.data.packs import Pack
+from components.equivariance import Diagnosis, diagnose
+from components.equivariance.obstacles import Obstacle
+from pipeline.console import console
+from pipeline.errors import UserError
+from pipeline.paths import MODEL, PACKED, PARAMS
+
+NUM_IMAGES = 3
+MIN_SIZE = 8
+GROUPS = ("C2", "C4", "D4")
+_CHANNELS = 3
+_WIDTH = 100
+_MOST_UNTIED = 8
+_CHECKPOINT = "state.pt"
+
+
+def doctor(name: str, size: int, group: str) -> Diagnosis:
+    """Prints what `diagnose` finds of a network, and gives it.
+
+    Args:
+        name: ``params``, ``models:/NAME@ALIAS``, a model file, or a training checkpoint or its folder.
+        size: side of the square test images in pixels.
+        group: C2, C4 or D4.
+
+    Raises:
+        UserError: there is no such network, or it fails on images of this size.
+    """
+    if group not in GROUPS:
+        raise UserError(f"--group {group}: use one of {', '.join(GROUPS)}")
+    if size < MIN_SIZE:
+        raise UserError(f"--size {size}: on so few pixels everything looks symmetric, use {MIN_SIZE} or more")
+    network, title = _load(name)
+    images, source = _images(size)
+    try:
+        with torch.no_grad():
+            network(images[:1])
+    except Exception as error:  # whatever a network of somebody else raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        raise UserError(f"{name}: it fails on images of {size}x{size} pixels ({reason})\ntry another --size") from error
+    diagnosis = diagnose(network, images, group)
+    console.print(f"{title}; {group}; {source}", markup=False)
+    _show(diagnosis)
+    return diagnosis
+
+
+# ------------------------------------------------------------------------------------------------ networks and images
+
+
+def _load(name: str) -> tuple[nn.Module, str]:
+    """The network in evaluation mode on the CPU, where figures are exact, and what it is in words."""
+    if name == "params":
+        from pipeline.params import load_params
+
+        return _initial(load_params()).eval(), f"{PARAMS}: its network with initial weights"
+    if name.startswith("models:/"):
+        from pipeline.tracking.registry import load_registered
+        from pipeline.tracking.store import tracking_uri
+
+        try:
+            return load_registered(name, tracking_uri()).cpu(), name
+        except UserError as error:
+            raise UserError(str(error).removeprefix("--model ")) from error
+    path = Path(name).expanduser()
+    if path.is_dir():
+        held = [path / part for part in (MODEL.name, _CHECKPOINT) if (path / part).is_file()]
+        if not held:
+            raise UserError(f"{name}: neither {MODEL.name} nor {_CHECKPOINT} in this folder")
+        path = held[0]
+    if not path.is_file():
+        raise UserError(f"{name}: no such file or folder; give params, models:/NAME@ALIAS, {MODEL} or a checkpoint")
+    if path.name == _CHECKPOINT:
+        return _checkpoint(path), f"{path}: averaged weights of a checkpoint"
+    from pipeline.job import load_model
+
+    return load_model(path)[0], str(path)
+
+
+def _initial(params: Any) -> nn.Module:
+    from pipeline.job import TrainingJob
+
+    return TrainingJob(params, PACKED.absolute()).network()
+
+
+def _checkpoint(path: Path) -> nn.Module:
+    """The averaged weights of a training checkpoint in the network of params.yaml: it does not say what its own is."""
+    from pipeline.params import load_params
+
+    data, recorded = path.read_bytes(), path.with_name(f"{path.name}.sha256")
+    if not recorded.is_file() or hashlib.sha256(data).hexdigest() != recorded.read_text():
+        raise UserError(f"{path}: damaged or incomplete, its SHA-256 is not the one recorded beside it")
+    network = _initial(load_params())
+    try:
+        averaged = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["averaged"]
+        prefix = "module."
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in averaged.items() if k.startswith(prefix)})
+    except Exception as error:  # a pickle of somebody else, other keys, other shapes
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: does not fit the network of {PARAMS} ({reason})\n"
+            f"set network in {PARAMS} as it was in training, or give {MODEL}"
+        ) from error
+    return network.eval()
+
+
+def _images(size: int) -> tuple[Tensor, str]:
+    """Test images ``(B, 3, size, size)``, and what they are: central squares of validation images, or synthetic."""
+    found: list[Tensor] = []
+    if (PACKED / "val").is_dir():
+        pack = Pack(PACKED / "val")
+        large = [i for i, entry in enumerate(pack.entries) if min(entry.height, entry.width) >= size]
+        for index in large[:: max(1, len(large) // NUM_IMAGES)][:NUM_IMAGES]:
+            image = torch.from_numpy(pack.degraded(index))  # (3, H, W)
+            top, left = ((side - size) // 2 for side in image.shape[-2:])
+            found.append(image[:, top : top + size, left : left + size])
+    if found:
+        return torch.stack(found), f"{len(found)} validation images of {size}x{size} pixels"
+    noise = torch.rand(NUM_IMAGES, _CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
+    coarse = F.interpolate(F.avg_pool2d(noise, 4, ceil_mode=True), size=(size, size), mode="bilinear")
+    return 0.7 * coarse + 0.3 * noise, f"{NUM_IMAGES} random smooth images of {size}x{size} pixels"
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    numbers: dict[tuple[str, str], int] = {}  # (what, remedy) -> number of the note
+
+    def number(what: str, remedy: str = "") -> int:
+        return numbers.setdefault((what, remedy), len(numbers) + 1)
+
+    def of(obstacles: Iterable[Obstacle]) -> list[str]:
+        return [
+            f"{'FATAL ' if obstacle.is_fatal else ''}{obstacle.kind} ({number(obstacle.reason, obstacle.remedy)})"
+            for obstacle in obstacles
+        ]
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind", overflow="fold")
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("field", no_wrap=True)
+    table.add_column("residual", justify="right", no_wrap=True)
+    table.add_column("what prevents it", no_wrap=True)
+    for layer in diagnosis.layers:
+        notes = [f"note ({number(note)})" for note in layer.notes]
+        cells = (layer.name, layer.kind, f"{layer.inputs} > {layer.outputs}", layer.field, _figure(layer.residual))
+        table.add_row(*map(Text, cells), Text("\n".join([*of(layer.obstacles), *notes])))
+    is_image = diagnosis.output == "image"
+    table.add_section()
+    table.add_row("output", "", "", "trivial" if is_image else "invariant", _figure(diagnosis.output_residual), "")
+    console.print(table, width=min(console.width, _WIDTH))
+    for finding in diagnosis.findings:
+        console.print(f"{finding.where}: {of([finding.obstacle])[0]}", markup=False)
+    if diagnosis.findings:
+        console.print()
+    for (what, remedy), n in numbers.items():
+        _say(f"({n}) {what}." + (f" Remedy: {remedy}." if remedy else ""), indent=4)
+    if numbers:
+        console.print()
+    if diagnosis.untied:
+        shown = [f"{each.name} {each.inequality:.2f}" for each in diagnosis.untied[:_MOST_UNTIED]]
+        more = len(diagnosis.untied) - len(shown)
+        _say(
+            f"{len(diagnosis.untied)} biases, scales, statistics differ inside regular fields (0 tied, 1 not at all): "
+            f"{', '.join(shown)}{f' and {more} more' if more else ''}. Weights, not structure: training may tie them."
+        )
+        console.print()
+    _say("residual: relative, now; 0 is exact, 1.41 unrelated. FATAL: forbids it for the output, whatever the weights.")
+    _say(f"Verdict: {diagnosis.verdict}.")
+
+
+def _say(text: str, indent: int = 0) -> None:
+    """Prints a paragraph."""
+    width = min(console.width, _WIDTH)
+    console.print(textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False), markup=False)
+
+
+def _figure(residual: float | None) -> str:
+    if residual is None:
+        return "-"
+    return "0" if residual == 0 else f"{residual:.3f}" if residual >= 1e-3 else f"{residual:.0e}"
+
+
+__all__ = ["doctor"]
