@@ -1,10 +1,12 @@
 """What the regulariser costs: time and memory of a training step as ratios to the plain step, and what cheapness buys.
 
-Every case is one training step (pairing, forward, penalty, backward, AdamW) with the same number of images as the plain step
-beside it, except "append", which trains on twice as many. Steps of all cases are interleaved; each ratio is to the plain step
-of the same round, and the median over rounds is given with its quartiles. Memory is the peak of what torch's CPU allocator
-holds within a step, over what it holds before. "noise" is the variance of the penalty's gradient over batches, turns and
-choices of layers, relative to that of all layers with k = B/2.
+Every case is one training step (pairing, forward, penalty, backward, AdamW) with the same number of images as the plain
+step beside it, except "append", which trains on twice as many. Steps of all cases are interleaved; each ratio is to the
+plain step of the same round, and the median over rounds is given with its quartiles. Memory is the peak of what torch's
+CPU allocator holds within a step, over what it holds before; not of the first step, which keeps more. "noise" is the
+variance of the penalty's gradient over batches, turns, and choices of layers and fields, relative to that of all layers
+with k = B/2 (the default of params.yaml weights and caps its layers otherwise than the rest, so compare its noise with
+care).
 
     python benchmarks/overhead.py [--rounds 15] [--draws 48] [--network dncnn unet] [--layout contiguous channels_last]
 

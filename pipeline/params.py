@@ -332,8 +332,8 @@ def check_combinations(params: Params, origin: str) -> None:
         )
     if equivariance.balance is not None and equivariance.penalty in ("channel", "projection"):
         raise UserError(
-            f"{origin}: equivariance.balance: {equivariance.balance} is a share of the gradient at the layers' outputs, "
-            f"where penalty '{equivariance.penalty}' has none: use null, or penalty regular, rotation or paper"
+            f"{origin}: equivariance.balance: {equivariance.balance} is a share of the gradient at the layers' "
+            f"outputs, where penalty '{equivariance.penalty}' has none: use null, or penalty regular, rotation or paper"
         )
     if equivariance.balance is not None and equivariance.pairing == "none":
         raise UserError(
@@ -341,8 +341,8 @@ def check_combinations(params: Params, origin: str) -> None:
         )
     if equivariance.penalty == "projection" and equivariance.group not in ("C2", "C4", "D4"):
         raise UserError(
-            f"{origin}: equivariance.group: {equivariance.group} cannot turn kernels exactly, which penalty 'projection' "
-            "needs: use C2, C4 or D4"
+            f"{origin}: equivariance.group: {equivariance.group} cannot turn kernels exactly, which penalty "
+            "'projection' needs: use C2, C4 or D4"
         )
     smallest = 2 ** (network.depth - 1)
     for key, side in (("train.patch_size", params.train.patch_size), ("preprocess.crop", params.preprocess.crop)):

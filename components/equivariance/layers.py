@@ -86,6 +86,7 @@ class LayerFacts:
         reads_image: its input is the image, not features.
         writes_image: its output is the image.
         reads_unshuffled: its input comes from PixelUnshuffle.
+        has_trivial_input: its input's channels are trivial fields, as where nothing else is declared.
     """
 
     inputs: int
@@ -96,6 +97,7 @@ class LayerFacts:
     reads_image: bool = False
     writes_image: bool = False
     reads_unshuffled: bool = False
+    has_trivial_input: bool = False
 
     @classmethod
     def of(cls, module: Layer) -> LayerFacts:
@@ -178,7 +180,7 @@ def kernel_obstacle(facts: LayerFacts, field: Field, group: Group) -> str | None
         if facts.window and facts.window.is_transposed:
             return f"projection: the kernel of a transposed convolution with {facts.num_groups} groups is not compared"
         inputs, outputs = facts.inputs // facts.num_groups, facts.outputs // facts.num_groups
-        has_regular_input = not facts.reads_image and facts.inputs % group.order == 0
+        has_regular_input = not (facts.reads_image or facts.has_trivial_input) and facts.inputs % group.order == 0
         cuts = (has_regular_input and inputs % group.order) or (field == "regular" and outputs % group.order)
         is_depthwise = inputs == outputs == 1 and not facts.reads_image  # each channel to itself: fields stay whole
         if cuts and not is_depthwise:
@@ -189,7 +191,8 @@ def kernel_obstacle(facts: LayerFacts, field: Field, group: Group) -> str | None
 def kernel_input_field(facts: LayerFacts, group: Group) -> Field:
     """The field along the input axis of a layer's kernel: trivial for the image and for depthwise kernels."""
     inputs = facts.inputs // facts.num_groups
-    return "trivial" if facts.reads_image or inputs % group.order else "regular"
+    is_trivial = facts.reads_image or facts.has_trivial_input or inputs % group.order
+    return "trivial" if is_trivial else "regular"
 
 
 @dataclass(frozen=True)

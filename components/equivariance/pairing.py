@@ -35,7 +35,8 @@ class PairedBatch:
 
     `inputs` and `targets` are what was given, a tensor or a dict of tensors. `turns` is the element of the group
     between an original and its copy: for C4 the number of quarter turns. `shift` is the channel shift that the penalty
-    "channel" uses in this step, `position` and `field_position` in [0, 1) what decides which layers and fields are compared where they are sampled.
+    "channel" uses in this step, `position` and `field_position` in [0, 1) what decides which layers and fields are
+    compared where they are sampled.
     """
 
     inputs: Any

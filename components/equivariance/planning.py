@@ -58,7 +58,9 @@ class LayerPlanning:
         self._layouts = layouts
         self._order: list[str] = []
         self._shifts: dict[str, list[tuple[int, int]]] = {}
-        self.facts = {name: LayerFacts.of(module) for name, module in modules.items()}
+        # where every field declared is trivial, those between the layers are too
+        is_trivial = bool(requested) and all(field == "trivial" for field in requested.values())
+        self.facts = {n: replace(LayerFacts.of(module), has_trivial_input=is_trivial) for n, module in modules.items()}
         names = list(modules)
         if names:
             self.facts[names[0]] = replace(self.facts[names[0]], reads_image=True)
@@ -77,25 +79,23 @@ class LayerPlanning:
         return self._candidate_terms(name) if name in self.requested else ()
 
     def probabilities(self, obstacles: Mapping[str, str]) -> dict[str, float]:
-        """How probably each layer is taken in a step; before the first forward all alike.
+        """How probably each layer is taken in a step; before the first forward all are looked at.
 
         Args:
             obstacles: the layers that could not be compared in the latest step.
         """
-        if self.is_settled:
-            names = [name for name in self._order if name in self.plan.terms and name not in obstacles]
-            names = names or [name for name in self._order if name in self.plan.terms]
-            weights = self.layer_weights(names) if names else {}
-        else:
-            weights = {name: 1.0 for name in self.requested if self._candidate_terms(name)}
+        if not self.is_settled:
+            return {name: 1.0 for name in self.requested if self._candidate_terms(name)}
+        names = [name for name in self._order if name in self.plan.terms and name not in obstacles]
+        names = names or [name for name in self._order if name in self.plan.terms]
+        weights = self.layer_weights(names) if names else {}
         number = self.options.num_sampled
         if number is None:
             number = float("inf")
         elif number < 1:
             number = max(1.0, number * sum(weight > 0 for weight in weights.values()))
-        probabilities = inclusion_probabilities(weights, number)
         # Layers that the last step's image size kept out may come back: they are always looked at.
-        return dict.fromkeys(self.requested, 1.0) | probabilities if self.is_settled else probabilities
+        return dict.fromkeys(self.requested, 1.0) | inclusion_probabilities(weights, number)
 
     def learn(self, executed: Sequence[str], trace: Trace | None) -> None:
         """Take from the first forward what is last, what reads the image, and what becomes of each output."""

@@ -68,12 +68,11 @@ class EquivarianceRegularizer:
     Layers are watched from `pair` to `penalty`, while the network is in training mode and gradients are enabled;
     between steps the network carries no hooks. A copy of the network never feeds the regulariser. With
     DistributedDataParallel or torch.compile, give the network here unwrapped and call the wrapped one; each worker
-    pairs images of its own. Under torch.compile the first compiled call in training mode must come after a `pair`, and
-    sub-pixel layers and shifted windows must be declared in `layouts` unless a first step ran uncompiled. Works under
-    automatic mixed precision and activation checkpointing; double backward is not possible.
+    pairs images of its own. Works under automatic mixed precision and activation checkpointing (of the network's
+    parts, if reentrant); double backward is not possible, nor is ``torch.compile(fullgraph=True)``.
 
-    The first forward after construction is traced and keeps the maps of its pairs, so its memory is higher than that of
-    all others.
+    The first forward after construction is traced: it runs uncompiled and keeps the maps of its pairs, so its memory is
+    higher than that of all others. Under torch.compile it must come before any other compiled call in training mode.
 
     Args:
         network: any module with convolutions or linear layers.
@@ -88,8 +87,8 @@ class EquivarianceRegularizer:
             weighted so that the mean over draws is the sum over all: a number of layers from 1, or a share below 1;
             None for all.
         sample_fields: what share of each layer's regular fields to compare in a step, above 0 and below 1, drawn with
-            equal probabilities: on average the penalty of all; None for all. Compared whole nevertheless: trivial fields,
-            and layers whose gradient has no closed form (`scale_gradient`, groups that are not on the grid).
+            equal probabilities: on average the penalty of all; None for all. Compared whole nevertheless: trivial
+            fields, and layers whose gradient has no closed form (`scale_gradient`, groups that are not on the grid).
         normalise: "relative", or "none" for mean squares in the features' own units.
         scale_gradient: whether gradient flows through the denominator of a relative size.
         pairing: "replace" (B images stay B), "append" (B become B + k), or, for "projection" alone, "none".

@@ -110,7 +110,7 @@ def tap(
 ) -> tuple[Tensor, Tensor]:
     """The layer's output to go on with, in the same memory, and an anchor for `weighted_sum`.
 
-    It is the same tensor, taken over as by an operation in place, unless it is a view (as those of linear layers may be).
+    It is the same tensor, taken over as by an operation in place, unless it is a view, as linear layers may give.
 
     Args:
         upstream: how much the observation counts, where no anchor will tell: of a call that is run again in backward.

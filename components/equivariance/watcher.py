@@ -144,6 +144,9 @@ class LayerWatcher:
         self.stop()
         if not self._planning.is_settled:
             self._planning.learn(step.executed, trace)
+            # As in every later step, and so in a run that is resumed: all were looked at, these are compared.
+            step.probabilities = self._planning.probabilities(step.obstacles)
+            step.taken = frozenset(sample_layers(step.probabilities, step.batch.position))
         self._compare(step)
         self._obstacles = step.obstacles
         self._unexecuted = [name for name in self._planning.plan.terms if name not in step.executed]
@@ -236,7 +239,7 @@ class LayerWatcher:
                     self._options.size,
                     self._options.scale_gradient,
                     self._options.field_share,
-                    (step.batch.field_position + _GOLDEN * len(step.seen)) % 1,  # another choice in each layer
+                    (step.batch.field_position + _GOLDEN * len(step.executed)) % 1,  # another choice in each layer
                 )
                 seen = Seen(name, index, None, tuple(output.shape))
                 seen.observation = Observation(comparing, step.batch.num_images, output)
@@ -296,13 +299,13 @@ class LayerWatcher:
         """Compare what a first forward has kept, and drop what turned out not to belong."""
         kept = []
         for seen in step.seen:
-            terms = self._planning.plan.terms.get(seen.name, ())
+            terms = self._planning.plan.terms.get(seen.name, ()) if seen.name in step.taken else ()
             if seen.term is None and seen.observation is not None:
                 own = next((term for term in terms if term in ("trivial", "regular")), None)
                 layout = self._layout_again(step, seen) if own else None
                 if own is None or layout is None:
                     seen.observation.drop()
-                    if layout is None and not set(terms) & {"channel", "projection"}:
+                    if own and layout is None and not set(terms) & {"channel", "projection"}:
                         step.comparable.discard(seen.name)
                     continue
                 seen.term = own

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
+from components.equivariance import group_named
 from pipeline.params import Params, check_params, get_value, load_params, parse_values, read_values, set_value
 from tests.pipeline.conftest import ROOT, Project
 
@@ -187,6 +188,22 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"network.width": 22, "equivariance.penalty": "regular"},
             ["network.width: 22", "do not divide by 4", "use 24, or equivariance.penalty: rotation"],
         ),
+        (
+            {"network.width": 20, "equivariance.group": "D4"},
+            ["network.width: 20", "do not divide by 8", "in D4", "use 16, or equivariance.penalty: rotation"],
+        ),
+        (
+            {"equivariance.balance": 0.05, "equivariance.penalty": "channel"},
+            ["equivariance.balance: 0.05", "penalty 'channel' has none", "use null"],
+        ),
+        (
+            {"equivariance.balance": 0.05, "equivariance.pairing": "none", "equivariance.weight": 0},
+            ["equivariance.balance: 0.05 needs pairs"],
+        ),
+        (
+            {"equivariance.group": "C8", "equivariance.penalty": "projection"},
+            ["equivariance.group: C8", "use C2, C4 or D4"],
+        ),
         ({"tune.steps": 40, "tune.grace_steps": 40}, ["tune.grace_steps: 40", "tune.steps 40", "less than 40"]),
         ({"evaluate.tile": 64, "evaluate.overlap": 64}, ["evaluate.overlap: 64", "less than evaluate.tile 64"]),
         ({"preprocess.remaining": {"val": 0.5, "test": 0.5}}, ["preprocess.remaining", "below 1"]),
@@ -220,6 +237,23 @@ def test_the_depth_that_a_refusal_names_is_one_that_works() -> None:
 def test_a_width_that_does_not_divide_by_4_is_fine_where_no_channels_are_shifted() -> None:
     _checked({"network.width": 22, "equivariance.penalty": "rotation"})
     _checked({"network.width": 22, "equivariance.pairing": "none", "equivariance.weight": 0})
+
+
+def test_projection_compares_kernels_and_needs_no_pairs() -> None:
+    _checked({"equivariance.penalty": "projection", "equivariance.pairing": "none", "equivariance.weight": 0.1})
+
+
+@pytest.mark.parametrize("name", ["C2", "C4", "C8", "C12", "D4"])
+def test_every_group_the_regulariser_takes_can_be_asked_for(name: str) -> None:
+    chosen = _checked({"equivariance.group": name, "network.width": 24, "equivariance.penalty": "rotation"})
+    assert chosen.equivariance.group_order == group_named(name).order
+
+
+@pytest.mark.parametrize("name", ["C1", "D8", "SO2", "c4", "C04"])
+def test_a_group_there_is_not_is_refused_as_by_the_regulariser(name: str) -> None:
+    assert "use C2, C4, D4, C8 or another C<N>" in _refusal({"equivariance.group": name})
+    with pytest.raises(ValueError, match="group"):
+        group_named(name)
 
 
 def test_two_mistakes_are_two_lines_and_more_are_counted() -> None:

@@ -1,7 +1,7 @@
 """The penalty written out with plain autograd: what the regulariser must give in every context.
 
-The network's layers are looked at with ordinary hooks that hand on a clone, so that nothing overwrites what was seen; the
-residual, its size and the mean over calls and layers are written out, and autograd does the rest.
+The network's layers are looked at with ordinary hooks that hand on a clone, so that nothing overwrites what was seen;
+the residual, its size and the mean over calls and layers are written out, and autograd does the rest.
 """
 
 import copy

@@ -69,7 +69,10 @@ def test_whole_pairs_on_each_of_two_workers_give_the_gradient_of_one_process(
 def test_the_options_compared_above_make_a_difference() -> None:
     """Else equal gradients would prove nothing."""
     images = random_images(NUM_PAIRS + 4, 3, 6, 6)
-    found = {name: _gradients(options, images, NUM_PAIRS, False)[0] for name, options in OPTIONS.items()}
+    found = {
+        name: torch.cat([gradient.flatten() for gradient in _gradients(options, images, NUM_PAIRS, False)])
+        for name, options in OPTIONS.items()
+    }
     names = list(found)
     for i, name in enumerate(names):
         for other in names[i + 1 :]:

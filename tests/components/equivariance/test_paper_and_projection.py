@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from components.equivariance import EquivarianceRegularizer
-from tests.components.equivariance.exact import convolution, plain_network, projection_kernel, random_images
+from tests.components.equivariance.exact import (
+    convolution,
+    plain_network,
+    projection_kernel,
+    random_images,
+    symmetric_kernel,
+)
 from tests.components.equivariance.exact_groups import C2, C4, D4
 from tests.components.equivariance.small_networks import Layout, averaged_kernel, seeded
 
@@ -240,3 +246,19 @@ def test_projection_is_off_the_grid_named_and_refused() -> None:
 def test_only_the_projection_can_do_without_pairs(penalty: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"leaves nothing to compare under penalty {penalty!r}")):
         EquivarianceRegularizer(plain_network(), penalty=penalty, pairing="none")  # type: ignore[arg-type]
+
+
+def test_where_trivial_fields_alone_are_declared_the_inputs_of_kernels_are_trivial_too() -> None:
+    images = random_images(2, 3, 6, 6)
+    symmetric = nn.Sequential(*(convolution(symmetric_kernel(o, i)) for o, i in ((8, 3), (8, 8), (3, 8))))
+    for network, are_exact in ((symmetric, True), (plain_network(), False)):
+        regularizer = EquivarianceRegularizer(network, penalty="projection", layers={"*": "trivial"}, pairing="none")
+        for _ in range(2):
+            network(regularizer.pair(images, images).inputs)
+            regularizer.penalty()
+            for name, value in regularizer.layer_penalties().items():
+                kernel = network.get_submodule(name).weight.detach()
+                residual = kernel - averaged_kernel(kernel, "trivial", "trivial")
+                expected = (residual.square().sum() / kernel.square().sum()).item()
+                assert value == pytest.approx(expected, rel=1e-9, abs=1e-28)
+                assert (value < 1e-24) is are_exact

@@ -1,6 +1,8 @@
 """Faults of the released code (METHOD.md section 6), by their numbers there, that must not come back.
 
-Fault 13 (the best checkpoint chosen on the test set) is the pipeline's: see the end of this file.
+Fault 13 (the best checkpoint chosen on the test set) is the pipeline's: what is chosen there, a trial, a weight or a
+champion, is chosen by validation images alone (tests/pipeline/test_tune.py, tests/benchmarks/test_does_it_help.py,
+tests/pipeline/test_register.py).
 """
 
 import copy

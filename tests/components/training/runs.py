@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from components.equivariance import EquivarianceRegularizer, PenaltyWeight
+from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
 from components.training.global_batch import worker_share
 from components.training.loop import Listeners, Metrics, train
 from components.training.settings import TrainingSettings
@@ -85,6 +85,8 @@ class Run:
     Attributes:
         settings: of the training.
         weight: of the penalty; None for a run without pairs.
+        options: more of the regulariser.
+        balance: the share of the gradient that the penalty is to have, instead of a fixed weight.
         folder: where checkpoints go.
         stop_after: raises Interrupted when this step has been reported.
         reports, validated, checkpoints: what the listeners heard, steps first.
@@ -93,6 +95,8 @@ class Run:
     settings: TrainingSettings = field(default_factory=settings)
     weight: float | None = 0.5
     penalty: str = "regular"
+    options: dict[str, Any] = field(default_factory=dict)
+    balance: float | None = None
     norm: str = "none"
     folder: Path | None = None
     stop_after: int | None = None
@@ -103,7 +107,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.worker = Worker.current()
-        weight = PenaltyWeight(self.weight or 0.0, 4)
+        weight: PenaltyWeight | BalancedWeight = PenaltyWeight(self.weight or 0.0, 4)
+        if self.balance is not None and self.weight:
+            weight = BalancedWeight(self.balance, self.weight, 4)
         self.state = TrainingState(tiny_network(self.norm), weight, self.settings, self.worker)
 
     def start(self) -> Run:
@@ -112,7 +118,8 @@ class Run:
         num_pairs = 0 if self.weight is None else NUM_PAIRS
         regularizer = None
         if self.weight is not None:
-            regularizer = EquivarianceRegularizer(self.state.network, penalty=self.penalty)  # type: ignore[arg-type]
+            options = {"penalty": self.penalty, "measure_gradients": self.balance is not None, **self.options}
+            regularizer = EquivarianceRegularizer(self.state.network, **options)  # type: ignore[arg-type]
         train(
             self.state,
             self.sampler,

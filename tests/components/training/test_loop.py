@@ -88,6 +88,29 @@ def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bytes(
     assert _same(tensors(resumed), tensors(whole))
 
 
+SAMPLED = {"sample_layers": 1.5, "sample_fields": 0.5, "max_gradient_ratio": 0.3}
+
+
+@pytest.mark.parametrize("balance", [None, 0.1])
+@pytest.mark.parametrize("options", [SAMPLED, {"penalty": "rotation+channel", "sample_layers": 1}])
+def test_a_resumed_run_draws_the_layers_and_fields_and_balances_the_weight_as_one_left_alone(
+    tmp_path: Path, options: dict[str, Any], balance: float | None
+) -> None:
+    whole = Run(options=options, balance=balance).start()
+    killed = Run(options=options, balance=balance, folder=tmp_path, stop_after=9)
+    with pytest.raises(Interrupted):
+        killed.start()
+    resumed = Run(options=options, balance=balance)
+    resumed.state.load(tmp_path)
+    resumed.start()
+    assert resumed.losses() == whole.losses()[5:]
+    assert _same(tensors(resumed), tensors(whole))
+    if balance:
+        assert whole.state.penalty_weight.weight != 0.5  # it has moved
+    names = {name for _, metrics in whole.reports for name in metrics if name.startswith("penalty/")}
+    assert any(names - metrics.keys() for _, metrics in whole.reports)  # not all layers in every step
+
+
 def test_a_run_resumed_at_its_end_does_nothing(tmp_path: Path) -> None:
     whole = Run(folder=tmp_path).start()
     resumed = Run()
@@ -238,6 +261,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path: Pat
     assert [step for step, _ in run.reports] == list(range(1, 8))
     assert run.state.step == 7
     assert all(parameter.isfinite().all() for parameter in run.state.network.parameters())
+
+
+def test_features_that_are_not_finite_end_the_run_and_name_the_layer() -> None:
+    run = Run()
+    with torch.no_grad():
+        run.state.network[2].bias[3] = math.nan
+    with pytest.raises(TrainingDivergedError, match=r"step 1 .*2: its features are NaN or infinite.*: lower train"):
+        run.start()
 
 
 class _InfiniteSlope(nn.Module):
