@@ -8,7 +8,7 @@ variance of the penalty's gradient over batches, turns, and choices of layers an
 with k = B/2 (the default of params.yaml weights and caps its layers otherwise than the rest, so compare its noise with
 care).
 
-    python benchmarks/overhead.py [--rounds 15] [--draws 48] [--network dncnn unet] [--layout contiguous channels_last]
+    python benchmarks/overhead.py [--rounds 15] [--draws 24] [--network dncnn unet dncnn17] [--layout contiguous channels_last]
 
 Prints one JSON line a case, then a table. Ratios are of this machine; run it with the machine otherwise idle.
 """
@@ -39,6 +39,7 @@ from pipeline.params import load_params
 # name -> (settings of the network, images a step, side of a patch)
 NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
     "dncnn": ({"channels": 3, "width": 48, "depth": 10, "norm": "none"}, 16, 40),
+    "dncnn17": ({"channels": 3, "width": 64, "depth": 17, "norm": "none"}, 16, 40),
     "unet": ({"channels": 3, "width": 24, "depth": 3, "norm": "batch"}, 8, 48),
 }
 REFERENCE = "all layers, k = B/2"
@@ -195,7 +196,8 @@ def measure(network: str, layout: str, rounds: int, draws: int) -> list[dict[str
             start = time.perf_counter()
             run.step()
             seconds[run.case.name].append(time.perf_counter() - start)
-    noise = {run.case.name: gradient_noise(run.case, network, layout, draws) for run in runs if run.case.has_noise}
+    noisy = [run.case for run in runs if run.case.has_noise and draws]
+    noise = {case.name: gradient_noise(case, network, layout, draws) for case in noisy}
     rows = []
     for run in runs:
         name = run.case.name
@@ -242,16 +244,19 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--draws", type=int, default=48)
+    parser.add_argument(
+        "--draws", type=int, default=24, help="for the noise, which is that of the first layout; 0: none"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--network", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--network", nargs="*", default=["dncnn", "unet"], choices=list(NETWORKS))
     parser.add_argument("--layout", nargs="*", default=["contiguous", "channels_last"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
     for network in arguments.network:
         for layout in arguments.layout:
-            rows += measure(network, layout, arguments.rounds, arguments.draws)
+            draws = arguments.draws if layout == arguments.layout[0] else 0  # the same in every layout
+            rows += measure(network, layout, arguments.rounds, draws)
     show(rows)
 
 

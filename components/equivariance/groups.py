@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -79,6 +79,7 @@ class Group:
         """The element that undoes another."""
         return next(other for other in range(self.order) if self.compose(element, other) == 0)
 
+    @lru_cache(maxsize=256)  # noqa: B019 - groups are few, frozen and compared by value
     def sources(self, element: int) -> list[int]:
         """The regular permutation: channel h of a turned field comes from channel ``g^-1 h``, h = 0..t-1."""
         inverse = self.inverse(element)
@@ -183,9 +184,15 @@ def permute_fields(features: Tensor, sources: list[int], dim: int = 1) -> Tensor
     channels, width = features.shape[dim], len(sources)
     if channels % width:
         raise ValueError(f"features have {channels} channels, which do not divide into groups of {width}")
-    first = torch.arange(0, channels, width, device=features.device)
-    index = first[:, None] + torch.tensor(sources, device=features.device)  # (C/t, t)
-    return features.index_select(dim, index.flatten())
+    return features.index_select(dim, _permutation(channels, tuple(sources), features.device))
+
+
+@lru_cache(maxsize=1024)
+def _permutation(channels: int, sources: tuple[int, ...], device: torch.device) -> Tensor:
+    """The source of each channel, ``(C,)``."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        first = torch.arange(0, channels, len(sources), device=device)
+        return (first[:, None] + torch.tensor(sources, device=device)).flatten()  # (C/t, t) -> (C,)
 
 
 def shift_channels(features: Tensor, shift: int, group_size: ChannelGroup = GROUP_ORDER) -> Tensor:

@@ -140,7 +140,8 @@ def _sizes(
         raise ValueError(f"max_side: {max_side} must be at least 1")
     found: dict[int, Sizes] = {element: {} for element in elements}
     with evaluation_mode(network):
-        for piece in _pieces(images, max_side):
+        for whole in _pieces(images, max_side):
+            piece = group.crop(whole)
             trace, maps, output = _run(network, piece, layouts)
             facts = facts_of(trace)
             names = [call.name for call in trace.calls]

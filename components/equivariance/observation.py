@@ -159,13 +159,28 @@ class Observation:
 
     def add_gradient(self, total: Tensor, factors: Tensor) -> None:
         """Add ``factors_p`` times the gradient of `value` to one at the layer's output, ``(B, ...)``, in place."""
-        originals, copies = self._gradients(factors)  # 2 of (P, C, H, W)
         half = self.num_entries // 2
-        self._enter(total[half : 2 * half], copies)
-        self._enter(total[:half], originals)
+        at_originals, at_copies = total[:half], total[half : 2 * half]
+        if self._gradient is not None:
+            originals, copies = self._gradient.chunk(2)
+            self._enter(at_originals, originals, factors)
+            self._enter(at_copies, copies, factors)
+            return
+        assert self._residual is not None
+        group, coefficients = self.comparing.group, factors * self._coefficients
+        self._enter(at_copies, self._residual, coefficients)
+        turned_back = group.act(self._residual, group.inverses[self.comparing.turns], self._field)
+        self._enter(at_originals, turned_back, -coefficients)
 
-    def _enter(self, part: Tensor, gradient: Tensor) -> None:
-        """Add a gradient of maps ``(P, C, H, W)`` to that of the layer's output on the same images, in place."""
+    def _enter(self, part: Tensor, maps: Tensor, coefficients: Tensor) -> None:
+        """Add ``c_p`` times maps ``(P, C, H, W)`` to the gradient of the layer's output on these images, in place."""
+        scale = _each(coefficients)
+        if maps.dtype != torch.float16:  # below whose range they may be where features are large
+            scale = scale.to(maps.dtype)
+        if self._channels is None and isinstance(self._layout, Maps) and maps.dtype == part.dtype == scale.dtype:
+            part.addcmul_(maps, scale)
+            return
+        gradient = maps * scale
         if self._channels is not None and isinstance(self._layout, Maps):
             part.index_add_(1, self._channels, gradient.to(part.dtype))
             return
@@ -173,18 +188,6 @@ class Observation:
             full = gradient.new_zeros((len(gradient), self._num_channels, *gradient.shape[2:]))
             gradient = full.index_copy_(1, self._channels, gradient)
         part.add_(self._layout.from_maps(gradient).reshape(part.shape))
-
-    def _gradients(self, factors: Tensor) -> tuple[Tensor, Tensor]:
-        if self._gradient is not None:
-            originals, copies = (self._gradient * _each(factors.repeat(2))).chunk(2)
-            return originals, copies
-        assert self._residual is not None
-        group = self.comparing.group
-        coefficients = _each(factors * self._coefficients)
-        if self._residual.dtype != torch.float16:  # below whose range they may be where features are large
-            coefficients = coefficients.to(self._residual.dtype)
-        copies = self._residual * coefficients
-        return -group.act(copies, group.inverses[self.comparing.turns], self._field), copies
 
     def arriving_norms(self, arriving: Tensor) -> Tensor:
         """The norm of a gradient at the layer's output over both maps of each pair: ``(B, ...)`` -> ``(P,)``."""

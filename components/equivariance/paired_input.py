@@ -48,5 +48,5 @@ def _is_turned(tensor: Tensor, made_as: torch.dtype, batch: PairedBatch, group: 
     else:  # interpolated, and dark corners that a normalisation moves
         inside = group.crop(torch.ones_like(turned))
         mean = turned.sum() / inside.sum()
-        bound = 0.5 * torch.linalg.vector_norm(turned - mean * inside)
+        bound = 0.7 * torch.linalg.vector_norm(turned - mean * inside)
     return not bool(difference > bound)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .observation import Observation
+from .ownership import is_unshared
 
 
 @dataclass
@@ -99,8 +100,7 @@ class _Tap(torch.autograd.Function):
             shape, stride, dtype, device = ctx.like
             total = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
         else:
-            # A new tensor: the arriving one may be shared with another branch of the network.
-            total = arriving.clone()
+            total = arriving if is_unshared(arriving) else arriving.clone()
         ctx.shared.add(observation, upstream, total, has_arrived=arriving is not None)
         return total, None, None, None
 

@@ -358,3 +358,22 @@ def test_images_are_cropped_to_squares_where_corners_would_be_lost() -> None:
     regularizer = EquivarianceRegularizer(plain_network(8), group="C8")
     for element in (1, 2):
         assert regularizer.pair(images, images, turns=element).inputs.shape == (4, 3, 6, 6)
+
+
+def test_under_c8_what_is_cut_off_from_the_copies_does_not_show_in_the_originals_features() -> None:
+    """One radial filter on a fine image: what is left is interpolation, not the dark corners."""
+    side = 64
+    y, x = torch.meshgrid(torch.arange(5.0) - 2, torch.arange(5.0) - 2, indexing="ij")
+    network = nn.Conv2d(1, 8, 5, padding=2, bias=False).double()
+    network.weight.data.copy_(torch.exp(-(x**2 + y**2) / 2).expand(8, 1, 5, 5))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    images = (2 + torch.sin(rows * 0.15) + torch.cos(columns * 0.11)).double().expand(4, 1, side, side)
+    regularizer = EquivarianceRegularizer(network, group="C8", layers={"*": "trivial"})
+    batch = regularizer.pair(images, images, turns=1)
+    assert torch.equal(batch.inputs[0], images[0] * circular_mask(side, side))
+    assert torch.equal(batch.inputs[-1], images[-1])  # a single stays as it is
+    network(batch.inputs)
+    group, whole, turned = group_named("C8"), network(images[:1]), network(batch.inputs[1:2])
+    scale = pair_scale(group.crop(whole), group.crop(turned))
+    uncropped = residual_size(field_residual(whole, turned, 1, "trivial", group), scale)
+    assert regularizer.penalty() < 0.2 * uncropped
