@@ -11,7 +11,8 @@ grid) the gradient is computed by autograd at once and kept instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -90,7 +91,6 @@ class Observation:
         self.comparing = comparing
         per_image = len(output) // num_images  # windows are several entries an image
         self.num_entries = 2 * comparing.num_pairs * per_image
-        self.value: Tensor
         self._raw: Tensor | None = output.detach()[: self.num_entries]
         self._raw_shape = self._raw.shape
         self._layout: Layout
@@ -98,9 +98,25 @@ class Observation:
         self._num_channels = 0
         self._channels: Tensor | None = None  # those compared; None for all
         self._residual: Tensor | None = None  # (P, C, H, W), C those compared
-        self._coefficients: Tensor  # 2 v_p, (P,)
         self._gradient: Tensor | None = None  # (2P, C, H, W)
-        self.own_norms: Tensor  # of the gradient of `value`, over both maps of each pair, (P,)
+        self._norms: Tensor | None = None  # of the residual, (P,), as long as what follows from them is not computed
+        self._map_norms: Tensor | None = None  # of the maps, (2P,)
+        self._sizes = (1, 1)  # entries of a residual, of a map
+        self._value: Tensor
+        self._coefficients: Tensor  # 2 v_p, (P,)
+        self._own_norms: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The size of the residual, a scalar, detached."""
+        settle([self])
+        return self._value
+
+    @property
+    def own_norms(self) -> Tensor:
+        """The norm of the gradient of `value`, over both maps of each pair: ``(P,)``."""
+        settle([self])
+        return self._own_norms
 
     def keep(self) -> None:
         """Keep the maps as they are now: what follows may overwrite them."""
@@ -114,7 +130,7 @@ class Observation:
     def drop(self) -> None:
         """Forget the maps without comparing them."""
         self._raw = None
-        self.value = torch.zeros(())
+        self._value = torch.zeros(())
 
     @torch.no_grad()
     def compare(self, layout: Layout, field: Field) -> None:
@@ -124,15 +140,14 @@ class Observation:
         maps = layout.to_maps(self._raw)  # (2P, C, H, W)
         self._raw = None
         originals, copies = maps.chunk(2)
-        comparing, pairs = self.comparing, self.comparing.num_pairs
+        comparing = self.comparing
         if not comparing.is_closed:
             with torch.enable_grad():
                 leaf = maps.detach().to(_precise(maps.dtype), copy=True).requires_grad_()
                 originals, copies = leaf.chunk(2)
                 value = comparing.value(originals, copies, field)
                 (self._gradient,) = torch.autograd.grad(value, leaf)
-            self.value = value.detach()
-            self.own_norms = _pair_norms(self._gradient)
+            self._value, self._own_norms = value.detach(), _pair_norms(self._gradient)
             return
         self._num_channels = maps.shape[1]
         chosen = comparing.chosen_channels(self._num_channels, field)
@@ -140,22 +155,10 @@ class Observation:
             self._channels = torch.tensor(chosen, device=maps.device)
             originals, copies = (half.index_select(1, self._channels) for half in (originals, copies))
         residual = field_residual(originals, copies, comparing.turns, field, comparing.group)
-        norms = _norms(residual)  # (P,)
-        size = residual[0].numel()
-        if comparing.size == "paper":
-            self.value = torch.linalg.vector_norm(norms)
-            # the gradient of a norm is taken as 0 at 0
-            coefficient = torch.where(self.value > 0, 1 / self.value.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
-            self._coefficients = coefficient.expand(pairs)
-        else:
-            weights = torch.full_like(norms, 1 / (pairs * size))
-            if comparing.size == "relative":
-                both = _norms(maps).square().view(2, pairs)  # (2P,) -> originals, copies
-                weights = weights / (both.sum(dim=0) / (2 * maps[0].numel()) + EPSILON)
-            self.value = (weights * norms.square()).sum()
-            self._coefficients = 2 * weights
-        self._residual = residual
-        self.own_norms = self._coefficients * norms * 2**0.5
+        self._residual, self._norms = residual, _norms(residual)
+        if comparing.size == "relative":
+            self._map_norms = _norms(maps)
+        self._sizes = (residual[0].numel(), maps[0].numel())
 
     def add_gradient(self, total: Tensor, factors: Tensor) -> None:
         """Add ``factors_p`` times the gradient of `value` to one at the layer's output, ``(B, ...)``, in place."""
@@ -167,6 +170,7 @@ class Observation:
             self._enter(at_copies, copies, factors)
             return
         assert self._residual is not None
+        settle([self])
         group, coefficients = self.comparing.group, factors * self._coefficients
         self._enter(at_copies, self._residual, coefficients)
         turned_back = group.act(self._residual, group.inverses[self.comparing.turns], self._field)
@@ -193,6 +197,40 @@ class Observation:
         """The norm of a gradient at the layer's output over both maps of each pair: ``(B, ...)`` -> ``(P,)``."""
         pairs = arriving[: self.num_entries].unflatten(0, (2 * self.comparing.num_pairs, -1))  # (2P, 1 or windows, ...)
         return _pair_norms(pairs)
+
+
+@torch.no_grad()
+def settle(observations: Sequence[Observation]) -> None:
+    """Compute values, coefficients and norms of what has been compared: of all layers at once, since each is small.
+
+    With r_p the norm of a residual of R entries, and a_p, b_p those of the maps of M entries, the value is
+    ``sum_p v_p r_p^2`` with ``v_p = 1 / (P R)`` over the scale ``(a_p^2 + b_p^2) / (2 M) + eps`` if it is relative.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype, Comparing], list[Observation]] = {}
+    for each in observations:
+        if each._norms is not None:
+            kind = replace(each.comparing, position=0.0)
+            kinds.setdefault((each._norms.device, each._norms.dtype, kind), []).append(each)
+    for (device, dtype, comparing), alike in kinds.items():
+        norms = torch.stack([each._norms for each in alike if each._norms is not None])  # (L, P)
+        if comparing.size == "paper":
+            values = torch.linalg.vector_norm(norms, dim=1)  # (L,)
+            # the gradient of a norm is taken as 0 at 0
+            inverse = torch.where(values > 0, 1 / values.clamp_min(torch.finfo(dtype).tiny), 0.0)
+            coefficients = inverse[:, None].expand_as(norms)
+        else:
+            sizes = torch.tensor([each._sizes for each in alike], device=device, dtype=dtype)  # (L, 2)
+            weights = 1 / (comparing.num_pairs * sizes[:, :1])  # (L, 1)
+            if comparing.size == "relative":
+                both = torch.stack([each._map_norms for each in alike if each._map_norms is not None])  # (L, 2P)
+                squares = both.square().unflatten(1, (2, -1)).sum(dim=1)  # (L, P)
+                weights = weights / (squares / (2 * sizes[:, 1:]) + EPSILON)
+            coefficients = (2 * weights).expand_as(norms)
+            values = (coefficients * norms.square()).sum(dim=1) / 2
+        own = coefficients * norms * 2**0.5
+        rows = zip(alike, values.unbind(), coefficients.unbind(), own.unbind(), strict=True)
+        for each, each._value, each._coefficients, each._own_norms in rows:
+            each._norms = each._map_norms = None
 
 
 def _each(values: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Whether a gradient that arrives in a backward pass belongs to nobody else, so that it may be written into.
 
-Autograd hands one tensor to several branches (both terms of a sum get the same), and users and hooks may hold it too. Who
-holds a tensor shows in three reference counts: of the tensor in C++, of its memory, and of its Python object. What they are
-for a gradient of our own is not assumed but measured, once, on two small graphs: one whose gradient is surely unshared and
-one whose gradient is surely shared. If the counts do not tell them apart, nothing ever counts as owned.
+Autograd hands one tensor to several branches (both terms of a sum get the same), and users and hooks may hold it too.
+Who holds a tensor shows in three reference counts: of the tensor in C++, of its memory, and of its Python object. What
+they are for a gradient of our own is not assumed but measured, once, on two small graphs: one whose gradient is surely
+unshared and one whose gradient is surely shared. If the counts do not tell them apart, nothing ever counts as owned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_unshared(gradient: Tensor) -> bool:
 
 def _counts(gradient: Tensor) -> Counts:
     memory = gradient.untyped_storage()
-    return (gradient._use_count(), torch._C._storage_Use_Count(memory._cdata), sys.getrefcount(gradient))
+    return (gradient._use_count(), torch._C._storage_Use_Count(memory._cdata), sys.getrefcount(gradient))  # type: ignore[attr-defined]
 
 
 def _is_dense(gradient: Tensor) -> bool:

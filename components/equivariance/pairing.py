@@ -53,6 +53,11 @@ class PairedBatch:
         return len(first_entry(self.inputs))
 
     @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the inputs, in their order."""
+        return tuple(tuple(entry.shape) for entry in entries_of(self.inputs))
+
+    @property
     def copies(self) -> slice:
         """Where the copies lie: ``inputs[copies]`` are the copies of ``inputs[:num_pairs]``."""
         return slice(self.num_pairs, 2 * self.num_pairs)

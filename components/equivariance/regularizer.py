@@ -259,7 +259,9 @@ class EquivarianceRegularizer:
             if kinds[name] == "image":
                 check_turns_fit(entry, turns, self.group)
                 copies = self.group.spatial(originals, turns)
-                if not self.group.is_on_grid:  # what is cut off from the copies must not show in the originals' features
+                if (
+                    not self.group.is_on_grid
+                ):  # what is cut off from the copies must not show in the originals' features
                     entry = torch.cat((self.group.crop(originals), entry[num_pairs:]))
             return insert_copies(entry, num_pairs, copies)
 

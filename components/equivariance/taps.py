@@ -132,15 +132,16 @@ class _WeightedSum(torch.autograd.Function):
         on_backward: Callable[[list[Tensor]], None],
         *anchors: Tensor | None,
     ) -> Tensor:
-        ctx.weights, ctx.on_backward = weights, on_backward
+        ctx.on_backward = on_backward
         ctx.has_anchor = [anchor is not None for anchor in anchors]
-        values = [weight * observation.value for observation, weight in zip(observations, weights, strict=True)]
-        return torch.stack(values).sum()
+        values = torch.stack([observation.value for observation in observations])
+        ctx.weights = torch.tensor(weights, device=values.device, dtype=values.dtype)
+        return (values * ctx.weights).sum()  # no product of matrices, which autocast would round
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        upstreams = [weight * gradient for weight in ctx.weights]
+        upstreams = list((ctx.weights * gradient).unbind())
         ctx.on_backward(upstreams)
         anchored = zip(upstreams, ctx.has_anchor, strict=True)
         return None, None, None, None, *(upstream if has_anchor else None for upstream, has_anchor in anchored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .layer_terms import ChannelCall
 from .layers import Term
-from .observation import Observation
+from .observation import Observation, settle
 from .options import NonFiniteFeaturesError
 from .pairing import PairedBatch, first_entry
 from .taps import Backward, weighted_sum
@@ -69,6 +70,7 @@ class Step:
         Raises:
             NonFiniteFeaturesError: one is not finite; names the first.
         """
+        settle([seen.observation for seen in self.seen if seen.observation is not None])
         calls: dict[str, dict[Term, list[Tensor]]] = {}
         for seen in self.seen:
             if seen.name in weights and seen.term is not None:
@@ -76,7 +78,9 @@ class Step:
                 assert value is not None
                 calls.setdefault(seen.name, {}).setdefault(seen.term, []).append(value)
         values = {
-            name: torch.stack([torch.stack(values).mean() for values in terms.values()]).sum()
+            name: torch.stack([_mean(values) for values in terms.values()]).sum()
+            if len(terms) > 1
+            else _mean(*terms.values())
             for name, terms in calls.items()
         }
         _check_finite(values)
@@ -127,9 +131,13 @@ class Collected:
     values: dict[str, Tensor]
 
 
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
+
+
 def _check_finite(values: Mapping[str, Tensor]) -> None:
     """Raise for the first layer whose value is not finite."""
-    if values and not torch.isfinite(torch.stack([value.detach().float() for value in values.values()]).sum()):
+    if values and not math.isfinite(sum(torch.stack([value.detach() for value in values.values()]).tolist())):
         for name, value in values.items():
             if not torch.isfinite(value):
                 raise NonFiniteFeaturesError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class LayerWatcher:
         self._step: Step | None = None
         self._replays = Replays(lambda: [] if self._handles else self._hook_layers())
         self._depth = 0  # of the network's calls that began with gradients
+        self._layouts: dict[Hashable, Layout | str] = {}  # by call and shapes: the layout, or why there is none
         self._obstacles: dict[str, str] = {}
         self._unexecuted: list[str] = []
         self.backward: Backward | None = None
@@ -144,6 +145,7 @@ class LayerWatcher:
         self.stop()
         if not self._planning.is_settled:
             self._planning.learn(step.executed, trace)
+            self._layouts = {}
             # As in every later step, and so in a run that is resumed: all were looked at, these are compared.
             step.probabilities = self._planning.probabilities(step.obstacles)
             step.taken = frozenset(sample_layers(step.probabilities, step.batch.position))
@@ -281,17 +283,25 @@ class LayerWatcher:
         Args:
             is_aligned: whether a stride must meet the grid so that turns commute with it.
         """
+        key = (name, index, hidden.shape, output.shape, step.batch.shapes, is_aligned)
+        if key not in self._layouts:
+            self._layouts[key] = self._layout_anew(step.batch, name, index, hidden, output, is_aligned)
+        found = self._layouts[key]
+        if isinstance(found, str):
+            step.obstacles[name] = found
+            return None
+        return found
+
+    def _layout_anew(
+        self, batch: PairedBatch, name: str, index: int, hidden: Tensor, output: Tensor, is_aligned: bool
+    ) -> Layout | str:
         window = self._planning.facts[name].window
         try:
-            layout = self._planning.layout(name, index, output.shape, step.batch)
+            layout = self._planning.layout(name, index, output.shape, batch)
         except ValueError as error:
-            step.obstacles[name] = str(error)
-            return None
+            return str(error)
         obstacle = window.alignment_obstacle(hidden.shape[-2:], output.shape[-2:]) if window and is_aligned else None
-        if obstacle is not None:
-            step.obstacles[name] = obstacle
-            return None
-        return layout
+        return obstacle or layout
 
     # After it has run
 
