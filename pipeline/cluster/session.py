@@ -17,6 +17,11 @@ _WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "GLOG_minloglevel": "2",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # glibc: keep freed memory. Else every step on a CPU hands it to the kernel and gets it back page by page, which
+    # costs a plain step some per cent and the regulariser more (benchmarks/overhead.py --malloc default).
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 29),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 26),
 }
 
 
