@@ -1,12 +1,12 @@
 """What the regulariser costs: time and memory of a training step as ratios to the plain step, and what cheapness buys.
 
-Every case is one training step (pairing, forward, penalty, backward, AdamW) with the same number of images as the plain
-step beside it, except "append", which trains on twice as many. In each round both take four steps, the first not timed;
-each ratio is that of the medians of one round, and the median over rounds is given with its quartiles. Memory is the peak
-of what torch's CPU allocator holds within a step, over what it holds before; not of the first step, which keeps more.
-"noise" is the variance of the penalty's gradient over batches, turns, and choices of layers and fields, relative to that
-of all layers with k = B/2. (The default of params.yaml weights and caps its layers otherwise than the rest, so its noise
-is that of another, smaller gradient.)
+Every case is one training step (pairing, forward, penalty, backward, AdamW) with the same number of images as the
+plain step beside it, except "append", which trains on twice as many. In each round both take four steps, the first
+not timed; each ratio is that of the medians of one round, and the median over rounds is given with its quartiles.
+Memory is the peak of what torch's CPU allocator holds within a step, over what it holds before; not of the first
+step, which keeps more. "noise" is the variance of the penalty's gradient over batches, turns, and choices of layers
+and fields, relative to that of all layers with k = B/2. (The default of params.yaml weights and caps its layers
+otherwise than the rest, so its noise is that of another, smaller gradient.)
 
 By default glibc hands freed memory back to the kernel in every step and gets it again page by page, which costs a plain
 step some per cent and the regulariser, which allocates more often, more. ``--malloc keep`` (as `make run` trains) tells

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
 from components.equivariance import group_named
+from pipeline.errors import UserError
 from pipeline.params import Params, check_params, get_value, load_params, parse_values, read_values, set_value
 from tests.pipeline.conftest import ROOT, Project
 
