@@ -92,7 +92,7 @@ class TrainingJob:
             layers=chosen.layers,
             layer_weights="uniform" if weights.get("profile") == "uniform" else weights,
             sample_layers=chosen.sample_layers,
-            sample_fields=None if chosen.penalty == "paper" else chosen.sample_fields,
+            sample_fields=chosen.sample_fields,
             max_gradient_ratio=chosen.max_gradient_ratio,
             measure_gradients=chosen.balance is not None,
             normalise=chosen.normalise,
@@ -102,9 +102,9 @@ class TrainingJob:
         )
 
     def penalty_weight(self) -> PenaltyWeight | BalancedWeight:
-        """What decides how much the penalty counts at a step."""
+        """What decides how much the penalty counts at a step; weight 0 is the control, balanced or not."""
         chosen = self.params.equivariance
-        if chosen.balance is not None:
+        if chosen.balance is not None and chosen.weight:
             return BalancedWeight(chosen.balance, chosen.weight, chosen.warmup_steps)
         return PenaltyWeight(chosen.weight, chosen.warmup_steps, unit=chosen.weight_unit)
 

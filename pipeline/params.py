@@ -339,6 +339,22 @@ def check_combinations(params: Params, origin: str) -> None:
         raise UserError(
             f"{origin}: equivariance.balance: {equivariance.balance} needs pairs: use pairing replace or null"
         )
+    cap = equivariance.max_gradient_ratio
+    if equivariance.balance is not None and cap is not None and equivariance.balance / (1 - equivariance.balance) > cap:
+        raise UserError(
+            f"{origin}: equivariance.balance: {equivariance.balance} cannot be reached under "
+            f"equivariance.max_gradient_ratio {cap}: use a balance of {cap / (1 + cap):.2g} or less, or another ratio"
+        )
+    if equivariance.balance is not None and tune.trials:
+        raise UserError(
+            f"{origin}: equivariance.balance: {equivariance.balance} replaces the weight that the sweep searches: use "
+            "tune.trials: 0, or balance null"
+        )
+    if equivariance.sample_fields is not None and equivariance.penalty not in ("regular",):
+        raise UserError(
+            f"{origin}: equivariance.sample_fields: {equivariance.sample_fields} has no effect under penalty "
+            f"'{equivariance.penalty}': use null, or penalty regular"
+        )
     if equivariance.penalty == "projection" and equivariance.group not in ("C2", "C4", "D4"):
         raise UserError(
             f"{origin}: equivariance.group: {equivariance.group} cannot turn kernels exactly, which penalty "

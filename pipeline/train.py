@@ -90,13 +90,10 @@ def _train(job: TrainingJob, name: str, num_workers: int, lineage: Lineage, stor
 
 def _export(job: TrainingJob, checkpoint: Path, lineage: Lineage, path: Path) -> None:
     """The averaged weights of a checkpoint, as a model file."""
-    from components.equivariance import PenaltyWeight
     from components.training.state import TrainingState
     from components.training.worker import Worker
 
-    chosen = job.params.equivariance
-    weight = PenaltyWeight(chosen.weight, chosen.warmup_steps, unit=chosen.weight_unit)
-    state = TrainingState(job.network(), weight, job.settings(), Worker.current())
+    state = TrainingState(job.network(), job.penalty_weight(), job.settings(), Worker.current())
     state.load(checkpoint)
     metadata = {
         "network": job.params.network.model_dump(),

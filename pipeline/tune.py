@@ -142,7 +142,8 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> Non
     }
     if best and control:
         summary |= {"trial": best.number, "val_psnr": round(best.metrics["val_psnr"], 4)}
-        summary["difference_to_control"] = round(best.metrics["val_psnr"] - control.metrics["val_psnr"], 4)
+        if (difference := _difference(best, control)) is not None:  # the control may have failed
+            summary["difference_to_control"] = round(difference, 4)
     (folder / BEST.name).write_text(yaml.safe_dump(summary, sort_keys=False))
     with (folder / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)

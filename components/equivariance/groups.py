@@ -148,6 +148,8 @@ def rotate(images: Tensor, turns: int) -> Tensor:
 def rotate_by(images: Tensor, degrees: float) -> Tensor:
     """Turn images counter-clockwise about their centre by any angle: bilinear, 0 outside; ``(B, C, H, W)``.
 
+    Whole numbers and truth values, which may be classes or masks, are not mixed: each takes its nearest neighbour.
+
     The output pixel at ``(x, y)`` from the centre (x right, y down) reads the input at
     ``(x cos - y sin, x sin + y cos)``. Computed in at least single precision.
     """
@@ -157,7 +159,8 @@ def rotate_by(images: Tensor, degrees: float) -> Tensor:
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # grid_sample's coordinates: -1 and 1 are the borders of the image, not the centres of its pixels
     grid = torch.stack((2 / width * (x * cosine - y * sine), 2 / height * (x * sine + y * cosine)), dim=-1)  # (H, W, 2)
-    turned = F.grid_sample(precise, grid.expand(len(images), -1, -1, -1), "bilinear", "zeros", align_corners=False)
+    mode = "bilinear" if images.is_floating_point() else "nearest"
+    turned = F.grid_sample(precise, grid.expand(len(images), -1, -1, -1), mode, "zeros", align_corners=False)
     return turned.to(images.dtype)
 
 

@@ -71,7 +71,7 @@ class Comparing:
         number = max(1, round(self.field_share * num_fields))
         if number >= num_fields:
             return None
-        fields = [int((i + self.position) * num_fields / number) for i in range(number)]
+        fields = [min(num_fields - 1, int((i + self.position) * num_fields / number)) for i in range(number)]
         return [field * order + channel for field in fields for channel in range(order)]
 
     @property
@@ -105,6 +105,13 @@ class Observation:
         self._value: Tensor
         self._coefficients: Tensor  # 2 v_p, (P,)
         self._own_norms: Tensor
+        self.probability = 1.0
+        """With which the layer was taken in this step."""
+
+    @property
+    def field_share(self) -> float:
+        """What part of the layer's channels is compared."""
+        return 1.0 if self._channels is None else len(self._channels) / self._num_channels
 
     @property
     def value(self) -> Tensor:

@@ -22,12 +22,17 @@ Counts = tuple[int, int, int]
 def is_unshared(gradient: Tensor) -> bool:
     """Whether nobody but the calling backward method holds a gradient that was passed to it by autograd."""
     own = _counts_of_ours()
-    return own is not None and _counts(gradient) == own and _is_dense(gradient)
+    return own is not None and _counts(gradient) == own and _is_dense(gradient) and _is_torchs(gradient)
 
 
 def _counts(gradient: Tensor) -> Counts:
     memory = gradient.untyped_storage()
     return (gradient._use_count(), torch._C._storage_Use_Count(memory._cdata), sys.getrefcount(gradient))  # type: ignore[attr-defined]
+
+
+def _is_torchs(gradient: Tensor) -> bool:
+    """Whether torch allocated its memory, and not numpy or another library, whose holders are not counted."""
+    return gradient.untyped_storage().resizable()
 
 
 def _is_dense(gradient: Tensor) -> bool:

@@ -68,9 +68,9 @@ class LayerPlanning:
         self.plan = self._planned(self.facts, requested)
 
     @property
-    def has_candidates(self) -> bool:
-        """Whether any layer can be penalised, in whatever order they will be executed."""
-        return any(self._candidate_terms(name) for name in self.requested)
+    def candidates(self) -> list[str]:
+        """The layers that can be penalised, in whatever order they will be executed."""
+        return [name for name in self.requested if self._candidate_terms(name)]
 
     def terms(self, name: str) -> tuple[Term, ...]:
         """What a layer is compared by; before the first forward, whatever may turn out to be."""

@@ -87,7 +87,8 @@ class EquivarianceRegularizer:
             weighted so that the mean over draws is the sum over all: a number of layers from 1, or a share below 1;
             None for all.
         sample_fields: what share of each layer's regular fields to compare in a step, above 0 and below 1, drawn with
-            equal probabilities: on average the penalty of all; None for all. Compared whole nevertheless: trivial
+            equal probabilities: on average the penalty of all; None for all. Refused under "paper", whose norms are no
+            means, and without effect under "rotation", "channel" and "projection". Compared whole nevertheless: trivial
             fields, and layers whose gradient has no closed form (`scale_gradient`, groups that are not on the grid).
         normalise: "relative", or "none" for mean squares in the features' own units.
         scale_gradient: whether gradient flows through the denominator of a relative size.
@@ -171,8 +172,9 @@ class EquivarianceRegularizer:
         self._layer_weights = layer_weights
         self._has_raw_weights = penalty == "paper"
         self._watcher = LayerWatcher(network, modules, requested, declared, self._weights, options)
-        if not self._watcher.has_candidates:
+        if not self._watcher.candidates:
             raise ValueError(f"layers: none can be penalised ({self.skipped or 'the network has none'})")
+        self._weights(self._watcher.candidates)  # refuses weights that reach none of them
         self._largest_shift = self.group.order - 1
         if channels == "all":
             facts = [LayerFacts.of(module) for module in modules.values()]

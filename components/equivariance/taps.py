@@ -51,7 +51,9 @@ class Backward:
 
         With g_p the gradient of the (weighted) penalty and a_p the gradient arriving from everything after the layer,
         both over the maps of pair p (original and copy), the layer's output receives
-        ``a_p + g_p min(1, max_gradient_ratio |a_p| / |g_p|)``. Source: METHOD.md section 3.
+        ``a_p + g_p min(1, max_gradient_ratio |a_p| / |g_p|)``. Source: METHOD.md section 3. A layer taken with
+        probability pi counts 1 / pi times as much when it is taken, and so does its cap: on average the gradient is
+        that of all layers.
         """
         own = observation.own_norms
         factors = upstream.to(own.dtype).expand_as(own)
@@ -59,14 +61,17 @@ class Backward:
             arriving = observation.arriving_norms(total) if has_arrived else torch.zeros_like(own)  # (P,)
             own = own * factors.abs()
             if self.measures:
-                self._sum_up(arriving, own)
+                self._sum_up(arriving, own, observation)
             if self.max_gradient_ratio is not None:
                 tiny = torch.finfo(own.dtype).tiny
-                factors = factors * (self.max_gradient_ratio * arriving / own.clamp_min(tiny)).clamp_max(1)
+                cap = self.max_gradient_ratio / observation.probability
+                factors = factors * (cap * arriving / own.clamp_min(tiny)).clamp_max(1)
         observation.add_gradient(total, factors)
 
-    def _sum_up(self, arriving: Tensor, own: Tensor) -> None:
-        squares = GradientNorms(arriving.square().sum(), own.square().sum())
+    def _sum_up(self, arriving: Tensor, own: Tensor, observation: Observation) -> None:
+        """Add an estimate of what the layer would add if all layers and fields were compared in each step."""
+        share = observation.probability
+        squares = GradientNorms(arriving.square().sum() / share, own.square().sum() * share * observation.field_share)
         if self.norms:
             squares = GradientNorms(self.norms.arriving + squares.arriving, self.norms.own + squares.own)
         self.norms = squares

@@ -104,8 +104,10 @@ class Step:
         for seen in self.seen:
             if seen.name not in weights:
                 continue
-            weight = weights[seen.name] / self.probabilities.get(seen.name, 1.0) / num_calls[seen.name, seen.term]
+            probability = self.probabilities.get(seen.name, 1.0)
+            weight = weights[seen.name] / probability / num_calls[seen.name, seen.term]
             if seen.observation is not None:
+                seen.observation.probability = probability
                 observed.append(seen)
                 observations.append(seen.observation)
                 factors.append(weight)

@@ -91,9 +91,9 @@ class LayerWatcher:
         return {name: "; ".join(several) for name, several in reasons.items()}
 
     @property
-    def has_candidates(self) -> bool:
-        """Whether any layer can be penalised, in whatever order they will be executed."""
-        return self._planning.has_candidates
+    def candidates(self) -> list[str]:
+        """The layers that can be penalised, in whatever order they will be executed."""
+        return self._planning.candidates
 
     def start(self, batch: PairedBatch) -> None:
         """Watch the next forwards, on this batch; drops whatever was collected before."""

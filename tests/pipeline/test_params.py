@@ -201,6 +201,15 @@ def test_a_number_is_a_range_of_one_value() -> None:
             ["equivariance.balance: 0.05 needs pairs"],
         ),
         (
+            {"equivariance.balance": 0.5, "equivariance.max_gradient_ratio": 0.3},
+            ["equivariance.balance: 0.5 cannot be reached", "max_gradient_ratio 0.3", "0.23 or less"],
+        ),
+        ({"equivariance.balance": 0.05, "tune.trials": 3}, ["equivariance.balance: 0.05", "use tune.trials: 0"]),
+        (
+            {"equivariance.sample_fields": 0.5, "equivariance.penalty": "rotation"},
+            ["equivariance.sample_fields: 0.5 has no effect under penalty 'rotation'"],
+        ),
+        (
             {"equivariance.group": "C8", "equivariance.penalty": "projection"},
             ["equivariance.group: C8", "use C2, C4 or D4"],
         ),

@@ -263,3 +263,20 @@ def test_caps_agree_with_a_backward_pass_that_is_changed_layer_by_layer(
         (network(batch.inputs, with_cap) - batch.targets).square().mean().backward()
         expected = {name: parameter.grad for name, parameter in network.named_parameters()}
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_the_cap_of_a_sampled_layer_is_such_that_the_mean_over_draws_is_the_capped_gradient_of_all() -> None:
+    network, images, targets = network_and_batch()
+    ratio = 0.05
+
+    def mean_gradient(num_steps: int, **options: float) -> Tensor:
+        regularizer = EquivarianceRegularizer(network, max_gradient_ratio=ratio, **options)  # type: ignore[arg-type]
+        generator, total = torch.Generator().manual_seed(1), torch.zeros(())
+        for _ in range(num_steps):
+            batch = regularizer.pair(images, targets, turns=1, num_pairs=NUM_PAIRS, generator=generator)
+            loss = (network(batch.inputs) - batch.targets).square().mean() + 0.7 * regularizer.penalty()
+            (gradient,) = torch.autograd.grad(loss, network.last.weight)
+            total = total + gradient / num_steps
+        return total
+
+    torch.testing.assert_close(mean_gradient(900, sample_layers=1), mean_gradient(1), rtol=0.05, atol=2e-3)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from components.equivariance import EquivarianceRegularizer
 from components.equivariance.layer_weights import check_layer_weights, normalised_layer_weights
+from tests.components.equivariance.exact import plain_network
 
 NAMES = ["head", "body.0", "body.1", "tail"]
 
@@ -44,3 +46,9 @@ def test_weights_of_nothing_are_refused() -> None:
 def test_weights_that_can_fit_no_layer_are_refused_with_the_remedy(layer_weights: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_layer_weights(NAMES, layer_weights)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", [{"4": 1.0}, {"0": 0.0}])
+def test_weights_that_reach_none_of_the_layers_asked_for_are_refused_at_once(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="layer_weights: none is above 0 for the penalised layers"):
+        EquivarianceRegularizer(plain_network(), layers=["0", "2"], layer_weights=weights)

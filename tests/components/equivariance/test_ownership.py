@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -100,6 +101,23 @@ def test_a_gradient_held_by_a_python_function_is_not_ours() -> None:
 
     notes: list[bool] = []
     Holding.apply(look(maps(), notes)).sum().backward()
+    assert notes == [False]
+
+
+def test_a_gradient_in_memory_of_numpy_is_not_ours() -> None:
+    memory = np.ones((2, 4, 5, 5), np.float32)
+
+    class Borrowing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return torch.from_numpy(memory)
+
+    notes: list[bool] = []
+    Borrowing.apply(look(maps(), notes)).sum().backward()
     assert notes == [False]
 
 

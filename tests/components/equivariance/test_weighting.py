@@ -119,6 +119,27 @@ def test_a_weight_in_the_unit_of_the_task_serves_l1_and_mse_alike() -> None:
     assert abs(ratios[1][0] - ratios[1][1]) > 0.02
 
 
+@pytest.mark.parametrize("options", [{"sample_layers": 1}, {"sample_fields": 0.5}])
+def test_norms_of_sampled_steps_estimate_those_of_all_layers_and_fields(options: dict[str, float]) -> None:
+    """Else a balanced weight would depend on how much is sampled for speed."""
+    network, images = plain_network(16), random_images(4, 3, 8, 8)
+
+    def mean_norms(num_steps: int, **chosen: float) -> tuple[float, float]:
+        regularizer = EquivarianceRegularizer(network, measure_gradients=True, **chosen)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(0)
+        sums = [0.0, 0.0]
+        for _ in range(num_steps):
+            batch = regularizer.pair(images, 0.5 * images, turns=1, generator=generator)
+            task = (network(batch.inputs) - batch.targets).square().mean()
+            (task + 1e-6 * regularizer.penalty()).backward()
+            norms = regularizer.gradient_norms()
+            assert norms is not None
+            sums = [sums[0] + float(norms.arriving) / num_steps, sums[1] + float(norms.own) / num_steps]
+        return sums[0], sums[1]
+
+    assert mean_norms(400, **options) == pytest.approx(mean_norms(1), rel=0.15)
+
+
 def test_the_share_is_that_of_gradients_taken_by_hand() -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network, layers=["2"], measure_gradients=True)
