@@ -88,6 +88,17 @@ def test_a_killed_command_goes_on_where_it_was_and_a_stopped_one_leaves_no_proce
     assert done >= 150
 
 
+def test_a_balanced_run_ends_with_a_model_and_logs_the_lambda_it_has_found(prepared: Workspace) -> None:
+    forget(prepared)
+    prepared.set({"train.learning_rate": 0.002, "train.steps": 40, "equivariance.balance": 0.05})
+    prepared.run("eqreg", "train")
+    assert json.loads((prepared.folder / "results/train/metrics.json").read_text())["steps"] == 40
+    with sqlite3.connect(prepared.folder / "mlflow.db") as database:
+        found = {value for (value,) in database.execute("select value from metrics where key = 'lambda'")}
+    assert len(found) > 3  # it moves
+    prepared.set({"train.steps": 600, "equivariance.balance": None})
+
+
 def test_a_loss_that_is_not_finite_ends_with_a_remedy(prepared: Workspace) -> None:
     model = prepared.folder / "results/train/model.safetensors"
     before = model.read_bytes() if model.exists() else None

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.cluster.sweep import Trial
-from pipeline.tune import best_trial
+from pipeline.tune import _write, best_trial
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 
@@ -99,3 +99,14 @@ def test_the_best_trial_is_the_best_of_those_that_ran_to_their_end() -> None:
     found = [trial(0, 27.0), trial(1, 28.0), trial(2, 29.0, stopped=True), trial(3, 30.0, failure="NaN")]
     assert best_trial(found) is found[1]
     assert best_trial(found[2:]) is None
+
+
+def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(tmp_path: Path) -> None:
+    failed = Trial(0, {}, True, False, 0, {}, "NaN")
+    best = Trial(1, {"equivariance.weight": 0.1}, False, False, 8, {"val_psnr": 28.0}, None)
+    _write(tmp_path, [failed, best], {"equivariance": {"weight": 0.03}})
+    summary = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert summary["params"] == {"equivariance.weight": 0.1}
+    assert "difference_to_control" not in summary
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        assert [row["failure"] for row in csv.DictReader(file)] == ["NaN", ""]
