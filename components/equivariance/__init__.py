@@ -18,7 +18,7 @@ from .layer_weights import GeometricProfile
 from .layouts import ChannelsLast, Maps, SubPixel, Tokens, Windows
 from .measurement import equivariance_error, equivariance_error_by_element
 from .options import NonFiniteFeaturesError
-from .pairing import PairedBatch, insert_rotated_copies
+from .pairing import PairedBatch
 from .penalties import (
     act_on_kernel,
     channel_residual,
@@ -61,7 +61,6 @@ __all__ = [
     "equivariance_error_by_element",
     "field_residual",
     "group_named",
-    "insert_rotated_copies",
     "kernel_residual",
     "pair_scale",
     "projection_size",

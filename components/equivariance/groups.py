@@ -57,6 +57,7 @@ class Group:
         """Whether some element changes the shape of an image that is not square, or cannot keep its corners."""
         return self.num_rotations != 2
 
+    @lru_cache(maxsize=256)  # noqa: B019 - groups are few, frozen and compared by value
     def quarter_turns(self, element: int) -> int | None:
         """The turn of an element in quarters, after its mirror; None if it is no whole number of quarters."""
         quarters, rest = divmod(4 * (element % self.num_rotations), self.num_rotations)
@@ -187,7 +188,12 @@ def permute_fields(features: Tensor, sources: list[int], dim: int = 1) -> Tensor
     channels, width = features.shape[dim], len(sources)
     if channels % width:
         raise ValueError(f"features have {channels} channels, which do not divide into groups of {width}")
-    return features.index_select(dim, _permutation(channels, tuple(sources), features.device))
+    permutation = _permutation(channels, tuple(sources), features.device)
+    if dim == 1 and features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        rows = features.permute(0, 2, 3, 1)  # (B, H, W, C), contiguous: picked from rows, it takes a third of the time
+        picked = rows.reshape(-1, channels).index_select(1, permutation)  # (B H W, C)
+        return picked.view(rows.shape).permute(0, 3, 1, 2)
+    return features.index_select(dim, permutation)
 
 
 @lru_cache(maxsize=1024)

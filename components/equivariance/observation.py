@@ -11,8 +11,9 @@ grid) the gradient is computed by autograd at once and kept instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,9 +27,9 @@ Size = Literal["relative", "none", "paper"]
 """How the size of a residual is taken: relative to the maps, as a mean square, or as the released code does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparing:
-    """How two maps of a pair are compared.
+    """How the maps of a step's pairs are compared.
 
     Attributes:
         group, turns: the element of the group between original and copy.
@@ -36,7 +37,6 @@ class Comparing:
         size: of a residual.
         scale_gradient: whether gradient flows through the scale of a relative size.
         field_share: what part of a layer's regular fields is compared, drawn anew in each step; None for all.
-        position: uniform in [0, 1), what the choice of fields is drawn from.
     """
 
     group: Group
@@ -45,7 +45,6 @@ class Comparing:
     size: Size
     scale_gradient: bool
     field_share: float | None = None
-    position: float = 0.0
 
     def value(self, originals: Tensor, copies: Tensor, field: Field) -> Tensor:
         """The size of the residual, differentiable: two ``(P, C, H, W)`` -> a scalar."""
@@ -57,12 +56,13 @@ class Comparing:
         scale = pair_scale(self.group.crop(originals), self.group.crop(copies))
         return residual_size(residual, scale if self.scale_gradient else scale.detach())
 
-    def chosen_channels(self, channels: int, field: Field) -> list[int] | None:
+    def chosen_channels(self, channels: int, field: Field, position: float) -> list[int] | None:
         """The channels of the fields that are compared, each field with the same probability; None for all.
 
-        Systematic sampling of m of F fields: those at ``floor((i + u) F / m)``, i = 0..m-1, u = `position`. So the mean
-        over what is chosen is on average the mean over all, and the fields chosen are spread over the layer. Trivial
-        fields are always compared (the image has few), and so is everything where the gradient is not closed.
+        Systematic sampling of m of F fields: those at ``floor((i + u) F / m)``, i = 0..m-1, u = `position`, uniform in
+        [0, 1). So the mean over what is chosen is on average the mean over all, and the fields chosen are spread over
+        the layer. Trivial fields are always compared (the image has few), and so is everything where the gradient is
+        not closed.
         """
         if self.field_share is None or field == "trivial" or not self.is_closed:
             return None
@@ -71,7 +71,7 @@ class Comparing:
         number = max(1, round(self.field_share * num_fields))
         if number >= num_fields:
             return None
-        fields = [min(num_fields - 1, int((i + self.position) * num_fields / number)) for i in range(number)]
+        fields = [min(num_fields - 1, int((i + position) * num_fields / number)) for i in range(number)]
         return [field * order + channel for field in fields for channel in range(order)]
 
     @property
@@ -80,18 +80,40 @@ class Comparing:
         return self.group.is_on_grid and not (self.size == "relative" and self.scale_gradient)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What an observation adds in a backward pass: each ``(P, 1, 1, 1)``.
+
+    Attributes:
+        scale: what the residual (or the gradient kept) of each pair is multiplied with, before any cap.
+        own: the norm of what is added then.
+        limit: the cap over `own`; None without cap.
+    """
+
+    scale: Tensor
+    own: Tensor
+    limit: Tensor | None
+
+
 class Observation:
     """One call of a layer, compared in one field.
 
     Made when the layer runs. If it is not yet known how to compare (`layout` None, in a first forward) the maps are
     kept and `compare` follows later, before the backward pass.
+
+    Args:
+        comparing: of the step.
+        position: what the choice of fields follows from, uniform in [0, 1).
+        num_images: B.
+        output: of the layer, ``(B, ...)``.
     """
 
-    def __init__(self, comparing: Comparing, num_images: int, output: Tensor) -> None:
+    def __init__(self, comparing: Comparing, position: float, num_images: int, output: Tensor) -> None:
         self.comparing = comparing
+        self.position = position
         per_image = len(output) // num_images  # windows are several entries an image
         self.num_entries = 2 * comparing.num_pairs * per_image
-        self._raw: Tensor | None = output.detach()[: self.num_entries]
+        self._raw: Tensor | None = output.detach().narrow(0, 0, self.num_entries)
         self._raw_shape = self._raw.shape
         self._layout: Layout
         self._field: Field
@@ -103,10 +125,14 @@ class Observation:
         self._map_norms: Tensor | None = None  # of the maps, (2P,)
         self._sizes = (1, 1)  # entries of a residual, of a map
         self._value: Tensor
-        self._coefficients: Tensor  # 2 v_p, (P,)
-        self._own_norms: Tensor
         self.probability = 1.0
         """With which the layer was taken in this step."""
+        self.coefficients: Tensor
+        """Once settled: 2 v_p, or 1 where the gradient is kept, ``(P,)``."""
+        self.own_norms: Tensor
+        """Once settled: the norm of the gradient of `value`, over both maps of each pair, ``(P,)``."""
+        self.share: Share
+        """In a backward pass: what it adds to the gradient at its layer."""
 
     @property
     def field_share(self) -> float:
@@ -118,12 +144,6 @@ class Observation:
         """The size of the residual, a scalar, detached."""
         settle([self])
         return self._value
-
-    @property
-    def own_norms(self) -> Tensor:
-        """The norm of the gradient of `value`, over both maps of each pair: ``(P,)``."""
-        settle([self])
-        return self._own_norms
 
     def keep(self) -> None:
         """Keep the maps as they are now: what follows may overwrite them."""
@@ -154,10 +174,11 @@ class Observation:
                 originals, copies = leaf.chunk(2)
                 value = comparing.value(originals, copies, field)
                 (self._gradient,) = torch.autograd.grad(value, leaf)
-            self._value, self._own_norms = value.detach(), _pair_norms(self._gradient)
+            self._value, self.own_norms = value.detach(), _pair_norms(self._gradient)
+            self.coefficients = torch.ones_like(self.own_norms)
             return
         self._num_channels = maps.shape[1]
-        chosen = comparing.chosen_channels(self._num_channels, field)
+        chosen = comparing.chosen_channels(self._num_channels, field, self.position)
         if chosen is not None:
             self._channels = torch.tensor(chosen, device=maps.device)
             originals, copies = (half.index_select(1, self._channels) for half in (originals, copies))
@@ -165,33 +186,36 @@ class Observation:
         self._residual, self._norms = residual, _norms(residual)
         if comparing.size == "relative":
             self._map_norms = _norms(maps)
-        self._sizes = (residual[0].numel(), maps[0].numel())
+        self._sizes = (math.prod(residual.shape[1:]), math.prod(maps.shape[1:]))
 
-    def add_gradient(self, total: Tensor, factors: Tensor) -> None:
-        """Add ``factors_p`` times the gradient of `value` to one at the layer's output, ``(B, ...)``, in place."""
+    def add_gradient(self, total: Tensor, scale: Tensor) -> None:
+        """Add to a gradient at the layer's output, ``(B, ...)``, in place.
+
+        Args:
+            total: what is added to.
+            scale: ``(P, 1, 1, 1)``, `coefficients` times how much the value counts.
+        """
         half = self.num_entries // 2
-        at_originals, at_copies = total[:half], total[half : 2 * half]
+        at_originals, at_copies = total.narrow(0, 0, half), total.narrow(0, half, half)
         if self._gradient is not None:
             originals, copies = self._gradient.chunk(2)
-            self._enter(at_originals, originals, factors)
-            self._enter(at_copies, copies, factors)
+            self._enter(at_originals, originals, scale)
+            self._enter(at_copies, copies, scale)
             return
         assert self._residual is not None
-        settle([self])
-        group, coefficients = self.comparing.group, factors * self._coefficients
-        self._enter(at_copies, self._residual, coefficients)
+        group = self.comparing.group
+        self._enter(at_copies, self._residual, scale)
         turned_back = group.act(self._residual, group.inverses[self.comparing.turns], self._field)
-        self._enter(at_originals, turned_back, -coefficients)
+        self._enter(at_originals, turned_back, scale, sign=-1)
 
-    def _enter(self, part: Tensor, maps: Tensor, coefficients: Tensor) -> None:
-        """Add ``c_p`` times maps ``(P, C, H, W)`` to the gradient of the layer's output on these images, in place."""
-        scale = _each(coefficients)
-        if maps.dtype != torch.float16:  # below whose range they may be where features are large
+    def _enter(self, part: Tensor, maps: Tensor, scale: Tensor, sign: int = 1) -> None:
+        """Add ``sign scale_p`` times maps ``(P, C, H, W)`` to the gradient on these images, in place."""
+        if maps.dtype != torch.float16:  # below whose range it may be where features are large
             scale = scale.to(maps.dtype)
         if self._channels is None and isinstance(self._layout, Maps) and maps.dtype == part.dtype == scale.dtype:
-            part.addcmul_(maps, scale)
+            part.addcmul_(maps, scale, value=sign)
             return
-        gradient = maps * scale
+        gradient = maps * (scale if sign == 1 else -scale)
         if self._channels is not None and isinstance(self._layout, Maps):
             part.index_add_(1, self._channels, gradient.to(part.dtype))
             return
@@ -202,7 +226,9 @@ class Observation:
 
     def arriving_norms(self, arriving: Tensor) -> Tensor:
         """The norm of a gradient at the layer's output over both maps of each pair: ``(B, ...)`` -> ``(P,)``."""
-        pairs = arriving[: self.num_entries].unflatten(0, (2 * self.comparing.num_pairs, -1))  # (2P, 1 or windows, ...)
+        pairs = arriving.narrow(0, 0, self.num_entries)
+        if self.num_entries != 2 * self.comparing.num_pairs:
+            pairs = pairs.unflatten(0, (2 * self.comparing.num_pairs, -1))  # (2P, windows, ...)
         return _pair_norms(pairs)
 
 
@@ -216,8 +242,7 @@ def settle(observations: Sequence[Observation]) -> None:
     kinds: dict[tuple[torch.device, torch.dtype, Comparing], list[Observation]] = {}
     for each in observations:
         if each._norms is not None:
-            kind = replace(each.comparing, position=0.0)
-            kinds.setdefault((each._norms.device, each._norms.dtype, kind), []).append(each)
+            kinds.setdefault((each._norms.device, each._norms.dtype, each.comparing), []).append(each)
     for (device, dtype, comparing), alike in kinds.items():
         norms = torch.stack([each._norms for each in alike if each._norms is not None])  # (L, P)
         if comparing.size == "paper":
@@ -236,13 +261,8 @@ def settle(observations: Sequence[Observation]) -> None:
             values = (coefficients * norms.square()).sum(dim=1) / 2
         own = coefficients * norms * 2**0.5
         rows = zip(alike, values.unbind(), coefficients.unbind(), own.unbind(), strict=True)
-        for each, each._value, each._coefficients, each._own_norms in rows:
+        for each, each._value, each.coefficients, each.own_norms in rows:
             each._norms = each._map_norms = None
-
-
-def _each(values: Tensor) -> Tensor:
-    """One value an image, to multiply maps with: ``(P,)`` -> ``(P, 1, 1, 1)``."""
-    return values[:, None, None, None]
 
 
 def _norms(maps: Tensor) -> Tensor:

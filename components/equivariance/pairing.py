@@ -156,27 +156,25 @@ def check_turns_fit(images: Tensor, turns: int, group: Group = C4) -> None:
         )
 
 
-def insert_rotated_copies(images: Tensor, num_pairs: int, turns: int, group: Group = C4) -> Tensor:
+def insert_copies(
+    entry: Tensor, num_pairs: int, num_given_up: int, turns: int, field: EntryField, group: Group = C4
+) -> Tensor:
     """Insert turned copies of the first images behind them: originals, copies, singles.
 
-    ``(B, C, H, W)`` -> ``(B + k, C, H, W)``; all images brought are kept.
+    ``(B, ...)`` -> ``(B + k - g, ...)``; the g images behind the k originals are given up for the copies.
 
     Raises:
-        ValueError: num_pairs is not in 1..B; an odd number of quarter turns of images that are not square.
+        ValueError: k is not in 1..B; an odd number of quarter turns of images that are not square.
     """
-    check_turns_fit(images, turns, group)
-    return insert_copies(images, num_pairs, group.spatial(images[:num_pairs], turns))
-
-
-def insert_copies(entries: Tensor, num_pairs: int, copies: Tensor) -> Tensor:
-    """Originals, their copies, singles: ``(B, ...)`` -> ``(B + k, ...)``.
-
-    Raises:
-        ValueError: num_pairs is not in 1..B.
-    """
-    if not 1 <= num_pairs <= len(entries):
-        raise ValueError(f"num_pairs: {num_pairs} is not in 1..{len(entries)}, the images of the batch")
-    return torch.cat((entries[:num_pairs], copies, entries[num_pairs:]))  # (k + k + (B - k), ...)
+    if not 1 <= num_pairs <= len(entry):
+        raise ValueError(f"num_pairs: {num_pairs} is not in 1..{len(entry)}, the images of the batch")
+    originals = entry[:num_pairs]
+    copies = originals
+    if field == "image":
+        check_turns_fit(entry, turns, group)
+        # What a group off the grid cuts off from the copies must not show in the originals' features either.
+        originals, copies = group.crop(originals), group.spatial(originals, turns)
+    return torch.cat((originals, copies, entry[num_pairs + num_given_up :]))
 
 
 def check_pair_fraction(pair_fraction: float, pairing: Pairing) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from .groups import ChannelGroup, Field, Group
 from .layers import Comparison, LayerFacts, LayerPlan, Term, plan_layers
@@ -52,7 +53,7 @@ class LayerPlanning:
         options: WatchOptions,
     ) -> None:
         self.requested = requested
-        self.layer_weights = layer_weights
+        self.layer_weights = lru_cache(maxsize=16)(lambda names: layer_weights(list(names)))
         self.options = options
         self.is_settled = False
         self._layouts = layouts
@@ -88,7 +89,7 @@ class LayerPlanning:
             return {name: 1.0 for name in self.requested if self._candidate_terms(name)}
         names = [name for name in self._order if name in self.plan.terms and name not in obstacles]
         names = names or [name for name in self._order if name in self.plan.terms]
-        weights = self.layer_weights(names) if names else {}
+        weights = self.layer_weights(tuple(names)) if names else {}
         number = self.options.num_sampled
         if number is None:
             number = float("inf")

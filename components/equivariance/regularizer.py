@@ -31,7 +31,6 @@ from .pairing import (
     PairedBatch,
     Pairing,
     check_pair_fraction,
-    check_turns_fit,
     count_pairs,
     draw_between_one_and,
     draw_position,
@@ -254,18 +253,7 @@ class EquivarianceRegularizer:
         def paired(name: str, entry: Tensor) -> Tensor:
             if self._pairing == "none":
                 return entry
-            if num_given_up:
-                entry = torch.cat((entry[:num_pairs], entry[2 * num_pairs :]))  # (B - k, ...)
-            originals = entry[:num_pairs]
-            copies = originals
-            if kinds[name] == "image":
-                check_turns_fit(entry, turns, self.group)
-                copies = self.group.spatial(originals, turns)
-                if (
-                    not self.group.is_on_grid
-                ):  # what is cut off from the copies must not show in the originals' features
-                    entry = torch.cat((self.group.crop(originals), entry[num_pairs:]))
-            return insert_copies(entry, num_pairs, copies)
+            return insert_copies(entry, num_pairs, num_given_up, turns, kinds[name], self.group)
 
         batch = PairedBatch(
             each_entry("inputs", inputs, paired),

@@ -36,12 +36,11 @@ def is_in_reentrant_checkpoint() -> bool:
 
 @dataclass(frozen=True)
 class Replay:
-    """A call to be found again: its observation, and how much that counts in the loss."""
+    """A call to be found again, and its observation."""
 
     name: str
     observation: Observation
     backward: Backward
-    upstream: Tensor
 
 
 class Replays:
@@ -90,7 +89,7 @@ class Replays:
             position = distances.index(min(distances))
         replay = waiting.pop(position)
         self._num_found += 1
-        return tap(output, replay.observation, replay.backward, replay.upstream)[0]
+        return tap(output, replay.observation, replay.backward, is_counted=True)[0]
 
     def clear(self) -> None:
         """Wait no longer, and leave no hooks."""
@@ -118,6 +117,6 @@ class Replays:
 def _value_again(observation: Observation, output: Tensor) -> float:
     """The value of an observation, computed from another output of the same layer."""
     images = len(output) * 2 * observation.comparing.num_pairs // observation.num_entries
-    other = Observation(observation.comparing, images, output)
+    other = Observation(observation.comparing, observation.position, images, output)
     other.compare(observation._layout, observation._field)
     return float(other.value)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .observation import Observation
+from .observation import Observation, Share
 from .ownership import is_unshared
 
 
@@ -36,6 +36,11 @@ class GradientNorms:
 class Backward:
     """What all taps of a step share.
 
+    With g_p the gradient of the (weighted) penalty and a_p the gradient arriving from everything after the layer, both
+    over the maps of pair p (original and copy), a layer's output receives
+    ``a_p + g_p min(1, max_gradient_ratio |a_p| / |g_p|)``. Source: METHOD.md section 3. A layer taken with probability
+    pi counts 1 / pi times as much when it is taken, and so does its cap: on average the gradient is that of all layers.
+
     Args:
         max_gradient_ratio: the cap, or None.
         measures: whether to sum up `norms`, which costs one read of the arriving gradient (as the cap does).
@@ -46,27 +51,36 @@ class Backward:
         self.measures = measures
         self.norms: GradientNorms | None = None
 
-    def add(self, observation: Observation, upstream: Tensor, total: Tensor, has_arrived: bool) -> None:
-        """Add an observation's gradient times `upstream` to the gradient at its layer, in place.
+    def begin(self, observations: Sequence[Observation], upstreams: Tensor) -> None:
+        """A backward pass begins, for all layers at once: what follows from its part of the loss alone.
 
-        With g_p the gradient of the (weighted) penalty and a_p the gradient arriving from everything after the layer,
-        both over the maps of pair p (original and copy), the layer's output receives
-        ``a_p + g_p min(1, max_gradient_ratio |a_p| / |g_p|)``. Source: METHOD.md section 3. A layer taken with
-        probability pi counts 1 / pi times as much when it is taken, and so does its cap: on average the gradient is
-        that of all layers.
+        Args:
+            upstreams: how much each observation counts in the loss, ``(L,)``.
         """
-        own = observation.own_norms
-        factors = upstream.to(own.dtype).expand_as(own)
-        if self.max_gradient_ratio is not None or self.measures:
-            arriving = observation.arriving_norms(total) if has_arrived else torch.zeros_like(own)  # (P,)
-            own = own * factors.abs()
+        self.norms = None
+        coefficients = torch.stack([each.coefficients for each in observations])  # (L, P)
+        counts = upstreams.to(coefficients.dtype)[:, None]
+        own = torch.stack([each.own_norms for each in observations]) * counts.abs()
+        limits: Sequence[Tensor | None] = [None] * len(observations)
+        if self.max_gradient_ratio is not None:
+            ratios = [self.max_gradient_ratio / each.probability for each in observations]
+            caps = own.new_tensor(ratios)[:, None] / own.clamp_min(torch.finfo(own.dtype).tiny)
+            limits = _to_multiply(caps.clamp_max(torch.finfo(own.dtype).max))  # finite, so that 0 times it is 0
+        scales, norms = _to_multiply(coefficients * counts), _to_multiply(own)
+        for each, scale, norm, limit in zip(observations, scales, norms, limits, strict=True):
+            each.share = Share(scale, norm, limit)
+
+    def add(self, observation: Observation, total: Tensor, has_arrived: bool) -> None:
+        """Add an observation's part to the gradient at its layer, in place, capped."""
+        share = observation.share
+        scale = share.scale
+        if share.limit is not None or self.measures:
+            arriving = observation.arriving_norms(total).view_as(scale) if has_arrived else torch.zeros_like(scale)
             if self.measures:
-                self._sum_up(arriving, own, observation)
-            if self.max_gradient_ratio is not None:
-                tiny = torch.finfo(own.dtype).tiny
-                cap = self.max_gradient_ratio / observation.probability
-                factors = factors * (cap * arriving / own.clamp_min(tiny)).clamp_max(1)
-        observation.add_gradient(total, factors)
+                self._sum_up(arriving, share.own, observation)
+            if share.limit is not None:
+                scale = scale * (share.limit * arriving).clamp_max_(1)
+        observation.add_gradient(total, scale)
 
     def _sum_up(self, arriving: Tensor, own: Tensor, observation: Observation) -> None:
         """Add an estimate of what the layer would add if all layers and fields were compared in each step."""
@@ -77,14 +91,19 @@ class Backward:
         self.norms = squares
 
 
+def _to_multiply(values: Tensor) -> tuple[Tensor, ...]:
+    """One value a layer and pair, to multiply maps with: ``(L, P)`` -> L times ``(P, 1, 1, 1)``."""
+    return values[:, :, None, None, None].unbind()
+
+
 class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, observation: Observation, shared: Backward, upstream: Tensor | None
+        ctx: Any, output: Tensor, observation: Observation, shared: Backward, is_counted: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         # On ctx and not through save_for_backward, where activation checkpointing would look for them again.
-        ctx.observation, ctx.shared, ctx.upstream = observation, shared, upstream
+        ctx.observation, ctx.shared, ctx.is_counted = observation, shared, is_counted
         ctx.like = (output.shape, output.stride(), output.dtype, output.device)
         # What follows may overwrite the output in place, so autograd must not take it for an alias of the input: it is
         # marked as written to, or, where it is a view, which allows no such thing, goes on as a tensor of its own.
@@ -98,30 +117,27 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, arriving: Tensor | None, upstream: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         observation: Observation = ctx.observation
-        upstream = ctx.upstream if upstream is None else upstream
-        if upstream is None or not observation.is_compared:
+        if not (ctx.is_counted or upstream is not None) or not observation.is_compared:
             return arriving, None, None, None
         if arriving is None:
             shape, stride, dtype, device = ctx.like
             total = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
         else:
             total = arriving if is_unshared(arriving) else arriving.clone()
-        ctx.shared.add(observation, upstream, total, has_arrived=arriving is not None)
+        ctx.shared.add(observation, total, has_arrived=arriving is not None)
         return total, None, None, None
 
 
-def tap(
-    output: Tensor, observation: Observation, shared: Backward, upstream: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def tap(output: Tensor, observation: Observation, shared: Backward, is_counted: bool = False) -> tuple[Tensor, Tensor]:
     """The layer's output to go on with, in the same memory, and an anchor for `weighted_sum`.
 
     It is the same tensor, taken over as by an operation in place, unless it is a view, as linear layers may give.
 
     Args:
-        upstream: how much the observation counts, where no anchor will tell: of a call that is run again in backward.
+        is_counted: whether the observation counts though no anchor will tell: of a call that is run again in backward.
     """
     version = output._version
-    tapped: tuple[Tensor, Tensor] = _Tap.apply(output, observation, shared, upstream)
+    tapped: tuple[Tensor, Tensor] = _Tap.apply(output, observation, shared, is_counted)
     # Nothing was written: a layer that keeps its output for its own backward, as a sigmoid does, must not be told so.
     torch._C._autograd._unsafe_set_version_counter((output,), (version,))
     return tapped
@@ -134,7 +150,7 @@ class _WeightedSum(torch.autograd.Function):
         start: Tensor,
         observations: Sequence[Observation],
         weights: Sequence[float],
-        on_backward: Callable[[list[Tensor]], None],
+        on_backward: Callable[[Tensor], None],
         *anchors: Tensor | None,
     ) -> Tensor:
         ctx.on_backward = on_backward
@@ -146,9 +162,9 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        upstreams = list((ctx.weights * gradient).unbind())
+        upstreams = ctx.weights * gradient
         ctx.on_backward(upstreams)
-        anchored = zip(upstreams, ctx.has_anchor, strict=True)
+        anchored = zip(upstreams.unbind(), ctx.has_anchor, strict=True)
         return None, None, None, None, *(upstream if has_anchor else None for upstream, has_anchor in anchored)
 
 
@@ -156,13 +172,13 @@ def weighted_sum(
     observations: Sequence[Observation],
     weights: Sequence[float],
     anchors: Sequence[Tensor | None],
-    on_backward: Callable[[list[Tensor]], None],
+    on_backward: Callable[[Tensor], None],
 ) -> Tensor:
     """``sum_i weight_i value_i``, a scalar whose gradient reaches the layers through their taps.
 
     Args:
         anchors: of `tap`; None for a call that ran without gradients.
-        on_backward: told in each backward pass, before any layer's tap, how much each observation counts.
+        on_backward: told in each backward pass, before any layer's tap, how much each observation counts, ``(L,)``.
     """
     # Something that requires a gradient, so that the sum does where there are no anchors.
     start = torch.zeros((), device=observations[0].value.device, requires_grad=True)

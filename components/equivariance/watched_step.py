@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .layer_terms import ChannelCall
 from .layers import Term
-from .observation import Observation, settle
+from .observation import Comparing, Observation, settle
 from .options import NonFiniteFeaturesError
 from .pairing import PairedBatch, first_entry
 from .taps import Backward, weighted_sum
@@ -56,6 +57,7 @@ class Step:
     """
 
     batch: PairedBatch
+    comparing: Comparing
     backward: Backward
     probabilities: dict[str, float]
     taken: frozenset[str]
@@ -63,6 +65,14 @@ class Step:
     comparable: set[str] = field(default_factory=set)
     seen: list[Seen] = field(default_factory=list)
     obstacles: dict[str, str] = field(default_factory=dict)
+    _num_calls: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, name: str) -> int:
+        """A layer is called: the index of the call among the layer's."""
+        index = self._num_calls.get(name, 0)
+        self._num_calls[name] = index + 1
+        self.executed.append(name)
+        return index
 
     def values(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """L_l of the layers taken: the sum of a layer's terms, each the mean of its calls.
@@ -86,17 +96,13 @@ class Step:
         _check_finite(values)
         return values
 
-    def total(
-        self, weights: Mapping[str, float], on_backward: Callable[[Sequence[Seen], Sequence[Tensor]], None]
-    ) -> Tensor:
+    def total(self, weights: Mapping[str, float], on_backward: Callable[[Sequence[Seen]], None]) -> Tensor:
         """``sum_l w_l L_l``, differentiable.
 
         Args:
-            on_backward: told at the beginning of each backward pass of the observed calls and of how much each counts.
+            on_backward: told at the beginning of each backward pass of the calls that were observed.
         """
-        num_calls: dict[tuple[str, Term | None], int] = {}
-        for seen in self.seen:
-            num_calls[seen.name, seen.term] = num_calls.get((seen.name, seen.term), 0) + 1
+        num_calls = Counter((seen.name, seen.term) for seen in self.seen)
         parts: list[Tensor] = []
         observed: list[Seen] = []
         observations: list[Observation] = []
@@ -117,12 +123,16 @@ class Step:
             anchors = [seen.anchor for seen in observed]
             for seen in observed:
                 seen.anchor = None  # the graph holds it: held here too, it would keep the graph alive in a circle
-            parts.append(
-                weighted_sum(observations, factors, anchors, lambda upstreams: on_backward(observed, upstreams))
-            )
+            backward = self.backward
+
+            def begin(upstreams: Tensor) -> None:
+                backward.begin(observations, upstreams)
+                on_backward(observed)
+
+            parts.append(weighted_sum(observations, factors, anchors, begin))
         if not parts:  # none of the layers taken could be compared at this image size
             return torch.zeros((), device=first_entry(self.batch.inputs).device, requires_grad=True)
-        return torch.stack([part.to(parts[0].dtype) for part in parts]).sum()
+        return torch.stack([part.to(parts[0].dtype) for part in parts]).sum() if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .groups import Field
 from .layer_terms import ChannelCall, kernel_value
+from .layers import Term
 from .layouts import Layout
 from .observation import Comparing, Observation
 from .paired_input import check_paired
@@ -28,6 +29,7 @@ from .watched_step import Collected, Seen, Step
 __all__ = ["Collected", "LayerWatcher", "WatchOptions"]
 
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly
+_MOST_SHAPES = 64  # of batches whose layouts are remembered
 
 
 class LayerWatcher:
@@ -71,7 +73,9 @@ class LayerWatcher:
         self._step: Step | None = None
         self._replays = Replays(lambda: [] if self._handles else self._hook_layers())
         self._depth = 0  # of the network's calls that began with gradients
-        self._layouts: dict[Hashable, Layout | str] = {}  # by call and shapes: the layout, or why there is none
+        # By call and shapes, the layout, or why there is none; and all that for the batches of latest shapes.
+        self._layouts: dict[Hashable, Layout | str] = {}
+        self._layouts_by_shapes: dict[Hashable, dict[Hashable, Layout | str]] = {}
         self._obstacles: dict[str, str] = {}
         self._unexecuted: list[str] = []
         self.backward: Backward | None = None
@@ -101,7 +105,18 @@ class LayerWatcher:
         probabilities = self._planning.probabilities(self._obstacles)
         taken = sample_layers(probabilities, batch.position)
         backward = Backward(self._options.max_gradient_ratio, self._options.measures_gradients)
-        self._step = Step(batch, backward, probabilities, frozenset(taken))
+        comparing = Comparing(
+            self._options.group,
+            batch.turns,
+            batch.num_pairs,
+            self._options.size,
+            self._options.scale_gradient,
+            self._options.field_share,
+        )
+        self._step = Step(batch, comparing, backward, probabilities, frozenset(taken))
+        if len(self._layouts_by_shapes) > _MOST_SHAPES:
+            self._layouts_by_shapes.clear()
+        self._layouts = self._layouts_by_shapes.setdefault(batch.shapes, {})
         self._handles = [
             self._network.register_forward_pre_hook(self._root_hooks[0]),
             *self._hook_layers(),
@@ -145,7 +160,7 @@ class LayerWatcher:
         self.stop()
         if not self._planning.is_settled:
             self._planning.learn(step.executed, trace)
-            self._layouts = {}
+            self._layouts_by_shapes = {}
             # As in every later step, and so in a run that is resumed: all were looked at, these are compared.
             step.probabilities = self._planning.probabilities(step.obstacles)
             step.taken = frozenset(sample_layers(step.probabilities, step.batch.position))
@@ -211,96 +226,100 @@ class LayerWatcher:
         self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """Looks at one call of a layer; gives the output to go on with, or None where it stays."""
+        step = self._step
         # Nothing of this is part of the network, nor anything that checkpointing would have to run again.
-        with torch._C.DisableTorchFunction(), saved_tensors_hooks(_as_it_is, _as_it_is):
+        with torch._C.DisableTorchFunction():
             if is_in_backward():
-                return self._replays.found(name, output) if self._network.training else None
+                with saved_tensors_hooks(_as_it_is, _as_it_is):
+                    return self._replays.found(name, output) if self._network.training else None
             # Inside a call that began with gradients they are off where reentrant checkpointing will run again.
-            if self._step is None or not (self._is_watching() or (self._depth and self._network.training)):
+            if step is None or not (self._is_watching() or (self._depth and self._network.training)):
                 return None
-            return self._seen(self._step, name, arguments, keywords, output)
+            seen, layouts = self._noted(step, name, arguments, keywords, output)
+            if name not in step.taken:
+                return None
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                return self._looked_at(step, seen, layouts, arguments, keywords, output)
 
-    def _seen(
+    def _noted(
         self, step: Step, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        index = step.executed.count(name)
-        step.executed.append(name)
-        terms = self._planning.terms(name)
-        own = [term for term in terms if term in ("trivial", "regular")]
-        hidden = arguments[0] if arguments else keywords["input"]
-        result: Tensor | None = None
-        if own and step.batch.num_pairs:
-            layout = self._layout(step, name, index, hidden, output, is_aligned=True)
-            if layout is not None:
-                step.comparable.add(name)
-            if layout is not None and name in step.taken:
-                comparing = Comparing(
-                    self._options.group,
-                    step.batch.turns,
-                    step.batch.num_pairs,
-                    self._options.size,
-                    self._options.scale_gradient,
-                    self._options.field_share,
-                    (step.batch.field_position + _GOLDEN * len(step.executed)) % 1,  # another choice in each layer
-                )
-                seen = Seen(name, index, None, tuple(output.shape))
-                seen.observation = Observation(comparing, step.batch.num_images, output)
-                if self._planning.is_settled:
-                    seen.term = own[0]
-                    seen.observation.compare(layout, own[0])
-                else:
-                    seen.observation.keep()
-                step.seen.append(seen)
-                seen.is_repeated = not torch.is_grad_enabled()
-                seen.is_checkpointed = seen.is_repeated and is_in_reentrant_checkpoint()
-                if output.requires_grad:
-                    result, seen.anchor = tap(output, seen.observation, step.backward)
-                    if self._trace is not None:
-                        self._trace.take_for(result, output)
-        if "channel" in terms and step.batch.num_pairs:
-            layout = self._layout(step, name, index, hidden, output, is_aligned=False)
-            if layout is not None:
-                step.comparable.add(name)
-            if layout is not None and name in step.taken:
-                call = ChannelCall.of(step.batch, self._modules[name], arguments, keywords, output)
-                seen = Seen(name, index, "channel", tuple(output.shape))
-                if self._planning.is_settled:
-                    seen.value = call.value(layout, self._options)
-                else:
-                    seen.channel_call = call.kept()
-                step.seen.append(seen)
-        if "projection" in terms:
+    ) -> tuple[Seen, dict[Term, Layout]]:
+        """That a layer was called, and by which terms it can be compared: each with the layout of the output for it."""
+        seen = Seen(name, step.enter(name), None, output.shape)
+        layouts: dict[Term, Layout] = {}
+        if step.batch.num_pairs:
+            hidden = arguments[0] if arguments else keywords["input"]
+            for term in self._planning.terms(name):
+                if term != "projection":
+                    found = self._layout(step.batch, seen, hidden, is_aligned=term != "channel")
+                    if isinstance(found, str):
+                        step.obstacles[name] = found
+                    else:
+                        layouts[term] = found
+        if layouts or "projection" in self._planning.terms(name):
             step.comparable.add(name)
-            if index == 0 and name in step.taken:
-                step.seen.append(Seen(name, index, "projection", tuple(output.shape)))
+        return seen, layouts
+
+    def _looked_at(
+        self,
+        step: Step,
+        seen: Seen,
+        layouts: dict[Term, Layout],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        output: Tensor,
+    ) -> Tensor | None:
+        """Compares one call of a layer that was taken; in a first forward, keeps what will be compared."""
+        result: Tensor | None = None
+        name, is_settled = seen.name, self._planning.is_settled
+        own = next((term for term in layouts if term in ("trivial", "regular")), None)
+        if own:
+            field_position = (step.batch.field_position + _GOLDEN * len(step.executed)) % 1  # another in each layer
+            seen.observation = Observation(step.comparing, field_position, step.batch.num_images, output)
+            if is_settled:
+                seen.term = own
+                seen.observation.compare(layouts[own], own)
+            else:
+                seen.observation.keep()
+            step.seen.append(seen)
+            seen.is_repeated = not torch.is_grad_enabled()
+            seen.is_checkpointed = seen.is_repeated and is_in_reentrant_checkpoint()
+            if output.requires_grad:
+                result, seen.anchor = tap(output, seen.observation, step.backward)
+                if self._trace is not None:
+                    self._trace.take_for(result, output)
+        if "channel" in layouts:
+            call = ChannelCall.of(step.batch, self._modules[name], arguments, keywords, output)
+            other = Seen(name, seen.index, "channel", seen.shape)
+            if is_settled:
+                other.value = call.value(layouts["channel"], self._options)
+            else:
+                other.channel_call = call.kept()
+            step.seen.append(other)
+        if seen.index == 0 and "projection" in self._planning.terms(name):
+            step.seen.append(Seen(name, 0, "projection", seen.shape))
         return result
 
-    def _layout(
-        self, step: Step, name: str, index: int, hidden: Tensor, output: Tensor, is_aligned: bool
-    ) -> Layout | None:
-        """How the output of a call is laid out; None, and the reason noted, where it cannot be compared.
+    def _layout(self, batch: PairedBatch, seen: Seen, hidden: Tensor, is_aligned: bool) -> Layout | str:
+        """How the output of a call is laid out, or why it cannot be compared.
 
         Args:
             is_aligned: whether a stride must meet the grid so that turns commute with it.
         """
-        key = (name, index, hidden.shape, output.shape, step.batch.shapes, is_aligned)
-        if key not in self._layouts:
-            self._layouts[key] = self._layout_anew(step.batch, name, index, hidden, output, is_aligned)
-        found = self._layouts[key]
-        if isinstance(found, str):
-            step.obstacles[name] = found
-            return None
+        key = (seen.name, seen.index, hidden.shape, seen.shape, is_aligned)
+        found = self._layouts.get(key)
+        if found is None:
+            found = self._layout_anew(batch, seen, hidden, is_aligned)
+            self._layouts[key] = found
         return found
 
-    def _layout_anew(
-        self, batch: PairedBatch, name: str, index: int, hidden: Tensor, output: Tensor, is_aligned: bool
-    ) -> Layout | str:
-        window = self._planning.facts[name].window
+    def _layout_anew(self, batch: PairedBatch, seen: Seen, hidden: Tensor, is_aligned: bool) -> Layout | str:
+        window = self._planning.facts[seen.name].window
         try:
-            layout = self._planning.layout(name, index, output.shape, batch)
+            layout = self._planning.layout(seen.name, seen.index, seen.shape, batch)
         except ValueError as error:
             return str(error)
-        obstacle = window.alignment_obstacle(hidden.shape[-2:], output.shape[-2:]) if window and is_aligned else None
+        obstacle = window.alignment_obstacle(hidden.shape[-2:], seen.shape[-2:]) if window and is_aligned else None
         return obstacle or layout
 
     # After it has run
@@ -356,17 +375,16 @@ class LayerWatcher:
                 f"layers: none could be penalised ({reasons or 'none of those asked for was executed'}); the network "
                 "must be given batch.inputs as pair() made it, whole and in its order"
             )
-        return self._planning.layer_weights(names)
+        return self._planning.layer_weights(tuple(names))
 
-    def _on_backward(self, backward: Backward) -> Callable[[Sequence[Seen], Sequence[Tensor]], None]:
-        """What a backward pass begins with: norms are measured anew, and calls that will be run again are awaited."""
+    def _on_backward(self, backward: Backward) -> Callable[[Sequence[Seen]], None]:
+        """What a backward pass begins with: calls that will be run again are awaited."""
 
-        def begin(observed: Sequence[Seen], upstreams: Sequence[Tensor]) -> None:
-            backward.norms = None
+        def begin(observed: Sequence[Seen]) -> None:
             replays, checkpointed = [], []
-            for seen, upstream in zip(observed, upstreams, strict=True):
+            for seen in observed:
                 if seen.is_repeated and seen.observation is not None:
-                    replays.append(Replay(seen.name, seen.observation, backward, upstream))
+                    replays.append(Replay(seen.name, seen.observation, backward))
                     if seen.is_checkpointed:
                         checkpointed.append(seen.name)
             if replays:

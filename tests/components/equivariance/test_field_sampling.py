@@ -17,9 +17,9 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def _chosen(share: float, num_fields: int, position: float, group: str = "C4") -> list[int]:
-    comparing = Comparing(group_named(group), 1, 1, "relative", False, share, position)
+    comparing = Comparing(group_named(group), 1, 1, "relative", False, share)
     order = comparing.group.order
-    channels = comparing.chosen_channels(num_fields * order, "regular")
+    channels = comparing.chosen_channels(num_fields * order, "regular", position)
     channels = list(range(num_fields * order)) if channels is None else channels
     fields = channels[::order]
     assert channels == [first + channel for first in fields for channel in range(order)]
@@ -132,9 +132,9 @@ def test_a_share_of_the_fields_of_tokens_and_windows_has_the_gradient_of_its_val
 
 
 def test_whole_layers_are_compared_where_the_gradient_has_no_closed_form() -> None:
-    comparing = Comparing(C4, 1, 1, "relative", True, 0.5, 0.3)
-    assert comparing.chosen_channels(16, "regular") is None
-    assert Comparing(C4, 1, 1, "relative", False, 0.5, 0.3).chosen_channels(16, "trivial") is None
+    comparing = Comparing(C4, 1, 1, "relative", True, 0.5)
+    assert comparing.chosen_channels(16, "regular", 0.3) is None
+    assert Comparing(C4, 1, 1, "relative", False, 0.5).chosen_channels(16, "trivial", 0.3) is None
 
 
 @pytest.mark.parametrize(
