@@ -57,7 +57,6 @@ class Group:
         """Whether some element changes the shape of an image that is not square, or cannot keep its corners."""
         return self.num_rotations != 2
 
-    @lru_cache(maxsize=256)  # noqa: B019 - groups are few, frozen and compared by value
     def quarter_turns(self, element: int) -> int | None:
         """The turn of an element in quarters, after its mirror; None if it is no whole number of quarters."""
         quarters, rest = divmod(4 * (element % self.num_rotations), self.num_rotations)

@@ -159,9 +159,8 @@ class Observation:
         self._raw = None
         self._value = torch.zeros(())
 
-    @torch.no_grad()
     def compare(self, layout: Layout, field: Field) -> None:
-        """Compute the value and what the backward pass needs; the maps themselves are let go."""
+        """Compute the value and what the backward pass needs; the maps, which are detached, are let go."""
         assert self._raw is not None
         self._layout, self._field = layout, field
         maps = layout.to_maps(self._raw)  # (2P, C, H, W)
@@ -232,7 +231,6 @@ class Observation:
         return _pair_norms(pairs)
 
 
-@torch.no_grad()
 def settle(observations: Sequence[Observation]) -> None:
     """Compute values, coefficients and norms of what has been compared: of all layers at once, since each is small.
 
@@ -251,15 +249,18 @@ def settle(observations: Sequence[Observation]) -> None:
             inverse = torch.where(values > 0, 1 / values.clamp_min(torch.finfo(dtype).tiny), 0.0)
             coefficients = inverse[:, None].expand_as(norms)
         else:
-            sizes = torch.tensor([each._sizes for each in alike], device=device, dtype=dtype)  # (L, 2)
-            weights = 1 / (comparing.num_pairs * sizes[:, :1])  # (L, 1)
+            # Few operations, each of which takes longer than its few numbers: 2 v_p is f / (a_p^2 + b_p^2 + e).
+            P, constants = comparing.num_pairs, []
+            for entries, map_entries in (each._sizes for each in alike):
+                constants.append((4 * map_entries / (P * entries), 2 * map_entries * EPSILON, 2 / (P * entries)))
+            f, e, unscaled = torch.tensor(constants, device=device, dtype=dtype).T[:, :, None]  # (L, 1)
             if comparing.size == "relative":
                 both = torch.stack([each._map_norms for each in alike if each._map_norms is not None])  # (L, 2P)
-                squares = both.square().unflatten(1, (2, -1)).sum(dim=1)  # (L, P)
-                weights = weights / (squares / (2 * sizes[:, 1:]) + EPSILON)
-            coefficients = (2 * weights).expand_as(norms)
-            values = (coefficients * norms.square()).sum(dim=1) / 2
-        own = coefficients * norms * 2**0.5
+                coefficients = f / both.square_().view(len(alike), 2, -1).sum(dim=1).add_(e)  # (L, P)
+            else:
+                coefficients = unscaled.expand_as(norms)
+            values = (coefficients * norms.square()).sum(dim=1).mul_(0.5)
+        own = (coefficients * norms).mul_(2**0.5)
         rows = zip(alike, values.unbind(), coefficients.unbind(), own.unbind(), strict=True)
         for each, each._value, each.coefficients, each.own_norms in rows:
             each._norms = each._map_norms = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -56,6 +56,7 @@ class LayerPlanning:
         self.layer_weights = lru_cache(maxsize=16)(lambda names: layer_weights(list(names)))
         self.options = options
         self.is_settled = False
+        self._probabilities: tuple[set[str], dict[str, float]] | None = None  # with the obstacles that they follow from
         self._layouts = layouts
         self._order: list[str] = []
         self._shifts: dict[str, list[tuple[int, int]]] = {}
@@ -79,12 +80,17 @@ class LayerPlanning:
             return self.plan.terms.get(name, ())
         return self._candidate_terms(name) if name in self.requested else ()
 
-    def probabilities(self, obstacles: Mapping[str, str]) -> dict[str, float]:
+    def probabilities(self, obstacles: Collection[str]) -> dict[str, float]:
         """How probably each layer is taken in a step; before the first forward all are looked at.
 
         Args:
             obstacles: the layers that could not be compared in the latest step.
         """
+        if self._probabilities is None or self._probabilities[0] != set(obstacles):
+            self._probabilities = set(obstacles), self._probabilities_anew(obstacles)
+        return self._probabilities[1]
+
+    def _probabilities_anew(self, obstacles: Collection[str]) -> dict[str, float]:
         if not self.is_settled:
             return {name: 1.0 for name in self.requested if self._candidate_terms(name)}
         names = [name for name in self._order if name in self.plan.terms and name not in obstacles]
@@ -110,6 +116,7 @@ class LayerPlanning:
             else:
                 self.facts[name] = replace(facts, reads_image=name == executed[0], writes_image=name == executed[-1])
         self._order = list(dict.fromkeys(executed))
+        self._probabilities = None
         self.is_settled = True
         self.plan = self._planned(self.facts, self.requested)
 

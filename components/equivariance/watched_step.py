@@ -75,11 +75,7 @@ class Step:
         return index
 
     def values(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """L_l of the layers taken: the sum of a layer's terms, each the mean of its calls.
-
-        Raises:
-            NonFiniteFeaturesError: one is not finite; names the first.
-        """
+        """L_l of the layers taken: the sum of a layer's terms, each the mean of its calls."""
         settle([seen.observation for seen in self.seen if seen.observation is not None])
         calls: dict[str, dict[Term, list[Tensor]]] = {}
         for seen in self.seen:
@@ -87,14 +83,12 @@ class Step:
                 value = seen.observation.value if seen.observation is not None else seen.value
                 assert value is not None
                 calls.setdefault(seen.name, {}).setdefault(seen.term, []).append(value)
-        values = {
+        return {
             name: torch.stack([_mean(values) for values in terms.values()]).sum()
             if len(terms) > 1
             else _mean(*terms.values())
             for name, terms in calls.items()
         }
-        _check_finite(values)
-        return values
 
     def total(self, weights: Mapping[str, float], on_backward: Callable[[Sequence[Seen]], None]) -> Tensor:
         """``sum_l w_l L_l``, differentiable.
@@ -147,12 +141,17 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
 
 
-def _check_finite(values: Mapping[str, Tensor]) -> None:
-    """Raise for the first layer whose value is not finite."""
-    if values and not math.isfinite(sum(torch.stack([value.detach() for value in values.values()]).tolist())):
-        for name, value in values.items():
-            if not torch.isfinite(value):
-                raise NonFiniteFeaturesError(
-                    f"{name}: its features are NaN or infinite, the first of the penalised layers: lower the learning "
-                    "rate or the penalty's weight, or look at the images of this batch"
-                )
+def check_finite(total: Tensor, values: Mapping[str, Tensor]) -> None:
+    """Raise if a penalty is not finite, for the first layer whose value is not.
+
+    Raises:
+        NonFiniteFeaturesError: there is one; names it.
+    """
+    if math.isfinite(total.item()):
+        return
+    for name, value in values.items():
+        if not torch.isfinite(value):
+            raise NonFiniteFeaturesError(
+                f"{name}: its features are NaN or infinite, the first of the penalised layers: lower the learning "
+                "rate or the penalty's weight, or look at the images of this batch"
+            )

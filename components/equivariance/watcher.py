@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,12 +25,20 @@ from .sampling import sample_layers
 from .taps import Backward, tap
 from .tracing import Layer, Trace, tracing
 from .watch_hooks import FirstCall, Hook
-from .watched_step import Collected, Seen, Step
+from .watched_step import Collected, Seen, Step, check_finite
 
 __all__ = ["Collected", "LayerWatcher", "WatchOptions"]
 
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly
 _MOST_SHAPES = 64  # of batches whose layouts are remembered
+
+
+@dataclass(frozen=True)
+class _Layouts:
+    """How the output of a call is laid out for each term that it can be compared by, and why not for the others."""
+
+    by_term: Mapping[Term, Layout]
+    obstacle: str | None
 
 
 class LayerWatcher:
@@ -73,9 +82,9 @@ class LayerWatcher:
         self._step: Step | None = None
         self._replays = Replays(lambda: [] if self._handles else self._hook_layers())
         self._depth = 0  # of the network's calls that began with gradients
-        # By call and shapes, the layout, or why there is none; and all that for the batches of latest shapes.
-        self._layouts: dict[Hashable, Layout | str] = {}
-        self._layouts_by_shapes: dict[Hashable, dict[Hashable, Layout | str]] = {}
+        # By call and shapes, of the batch at hand; and of batches of other shapes.
+        self._layouts: dict[Hashable, _Layouts] = {}
+        self._layouts_by_shapes: dict[Hashable, dict[Hashable, _Layouts]] = {}
         self._obstacles: dict[str, str] = {}
         self._unexecuted: list[str] = []
         self.backward: Backward | None = None
@@ -170,6 +179,7 @@ class LayerWatcher:
         weights = self._weights(step)
         values = step.values(weights)
         total = step.total(weights, self._on_backward(step.backward))
+        check_finite(total, values)
         self.backward = step.backward
         return Collected(total, {name: value.detach() for name, value in values.items()})
 
@@ -235,36 +245,22 @@ class LayerWatcher:
             # Inside a call that began with gradients they are off where reentrant checkpointing will run again.
             if step is None or not (self._is_watching() or (self._depth and self._network.training)):
                 return None
-            seen, layouts = self._noted(step, name, arguments, keywords, output)
+            index = step.enter(name)
+            hidden = arguments[0] if arguments else keywords["input"]
+            layouts = self._layouts_of(step, name, index, hidden, output)
+            if layouts or "projection" in self._planning.terms(name):
+                step.comparable.add(name)
             if name not in step.taken:
                 return None
             with saved_tensors_hooks(_as_it_is, _as_it_is):
+                seen = Seen(name, index, None, output.shape)
                 return self._looked_at(step, seen, layouts, arguments, keywords, output)
-
-    def _noted(
-        self, step: Step, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
-    ) -> tuple[Seen, dict[Term, Layout]]:
-        """That a layer was called, and by which terms it can be compared: each with the layout of the output for it."""
-        seen = Seen(name, step.enter(name), None, output.shape)
-        layouts: dict[Term, Layout] = {}
-        if step.batch.num_pairs:
-            hidden = arguments[0] if arguments else keywords["input"]
-            for term in self._planning.terms(name):
-                if term != "projection":
-                    found = self._layout(step.batch, seen, hidden, is_aligned=term != "channel")
-                    if isinstance(found, str):
-                        step.obstacles[name] = found
-                    else:
-                        layouts[term] = found
-        if layouts or "projection" in self._planning.terms(name):
-            step.comparable.add(name)
-        return seen, layouts
 
     def _looked_at(
         self,
         step: Step,
         seen: Seen,
-        layouts: dict[Term, Layout],
+        layouts: Mapping[Term, Layout],
         arguments: tuple[Any, ...],
         keywords: dict[str, Any],
         output: Tensor,
@@ -300,27 +296,27 @@ class LayerWatcher:
             step.seen.append(Seen(name, 0, "projection", seen.shape))
         return result
 
-    def _layout(self, batch: PairedBatch, seen: Seen, hidden: Tensor, is_aligned: bool) -> Layout | str:
-        """How the output of a call is laid out, or why it cannot be compared.
+    def _layouts_of(self, step: Step, name: str, index: int, hidden: Tensor, output: Tensor) -> Mapping[Term, Layout]:
+        """How the output of a call is laid out for each term that it can be compared by; why not, is noted."""
+        key = (name, index, hidden.shape, output.shape)
+        known = self._layouts.get(key)
+        if known is None:
+            known = self._layouts[key] = self._layouts_anew(step.batch, name, index, hidden, output)
+        if known.obstacle is not None:
+            step.obstacles[name] = known.obstacle
+        return known.by_term
 
-        Args:
-            is_aligned: whether a stride must meet the grid so that turns commute with it.
-        """
-        key = (seen.name, seen.index, hidden.shape, seen.shape, is_aligned)
-        found = self._layouts.get(key)
-        if found is None:
-            found = self._layout_anew(batch, seen, hidden, is_aligned)
-            self._layouts[key] = found
-        return found
-
-    def _layout_anew(self, batch: PairedBatch, seen: Seen, hidden: Tensor, is_aligned: bool) -> Layout | str:
-        window = self._planning.facts[seen.name].window
+    def _layouts_anew(self, batch: PairedBatch, name: str, index: int, hidden: Tensor, output: Tensor) -> _Layouts:
+        terms = [term for term in self._planning.terms(name) if term != "projection" and batch.num_pairs]
+        if not terms:
+            return _Layouts({}, None)
         try:
-            layout = self._planning.layout(seen.name, seen.index, seen.shape, batch)
+            layout = self._planning.layout(name, index, output.shape, batch)
         except ValueError as error:
-            return str(error)
-        obstacle = window.alignment_obstacle(hidden.shape[-2:], seen.shape[-2:]) if window and is_aligned else None
-        return obstacle or layout
+            return _Layouts({}, str(error))
+        window, turned = self._planning.facts[name].window, [term for term in terms if term != "channel"]
+        obstacle = window.alignment_obstacle(hidden.shape[-2:], output.shape[-2:]) if window and turned else None
+        return _Layouts({term: layout for term in terms if term == "channel" or not obstacle}, obstacle)
 
     # After it has run
 
