@@ -14,17 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from . import fused
 from .groups import Field, Group
 from .layouts import Layout, Maps
-from .penalties import EPSILON, field_residual, pair_scale, residual_size, unsquared_size
-
-Size = Literal["relative", "none", "paper"]
-"""How the size of a residual is taken: relative to the maps, as a mean square, or as the released code does."""
+from .penalties import EPSILON, Size, field_residual, pair_scale, residual_size, unsquared_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +79,7 @@ class Comparing:
 
 @dataclass(frozen=True)
 class Share:
-    """What an observation adds in a backward pass: each ``(P, 1, 1, 1)``.
+    """What an observation adds in a backward pass: each ``(P,)``.
 
     Attributes:
         scale: what the residual (or the gradient kept) of each pair is multiplied with, before any cap.
@@ -120,6 +117,7 @@ class Observation:
         self._num_channels = 0
         self._channels: Tensor | None = None  # those compared; None for all
         self._residual: Tensor | None = None  # (P, C, H, W), C those compared
+        self._turn: fused.Turn | None = None  # where it is computed in one pass
         self._gradient: Tensor | None = None  # (2P, C, H, W)
         self._norms: Tensor | None = None  # of the residual, (P,), as long as what follows from them is not computed
         self._map_norms: Tensor | None = None  # of the maps, (2P,)
@@ -181,19 +179,38 @@ class Observation:
         if chosen is not None:
             self._channels = torch.tensor(chosen, device=maps.device)
             originals, copies = (half.index_select(1, self._channels) for half in (originals, copies))
+        elif isinstance(layout, Maps):
+            self._turn = fused.turn_of(maps, comparing.group, comparing.turns, field)
+        if self._turn is not None:
+            self._residual, settled = fused.residual(self._turn, maps, comparing.size)
+            self._value = settled[0]
+            _, self.coefficients, self.own_norms = settled.split((1, comparing.num_pairs, comparing.num_pairs))
+            return
         residual = field_residual(originals, copies, comparing.turns, field, comparing.group)
         self._residual, self._norms = residual, _norms(residual)
         if comparing.size == "relative":
             self._map_norms = _norms(maps)
         self._sizes = (math.prod(residual.shape[1:]), math.prod(maps.shape[1:]))
 
-    def add_gradient(self, total: Tensor, scale: Tensor) -> None:
-        """Add to a gradient at the layer's output, ``(B, ...)``, in place.
+    def add_share(self, total: Tensor, measures: bool) -> Tensor | None:
+        """Add `share`, capped, to the gradient at the layer's output, ``(B, ...)``, in place.
 
-        Args:
-            total: what is added to.
-            scale: ``(P, 1, 1, 1)``, `coefficients` times how much the value counts.
+        Returns:
+            The norm of what had arrived over both maps of each pair, P entries, if there is a cap or it is measured.
         """
+        share, scale, arriving = self.share, self.share.scale, None
+        if self._turn is not None and self._residual is not None and fused.can_add(self._turn, total, scale):
+            return fused.add(self._turn, total, self._residual, scale, share.limit, measures)
+        if share.limit is not None or measures:
+            arriving = self._arriving_norms(total)
+            if share.limit is not None:
+                scale = scale * (share.limit * arriving).clamp_max_(1)
+        self._add(total, scale)
+        return arriving
+
+    def _add(self, total: Tensor, scale: Tensor) -> None:
+        """Add ``scale_p`` times the residual, or the gradient kept, of each pair."""
+        scale = scale[:, None, None, None]  # (P, 1, 1, 1)
         half = self.num_entries // 2
         at_originals, at_copies = total.narrow(0, 0, half), total.narrow(0, half, half)
         if self._gradient is not None:
@@ -223,7 +240,7 @@ class Observation:
             gradient = full.index_copy_(1, self._channels, gradient)
         part.add_(self._layout.from_maps(gradient).reshape(part.shape))
 
-    def arriving_norms(self, arriving: Tensor) -> Tensor:
+    def _arriving_norms(self, arriving: Tensor) -> Tensor:
         """The norm of a gradient at the layer's output over both maps of each pair: ``(B, ...)`` -> ``(P,)``."""
         pairs = arriving.narrow(0, 0, self.num_entries)
         if self.num_entries != 2 * self.comparing.num_pairs:

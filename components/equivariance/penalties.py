@@ -16,10 +16,15 @@ with ``scale = pair_scale(f, f')``, held constant or not, or None.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from .groups import C4, GROUP_ORDER, ChannelGroup, Field, Group, permute_fields, shift_channels
+
+Size = Literal["relative", "none", "paper"]
+"""How the size of a residual is taken: relative to the maps, as a mean square, or as the released code does."""
 
 EPSILON = 1e-12
 """Added to the scale, so that two maps of zeros have size 0. It has the scale's unit: mean square."""

@@ -9,8 +9,8 @@ from functools import lru_cache
 from .groups import ChannelGroup, Field, Group
 from .layers import Comparison, LayerFacts, LayerPlan, Term, plan_layers
 from .layouts import Layout, layout_of
-from .observation import Size
 from .pairing import PairedBatch, entries_of
+from .penalties import Size
 from .sampling import inclusion_probabilities
 from .tracing import Call, Layer, Trace
 

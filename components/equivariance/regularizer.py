@@ -22,7 +22,6 @@ from .layers import (
     requested_fields,
 )
 from .layouts import Layout
-from .observation import Size
 from .options import check_choice
 from .pairing import (
     Entries,
@@ -40,6 +39,7 @@ from .pairing import (
     insert_copies,
     make_square,
 )
+from .penalties import Size
 from .taps import GradientNorms
 from .watcher import LayerWatcher, WatchOptions
 

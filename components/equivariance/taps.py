@@ -58,29 +58,22 @@ class Backward:
             upstreams: how much each observation counts in the loss, ``(L,)``.
         """
         self.norms = None
-        coefficients = torch.stack([each.coefficients for each in observations])  # (L, P)
-        counts = upstreams.to(coefficients.dtype)[:, None]
-        own = torch.stack([each.own_norms for each in observations]) * counts.abs()
+        counts = upstreams[:, None]
+        scales = torch.stack([each.coefficients for each in observations]) * counts  # (L, P)
+        own = (torch.stack([each.own_norms for each in observations]) * counts).abs_()
         limits: Sequence[Tensor | None] = [None] * len(observations)
         if self.max_gradient_ratio is not None:
-            ratios = [self.max_gradient_ratio / each.probability for each in observations]
-            caps = own.new_tensor(ratios)[:, None] / own.clamp_min(torch.finfo(own.dtype).tiny)
-            limits = _to_multiply(caps.clamp_max(torch.finfo(own.dtype).max))  # finite, so that 0 times it is 0
-        scales, norms = _to_multiply(coefficients * counts), _to_multiply(own)
-        for each, scale, norm, limit in zip(observations, scales, norms, limits, strict=True):
+            ratios = [[self.max_gradient_ratio / each.probability] for each in observations]
+            # Over a norm of 0 it is finite, so that 0 times it is 0.
+            limits = (torch.tensor(ratios, dtype=own.dtype, device=own.device) / own.clamp_min(1e-30)).unbind()
+        for each, scale, norm, limit in zip(observations, scales.unbind(), own.unbind(), limits, strict=True):
             each.share = Share(scale, norm, limit)
 
-    def add(self, observation: Observation, total: Tensor, has_arrived: bool) -> None:
+    def add(self, observation: Observation, total: Tensor) -> None:
         """Add an observation's part to the gradient at its layer, in place, capped."""
-        share = observation.share
-        scale = share.scale
-        if share.limit is not None or self.measures:
-            arriving = observation.arriving_norms(total).view_as(scale) if has_arrived else torch.zeros_like(scale)
-            if self.measures:
-                self._sum_up(arriving, share.own, observation)
-            if share.limit is not None:
-                scale = scale * (share.limit * arriving).clamp_max_(1)
-        observation.add_gradient(total, scale)
+        arriving = observation.add_share(total, self.measures)
+        if self.measures and arriving is not None:
+            self._sum_up(arriving, observation.share.own, observation)
 
     def _sum_up(self, arriving: Tensor, own: Tensor, observation: Observation) -> None:
         """Add an estimate of what the layer would add if all layers and fields were compared in each step."""
@@ -89,11 +82,6 @@ class Backward:
         if self.norms:
             squares = GradientNorms(self.norms.arriving + squares.arriving, self.norms.own + squares.own)
         self.norms = squares
-
-
-def _to_multiply(values: Tensor) -> tuple[Tensor, ...]:
-    """One value a layer and pair, to multiply maps with: ``(L, P)`` -> L times ``(P, 1, 1, 1)``."""
-    return values[:, :, None, None, None].unbind()
 
 
 class _Tap(torch.autograd.Function):
@@ -124,7 +112,7 @@ class _Tap(torch.autograd.Function):
             total = torch.empty_strided(shape, stride, dtype=dtype, device=device).zero_()
         else:
             total = arriving if is_unshared(arriving) else arriving.clone()
-        ctx.shared.add(observation, total, has_arrived=arriving is not None)
+        ctx.shared.add(observation, total)
         return total, None, None, None
 
 

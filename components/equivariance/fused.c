@@ -1,0 +1,160 @@
+/* One pass over the maps of a step's pairs, and one over their gradients, in place of some ten operations each.
+ *
+ * Legend: P pairs, C channels in fields of t, N = H W pixels of a map. Pixel i of a turned map comes from pixel
+ * source(i) = first + row * by_row + column * by_column of the map, channel h of a turned field from channel
+ * sources[h]. Maps are (P, C, N) or, channels last, (P, N, C); float32. See fused.py for what calls this and
+ * tests/components/equivariance/test_fused.py for what it must agree with. */
+
+#include <math.h>
+#include <stdint.h>
+
+typedef int64_t i64;
+
+/* Where the compiler and the system can, one version for each kind of processor, chosen when this is loaded. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define EVERY_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define EVERY_PROCESSOR
+#endif
+
+enum { LONGEST_FIELD = 8, LONGEST_PART = 1024 };
+enum { RELATIVE, NONE, PAPER }; /* the size of a residual */
+
+typedef struct {
+    i64 pairs, channels, height, width;
+    i64 first, by_row, by_column; /* source(i), in pixels */
+    i64 order;                    /* t */
+    i64 sources[LONGEST_FIELD];
+    i64 is_channels_last;
+} Geometry;
+
+/* The sum of the squares of a run of entries, in float over parts of it and in double over the parts. */
+static inline double sum_of_squares(const float *entries, i64 number) {
+    double sum = 0;
+    for (i64 start = 0; start < number; start += LONGEST_PART) {
+        const i64 end = start + LONGEST_PART < number ? start + LONGEST_PART : number;
+        float part = 0;
+#pragma omp simd reduction(+ : part)
+        for (i64 i = start; i < end; i++) part += entries[i] * entries[i];
+        sum += part;
+    }
+    return sum;
+}
+
+/* residual = copies - turned originals. settled: the penalty's value, then P coefficients 2 v_p, then the P norms of its
+ * gradient; the formulas are those of observation.settle. */
+EVERY_PROCESSOR
+void eqreg_residual(const Geometry *g, const float *restrict originals, const float *restrict copies,
+                    float *restrict residual, i64 size, double epsilon, float *restrict settled) {
+    const i64 C = g->channels, H = g->height, W = g->width, N = H * W, t = g->order, entries = C * N;
+    const double each = 1.0 / (double)(g->pairs * entries);
+    float *coefficients = settled + 1, *norms = coefficients + g->pairs;
+    double value = 0;
+    for (i64 p = 0; p < g->pairs; p++) {
+        const float *f = originals + p * C * N, *y = copies + p * C * N;
+        float *d = residual + p * C * N;
+        double of_residual = 0, of_original = 0, of_copy = 0;
+        /* What was just written or read is summed while it is near: a row of pixels, or the plane of a channel. */
+        const i64 parts = g->is_channels_last ? H : C, part = C * N / parts;
+        for (i64 number = 0; number < parts; number++) {
+            const i64 begin = number * part;
+            if (g->is_channels_last) {
+                for (i64 column = 0; column < W; column++) {
+                    const float *from = f + (g->first + number * g->by_row + column * g->by_column) * C;
+                    const float *to = y + begin + column * C;
+                    float *out = d + begin + column * C;
+                    if (t == 4) {
+                        const i64 s0 = g->sources[0], s1 = g->sources[1], s2 = g->sources[2], s3 = g->sources[3];
+                        for (i64 k = 0; k < C; k += 4) {
+                            out[k] = to[k] - from[k + s0];
+                            out[k + 1] = to[k + 1] - from[k + s1];
+                            out[k + 2] = to[k + 2] - from[k + s2];
+                            out[k + 3] = to[k + 3] - from[k + s3];
+                        }
+                    } else {
+                        for (i64 k = 0; k < C; k += t)
+                            for (i64 h = 0; h < t; h++) out[k + h] = to[k + h] - from[k + g->sources[h]];
+                    }
+                }
+            } else {
+                const float *plane = f + (number - number % t + g->sources[number % t]) * N + g->first;
+                for (i64 row = 0; row < H; row++)
+                    for (i64 i = 0; i < W; i++)
+                        d[begin + row * W + i] = y[begin + row * W + i] - plane[row * g->by_row + i * g->by_column];
+            }
+            of_residual += sum_of_squares(d + begin, part);
+            of_original += sum_of_squares(f + begin, part);
+            of_copy += sum_of_squares(y + begin, part);
+        }
+        const double scale = size == RELATIVE ? (of_original + of_copy) / (double)(2 * entries) + epsilon : 1;
+        const double v = size == PAPER ? 1 : each / scale;
+        value += v * of_residual;
+        coefficients[p] = (float)(2 * v);
+        norms[p] = (float)(2 * v * sqrt(2 * of_residual));
+    }
+    if (size == PAPER) { /* the norm over all pairs; its gradient is taken as 0 at 0 */
+        value = sqrt(value);
+        for (i64 p = 0; p < g->pairs; p++) {
+            coefficients[p] = value > 0 ? (float)(1 / value) : 0;
+            norms[p] = value > 0 ? (float)(norms[p] / (2 * value)) : 0;
+        }
+    }
+    settled[0] = (float)value;
+}
+
+/* at_copies += s residual, at_originals -= s (residual turned back), s_p = scales[p] min(1, limits[p] arriving[p]),
+ * arriving[p] being the norm of both before. limits may be NULL: no cap; both may be: no norms either. */
+EVERY_PROCESSOR
+void eqreg_add(const Geometry *g, float *restrict at_originals, float *restrict at_copies,
+               const float *restrict residual, const float *restrict scales, const float *restrict limits,
+               float *restrict arriving) {
+    const i64 C = g->channels, H = g->height, W = g->width, N = H * W, t = g->order;
+    for (i64 p = 0; p < g->pairs; p++) {
+        const i64 start = p * C * N;
+        float s = scales[p];
+        if (arriving)
+            arriving[p] = (float)sqrt(sum_of_squares(at_originals + start, C * N) +
+                                      sum_of_squares(at_copies + start, C * N));
+        if (limits && !(limits[p] * arriving[p] >= 1)) s *= limits[p] * arriving[p];
+        if (g->is_channels_last) {
+            for (i64 row = 0; row < H; row++)
+                for (i64 column = 0; column < W; column++) {
+                    const i64 pixel = start + (row * W + column) * C;
+                    const float *from = residual + pixel;
+                    float *to = at_copies + pixel;
+                    float *back = at_originals + start + (g->first + row * g->by_row + column * g->by_column) * C;
+                    if (t == 4) {
+                        const i64 s0 = g->sources[0], s1 = g->sources[1], s2 = g->sources[2], s3 = g->sources[3];
+                        for (i64 k = 0; k < C; k += 4) {
+                            const float d0 = s * from[k], d1 = s * from[k + 1], d2 = s * from[k + 2],
+                                        d3 = s * from[k + 3];
+                            to[k] += d0, to[k + 1] += d1, to[k + 2] += d2, to[k + 3] += d3;
+                            back[k + s0] -= d0, back[k + s1] -= d1, back[k + s2] -= d2, back[k + s3] -= d3;
+                        }
+                    } else {
+                        for (i64 k = 0; k < C; k += t)
+                            for (i64 h = 0; h < t; h++) {
+                                const float d = s * from[k + h];
+                                to[k + h] += d;
+                                back[k + g->sources[h]] -= d;
+                            }
+                    }
+                }
+        } else {
+            for (i64 k = 0; k < C; k++) {
+                float *plane = at_originals + start + (k - k % t + g->sources[k % t]) * N + g->first;
+                for (i64 row = 0; row < H; row++) {
+                    const i64 line = start + k * N + row * W, step = g->by_column;
+                    const float *from = residual + line;
+                    float *to = at_copies + line, *back = plane + row * g->by_row;
+#pragma omp simd
+                    for (i64 i = 0; i < W; i++) {
+                        const float d = s * from[i];
+                        to[i] += d;
+                        back[i * step] -= d;
+                    }
+                }
+            }
+        }
+    }
+}

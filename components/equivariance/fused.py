@@ -1,0 +1,154 @@
+"""The residual of a layer's pairs, and its way into the gradient, in one pass each: ``fused.c``, compiled at first use.
+
+What `observation` does with some ten operations of torch, each of which costs a processor more than its numbers, is one
+call here: for maps on the CPU in float32, whole and dense, and a group on the grid. Anything else, and everything
+where there is no C compiler, goes through torch's operations, to the same result up to rounding. Set the environment
+variable ``EQREG_FUSED=0`` to have it so in any case.
+
+Legend: P pairs, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .groups import Field, Group
+from .penalties import EPSILON, Size
+
+_SOURCE = Path(__file__).with_name("fused.c")
+_FLAGS = ["-O3", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno"]
+_LONGEST_FIELD = 8  # as in fused.c
+_SIZES: tuple[Size, ...] = ("relative", "none", "paper")  # likewise
+
+
+class Turn(ctypes.Structure):
+    """How an element of a group moves the entries of maps of one shape: the C structure ``Geometry``."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("pairs", "channels", "height", "width", "first", "by_row", "by_column")],
+        ("order", ctypes.c_int64),
+        ("sources", ctypes.c_int64 * _LONGEST_FIELD),
+        ("is_channels_last", ctypes.c_int64),
+    ]
+
+
+def turn_of(maps: Tensor, group: Group, element: int, field: Field) -> Turn | None:
+    """For the maps of originals and copies, ``(2P, C, H, W)``; None where torch's operations are to do it."""
+    if not _is_plain(maps) or not group.is_on_grid or _library() is None:
+        return None
+    is_channels_last = not maps.is_contiguous()
+    if is_channels_last and not maps.is_contiguous(memory_format=torch.channels_last):
+        return None
+    entries, channels, height, width = maps.shape
+    return _turn(entries // 2, channels, height, width, is_channels_last, group, element, field)
+
+
+def residual(turn: Turn, maps: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """The residual of the maps ``(2P, C, H, W)``, and what follows from it.
+
+    Returns:
+        The residual, ``(P, C, H, W)``; in one vector the value, the P coefficients and the P norms of its gradient, as
+        `observation.settle` has them.
+    """
+    library = _library()
+    assert library is not None
+    originals, copies = maps.chunk(2)
+    found = torch.empty_like(copies)
+    settled = torch.empty(1 + 2 * turn.pairs)
+    pointers = [tensor.data_ptr() for tensor in (originals, copies, found)]
+    library.eqreg_residual(turn, *pointers, _SIZES.index(size), EPSILON, settled.data_ptr())
+    return found, settled
+
+
+def can_add(turn: Turn, total: Tensor, scales: Tensor) -> bool:
+    """Whether `add` can write into this gradient, and read these."""
+    layout = torch.channels_last if turn.is_channels_last else torch.contiguous_format
+    return _is_plain(total) and total.is_contiguous(memory_format=layout) and scales.dtype == torch.float32
+
+
+def add(
+    turn: Turn, total: Tensor, residual: Tensor, scales: Tensor, limits: Tensor | None, measures: bool
+) -> Tensor | None:
+    """Add ``s_p`` times a residual to the gradient at the copies, and take it, turned back, from that at the originals.
+
+    ``s_p = scale_p min(1, limit_p a_p)`` with a_p the norm of what had arrived at both maps of the pair.
+
+    Args:
+        total: the gradient at the layer's output, ``(B, C, H, W)``, changed in place.
+        scales, limits: P entries each; no cap if `limits` is None.
+        measures: whether a_p is asked for.
+
+    Returns:
+        a_p, ``(P,)``, if there is a cap or it was asked for.
+    """
+    library = _library()
+    assert library is not None
+    arriving = torch.empty(turn.pairs) if measures or limits is not None else None
+    at_originals = total.data_ptr()
+    library.eqreg_add(
+        turn,
+        at_originals,
+        at_originals + residual.numel() * residual.element_size(),
+        residual.data_ptr(),
+        scales.data_ptr(),
+        None if limits is None else limits.data_ptr(),
+        None if arriving is None else arriving.data_ptr(),
+    )
+    return arriving
+
+
+def _is_plain(maps: Tensor) -> bool:
+    return type(maps) is Tensor and maps.dtype == torch.float32 and maps.device.type == "cpu" and maps.ndim == 4
+
+
+@lru_cache(maxsize=1024)
+def _turn(
+    pairs: int, channels: int, height: int, width: int, is_channels_last: bool, group: Group, element: int, field: Field
+) -> Turn | None:
+    sources = group.sources(element) if field == "regular" else [0]
+    pixels = group.spatial(torch.arange(height * width).view(height, width), element)  # where each comes from
+    if pixels.shape != (height, width) or len(sources) > _LONGEST_FIELD or channels % len(sources):
+        return None
+    first, by_row, by_column = int(pixels[0, 0]), 0, 0
+    if height > 1:
+        by_row = int(pixels[1, 0]) - first
+    if width > 1:
+        by_column = int(pixels[0, 1]) - first
+    turn = Turn(pairs, channels, height, width, first, by_row, by_column, len(sources))
+    turn.sources[: len(sources)] = sources
+    turn.is_channels_last = is_channels_last
+    return turn
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled functions; None where that is not wanted or cannot be had."""
+    names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    compiler = next((found for name in names if (found := shutil.which(name))), None)
+    if os.environ.get("EQREG_FUSED") == "0" or compiler is None:
+        return None
+    try:
+        # Of this process alone: no other's processor, compiler or half-written file is in play.
+        with tempfile.TemporaryDirectory(prefix="eqreg-") as folder:
+            path = Path(folder) / "fused.so"
+            command = [compiler, *_FLAGS, "-o", str(path), str(_SOURCE), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            library = ctypes.CDLL(str(path))
+        turn, pointer = ctypes.POINTER(Turn), ctypes.c_void_p
+        library.eqreg_residual.argtypes = [turn, *[pointer] * 3, ctypes.c_int64, ctypes.c_double, pointer]
+        library.eqreg_add.argtypes = [turn, *[pointer] * 6]
+        library.eqreg_residual.restype = library.eqreg_add.restype = None
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        logging.getLogger(__name__).info("%s was not compiled, torch's operations do its work: %s", _SOURCE.name, error)
+        return None
+    return library

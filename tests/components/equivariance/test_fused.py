@@ -1,0 +1,194 @@
+"""The passes of fused.c agree with torch's operations, and nothing depends on there being a C compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.equivariance import fused
+from components.equivariance.groups import Field, group_named
+from components.equivariance.layouts import Maps
+from components.equivariance.observation import Comparing, Observation, Share, settle
+from components.equivariance.penalties import Size
+
+ELEMENTS = [("C2", 1), *[("C4", turns) for turns in (1, 2, 3)], *[("D4", element) for element in range(1, 8)]]
+
+needs_compiler = pytest.mark.skipif(fused._library() is None, reason="fused.c needs a C compiler, found none")
+
+
+@pytest.fixture(autouse=True)
+def _found_anew() -> Iterator[None]:
+    """Each test finds the compiler, or not, by itself."""
+    yield
+    fused._library.cache_clear()
+
+
+def _maps(pairs: int, channels: int, height: int, width: int, memory_format: torch.memory_format) -> Tensor:
+    generator = torch.Generator().manual_seed(height)
+    return torch.randn(2 * pairs + 1, channels, height, width, generator=generator).to(memory_format=memory_format)
+
+
+def _observed(
+    maps: Tensor, group: str, element: int, field: Field, size: Size, total: Tensor, limit: float | None, by_torch: bool
+) -> tuple[Observation, Tensor | None, Tensor]:
+    """A compared observation, what it measured, and a gradient it has added its share to."""
+    pairs = len(maps) // 2
+    observation = Observation(Comparing(group_named(group), element, pairs, size, False), 0.0, len(maps), maps)
+    with pytest.MonkeyPatch.context() as patch:
+        if by_torch:
+            patch.setattr(fused, "turn_of", lambda *arguments: None)
+        observation.compare(Maps(), field)
+    assert (observation._turn is None) is by_torch
+    settle([observation])
+    limits = None if limit is None else torch.linspace(0, limit, pairs)
+    observation.share = Share(observation.coefficients * 0.7, observation.own_norms * 0.7, limits)
+    total = total.clone()
+    return observation, observation.add_share(total, measures=True), total
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("field", ["regular", "trivial"])
+@pytest.mark.parametrize(("group", "element"), ELEMENTS)
+def test_it_is_what_torchs_operations_give(
+    group: str, element: int, field: Field, memory_format: torch.memory_format
+) -> None:
+    # an odd side; more than one part of a sum; not square where that can be; a lone pixel
+    sides = [(7, 7), (40, 40), (1, 1)] + ([(5, 8)] if group == "C2" else [])
+    for height, width in sides:
+        maps = _maps(3, 16 if field == "regular" else 5, height, width, memory_format)
+        total = torch.randn_like(maps)
+        for size in ("relative", "none", "paper"):
+            for limit in (None, 0.1):
+                ours, measured, added = _observed(maps, group, element, field, size, total, limit, by_torch=False)
+                theirs, expected, reference = _observed(maps, group, element, field, size, total, limit, by_torch=True)
+                torch.testing.assert_close(ours.value, theirs.value)
+                torch.testing.assert_close(ours.coefficients, theirs.coefficients)
+                torch.testing.assert_close(ours.own_norms, theirs.own_norms)
+                torch.testing.assert_close(measured, expected)
+                torch.testing.assert_close(added, reference)
+                assert torch.equal(added[6:], total[6:])  # no single is touched
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", ["relative", "none", "paper"])
+def test_maps_of_zeros_have_no_gradient(size: Size) -> None:
+    maps = torch.zeros(5, 8, 6, 6)
+    total = torch.ones_like(maps)
+    observation, measured, added = _observed(maps, "C4", 1, "regular", size, total, 0.1, by_torch=False)
+    assert observation.value == 0
+    assert torch.equal(observation.own_norms, torch.zeros(2))
+    assert torch.equal(added, total)
+    assert measured is not None
+    assert torch.allclose(measured, torch.tensor([24.0, 24.0]))  # sqrt(2 * 8 * 6 * 6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(value: float) -> None:
+    maps = torch.ones(4, 8, 6, 6)
+    maps[2, 3, 1, 4] = value
+    observation, _, added = _observed(maps, "C4", 1, "regular", "relative", torch.ones(4, 8, 6, 6), 0.1, by_torch=False)
+    assert not torch.isfinite(observation.value)
+    assert not torch.isfinite(added[2, 3, 1, 4])
+
+
+@needs_compiler
+def test_a_gradient_laid_out_otherwise_is_torchs_matter() -> None:
+    maps = _maps(2, 8, 6, 6, torch.contiguous_format)
+    total = torch.randn_like(maps)
+    _, _, expected = _observed(maps, "C4", 1, "regular", "relative", total, 0.1, by_torch=True)
+    for other in (total.to(memory_format=torch.channels_last), total.mT.contiguous().mT, total.double()):
+        _, _, added = _observed(maps, "C4", 1, "regular", "relative", other, 0.1, by_torch=False)
+        torch.testing.assert_close(added.float(), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "maps",
+    [
+        torch.zeros(4, 8, 6, 6, dtype=torch.float64),
+        torch.zeros(4, 8, 6, 6, dtype=torch.bfloat16),
+        torch.zeros(4, 8, 6, 12)[..., ::2],
+        torch.zeros(4, 8, 6, 6, device="meta"),
+        torch.nn.Parameter(torch.zeros(4, 8, 6, 6)),
+    ],
+    ids=["float64", "bfloat16", "strided", "meta", "subclass"],
+)
+def test_other_maps_are_torchs_matter(maps: Tensor) -> None:
+    assert fused.turn_of(maps, group_named("C4"), 1, "regular") is None
+
+
+@needs_compiler
+def test_other_groups_are_torchs_matter() -> None:
+    maps = torch.zeros(4, 16, 6, 6)
+    assert fused.turn_of(maps, group_named("C8"), 1, "regular") is None
+    assert fused.turn_of(torch.zeros(4, 16, 6, 8), group_named("C4"), 1, "regular") is None
+    assert fused.turn_of(torch.zeros(4, 6, 6, 6), group_named("C4"), 1, "regular") is None
+
+
+def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused._library.cache_clear()
+    monkeypatch.setenv("EQREG_FUSED", "0")
+    assert fused.turn_of(torch.zeros(4, 8, 6, 6), group_named("C4"), 1, "regular") is None
+
+
+@pytest.mark.parametrize(
+    "compiler", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", None], ids=["fails", "lies", "none"]
+)
+def test_without_a_working_compiler_torch_does_it(
+    compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused._library.cache_clear()
+    monkeypatch.delenv("EQREG_FUSED", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if compiler is not None:
+        path = tmp_path / "cc"
+        path.write_text(compiler)
+        path.chmod(0o755)
+    assert fused.turn_of(torch.zeros(4, 8, 6, 6), group_named("C4"), 1, "regular") is None
+
+
+_STEPS = """
+import torch
+from torch import nn
+from components.equivariance import EquivarianceRegularizer
+torch.manual_seed(0)
+network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 1))
+regularizer = EquivarianceRegularizer(network, max_gradient_ratio=0.3)
+optimizer = torch.optim.SGD(network.parameters(), 0.01)
+generator = torch.Generator().manual_seed(0)
+for _ in range(5):
+    images = torch.rand(4, 3, 8, 8, generator=generator)
+    batch = regularizer.pair(images, images, generator=generator)
+    loss = (network(batch.inputs) - batch.targets).square().mean() + 0.1 * regularizer.penalty()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print(repr(sum(parameter.double().sum().item() for parameter in network.parameters())))
+"""
+
+
+@needs_compiler
+def test_five_steps_are_the_same_either_way() -> None:
+    results = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", _STEPS],
+                env={**os.environ, "EQREG_FUSED": fused_},
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for fused_ in ("0", "1")
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
