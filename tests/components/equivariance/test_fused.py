@@ -23,9 +23,10 @@ ELEMENTS = [("C2", 1), *[("C4", turns) for turns in (1, 2, 3)], *[("D4", element
 needs_compiler = pytest.mark.skipif(fused._library() is None, reason="fused.c needs a C compiler, found none")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _found_anew() -> Iterator[None]:
-    """Each test finds the compiler, or not, by itself."""
+    """The compiler is looked for in this test anew, and after it."""
+    fused._library.cache_clear()
     yield
     fused._library.cache_clear()
 
@@ -134,19 +135,17 @@ def test_other_groups_are_torchs_matter() -> None:
     assert fused.turn_of(torch.zeros(4, 6, 6, 6), group_named("C4"), 1, "regular") is None
 
 
+@pytest.mark.usefixtures("_found_anew")
 def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    fused._library.cache_clear()
     monkeypatch.setenv("EQREG_FUSED", "0")
     assert fused.turn_of(torch.zeros(4, 8, 6, 6), group_named("C4"), 1, "regular") is None
 
 
-@pytest.mark.parametrize(
-    "compiler", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", None], ids=["fails", "lies", "none"]
-)
+@pytest.mark.usefixtures("_found_anew")
+@pytest.mark.parametrize("compiler", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", None])
 def test_without_a_working_compiler_torch_does_it(
     compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused._library.cache_clear()
     monkeypatch.delenv("EQREG_FUSED", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
