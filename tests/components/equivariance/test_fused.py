@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from components.equivariance import fused
+from components.equivariance import EquivarianceRegularizer, fused
 from components.equivariance.groups import Field, group_named
 from components.equivariance.layouts import Maps
 from components.equivariance.observation import Comparing, Observation, Share, settle
@@ -156,38 +156,66 @@ def test_without_a_working_compiler_torch_does_it(
     assert fused.turn_of(torch.zeros(4, 8, 6, 6), group_named("C4"), 1, "regular") is None
 
 
-_STEPS = """
-import torch
-from torch import nn
-from components.equivariance import EquivarianceRegularizer
-torch.manual_seed(0)
-network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 1))
-regularizer = EquivarianceRegularizer(network, max_gradient_ratio=0.3)
-optimizer = torch.optim.SGD(network.parameters(), 0.01)
-generator = torch.Generator().manual_seed(0)
-for _ in range(5):
-    images = torch.rand(4, 3, 8, 8, generator=generator)
-    batch = regularizer.pair(images, images, generator=generator)
-    loss = (network(batch.inputs) - batch.targets).square().mean() + 0.1 * regularizer.penalty()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-print(repr(sum(parameter.double().sum().item() for parameter in network.parameters())))
-"""
+def _gradients(
+    network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format, options: dict[str, Any]
+) -> list[Tensor]:
+    """Of three steps of task and penalty, all alike but for the precision."""
+    network = copy.deepcopy(network).to(dtype=dtype, memory_format=memory_format)  # type: ignore[call-overload]
+    regularizer = EquivarianceRegularizer(network, **options)
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs = images.to(dtype=dtype, memory_format=memory_format)
+    found = []
+    for _ in range(3):
+        network.zero_grad()
+        batch = regularizer.pair(inputs, inputs.flip(1), generator=generator)
+        loss = (network(batch.inputs) - batch.targets).square().mean()
+        (loss + 0.5 * regularizer.penalty()).backward()
+        found.append(torch.cat([p.grad.flatten().double() for p in network.parameters() if p.grad is not None]))
+    return found
 
 
 @needs_compiler
-def test_five_steps_are_the_same_either_way() -> None:
-    results = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", _STEPS],
-                env={**os.environ, "EQREG_FUSED": fused_},
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for fused_ in ("0", "1")
-    ]
-    assert results[0] == pytest.approx(results[1], rel=1e-6)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_gradient_ratio": 0.1}, {"group": "D4", "pairing": "append"}, {"sample_layers": 2}, {"penalty": "paper"}],
+    ids=["plain", "capped", "D4", "sampled", "paper"],
+)
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_gradients_of_a_network_are_those_of_double_precision(
+    options: dict[str, Any], memory_format: torch.memory_format, is_checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 torch's operations do the work, which other tests hold against plain autograd."""
+    torch.manual_seed(0)
+    network = Branching(is_checkpointed)
+    num_calls = []
+    add = fused.add
+    monkeypatch.setattr(fused, "add", lambda *arguments: num_calls.append(1) or add(*arguments))
+    expected = _gradients(network, torch.float64, memory_format, options)
+    assert not num_calls
+    found = _gradients(network, torch.float32, memory_format, options)
+    assert num_calls
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+class Branching(nn.Module):
+    """A skip connection, so that one gradient reaches two layers; ReLUs in place."""
+
+    def __init__(self, is_checkpointed: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1, stride=1)
+        self.third = nn.Conv2d(16, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 3, 3, padding=1)
+        self.is_checkpointed = is_checkpointed
+
+    def body(self, hidden: Tensor) -> Tensor:
+        return hidden + self.third(torch.relu_(self.second(hidden)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        body = checkpoint(self.body, hidden, use_reentrant=True) if self.is_checkpointed else self.body(hidden)
+        assert isinstance(body, Tensor)
+        return images - self.last(torch.relu_(body))
