@@ -12,6 +12,9 @@ By default glibc hands freed memory back to the kernel in every step and gets it
 step some per cent and the regulariser, which allocates more often, more. ``--malloc keep`` (as `make run` trains) tells
 it to keep it, ``--malloc default`` does not; the ratios are always to a plain step under the same setting.
 
+Where there is a C compiler the regulariser's passes over the maps are compiled (`components.equivariance.fused`);
+``EQREG_FUSED=0`` in the environment measures torch's operations instead.
+
     python benchmarks/overhead.py [--malloc keep] [--rounds 9] [--draws 20] [--network dncnn unet dncnn17]
 
 Prints one JSON line a case, then a table. Ratios are of this machine; run it with the machine otherwise idle.
@@ -38,6 +41,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from components.equivariance import EquivarianceRegularizer
+from components.equivariance.fused import is_available
 from components.networks import build_network
 from pipeline.params import load_params
 
@@ -237,6 +241,7 @@ def measure_case(case: Case, network: str, layout: str, rounds: int, malloc: str
         "memory": round(memory[1] / memory[0], 4),
         "rounds": rounds,
         "malloc": malloc,
+        "fused": is_available(),
     }
 
 

@@ -42,9 +42,14 @@ class Turn(ctypes.Structure):
     ]
 
 
+def is_available() -> bool:
+    """Whether this is wanted here, and there was a C compiler."""
+    return _library() is not None
+
+
 def turn_of(maps: Tensor, group: Group, element: int, field: Field) -> Turn | None:
     """For the maps of originals and copies, ``(2P, C, H, W)``; None where torch's operations are to do it."""
-    if not _is_plain(maps) or not group.is_on_grid or _library() is None:
+    if not _is_plain(maps) or not group.is_on_grid or not is_available():
         return None
     is_channels_last = not maps.is_contiguous()
     if is_channels_last and not maps.is_contiguous(memory_format=torch.channels_last):

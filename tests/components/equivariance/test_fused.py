@@ -20,7 +20,7 @@ from components.equivariance.penalties import Size
 
 ELEMENTS = [("C2", 1), *[("C4", turns) for turns in (1, 2, 3)], *[("D4", element) for element in range(1, 8)]]
 
-needs_compiler = pytest.mark.skipif(fused._library() is None, reason="fused.c needs a C compiler, found none")
+needs_compiler = pytest.mark.skipif(not fused.is_available(), reason="fused.c needs a C compiler, found none")
 
 
 @pytest.fixture
