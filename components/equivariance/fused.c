@@ -41,21 +41,21 @@ static inline double sum_of_squares(const float *entries, i64 number) {
     return sum;
 }
 
-/* residual = copies - turned originals. settled: the penalty's value, then P coefficients 2 v_p, then the P norms of its
- * gradient; the formulas are those of observation.settle. */
+/* residual = copies - turned originals, maps being both. settled: the penalty's value, then P coefficients 2 v_p, then the
+ * P norms of its gradient; the formulas are those of observation.settle. */
 EVERY_PROCESSOR
-void eqreg_residual(const Geometry *g, const float *restrict originals, const float *restrict copies,
-                    float *restrict residual, i64 size, double epsilon, float *restrict settled) {
+void eqreg_residual(const Geometry *g, const float *restrict maps, float *restrict residual, i64 size, double epsilon,
+                    float *restrict settled) {
     const i64 C = g->channels, H = g->height, W = g->width, N = H * W, t = g->order, entries = C * N;
     const double each = 1.0 / (double)(g->pairs * entries);
     float *coefficients = settled + 1, *norms = coefficients + g->pairs;
     double value = 0;
     for (i64 p = 0; p < g->pairs; p++) {
-        const float *f = originals + p * C * N, *y = copies + p * C * N;
-        float *d = residual + p * C * N;
+        const float *f = maps + p * entries, *y = f + g->pairs * entries;
+        float *d = residual + p * entries;
         double of_residual = 0, of_original = 0, of_copy = 0;
         /* What was just written or read is summed while it is near: a row of pixels, or the plane of a channel. */
-        const i64 parts = g->is_channels_last ? H : C, part = C * N / parts;
+        const i64 parts = g->is_channels_last ? H : C, part = entries / parts;
         for (i64 number = 0; number < parts; number++) {
             const i64 begin = number * part;
             if (g->is_channels_last) {
@@ -102,13 +102,13 @@ void eqreg_residual(const Geometry *g, const float *restrict originals, const fl
     settled[0] = (float)value;
 }
 
-/* at_copies += s residual, at_originals -= s (residual turned back), s_p = scales[p] min(1, limits[p] arriving[p]),
+/* at copies: += s residual, at originals: -= s (residual turned back), total being both, s_p = scales[p] min(1, limits[p] arriving[p]),
  * arriving[p] being the norm of both before. limits may be NULL: no cap; both may be: no norms either. */
 EVERY_PROCESSOR
-void eqreg_add(const Geometry *g, float *restrict at_originals, float *restrict at_copies,
-               const float *restrict residual, const float *restrict scales, const float *restrict limits,
-               float *restrict arriving) {
+void eqreg_add(const Geometry *g, float *total, const float *restrict residual, const float *restrict scales,
+               const float *restrict limits, float *restrict arriving) {
     const i64 C = g->channels, H = g->height, W = g->width, N = H * W, t = g->order;
+    float *restrict at_originals = total, *restrict at_copies = total + g->pairs * C * N; /* apart from each other */
     for (i64 p = 0; p < g->pairs; p++) {
         const i64 start = p * C * N;
         float s = scales[p];

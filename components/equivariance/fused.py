@@ -59,19 +59,14 @@ def turn_of(maps: Tensor, group: Group, element: int, field: Field) -> Turn | No
 
 
 def residual(turn: Turn, maps: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """The residual of the maps ``(2P, C, H, W)``, and what follows from it.
-
-    Returns:
-        The residual, ``(P, C, H, W)``; in one vector the value, the P coefficients and the P norms of its gradient, as
-        `observation.settle` has them.
-    """
+    """The residual of the maps ``(2P, C, H, W)``, ``(P, C, H, W)``, and what follows from it: a row of `settle`."""
     library = _library()
     assert library is not None
-    originals, copies = maps.chunk(2)
-    found = torch.empty_like(copies)
+    layout = torch.channels_last if turn.is_channels_last else torch.contiguous_format
+    found = torch.empty((turn.pairs, *maps.shape[1:]), memory_format=layout)
     settled = torch.empty(1 + 2 * turn.pairs)
-    pointers = [tensor.data_ptr() for tensor in (originals, copies, found)]
-    library.eqreg_residual(turn, *pointers, _SIZES.index(size), EPSILON, settled.data_ptr())
+    pointers = (maps.data_ptr(), found.data_ptr(), _SIZES.index(size), EPSILON, settled.data_ptr())
+    library.eqreg_residual(turn, *pointers)
     return found, settled
 
 
@@ -99,11 +94,9 @@ def add(
     library = _library()
     assert library is not None
     arriving = torch.empty(turn.pairs) if measures or limits is not None else None
-    at_originals = total.data_ptr()
     library.eqreg_add(
         turn,
-        at_originals,
-        at_originals + residual.numel() * residual.element_size(),
+        total.data_ptr(),
         residual.data_ptr(),
         scales.data_ptr(),
         None if limits is None else limits.data_ptr(),
@@ -150,8 +143,8 @@ def _library() -> ctypes.CDLL | None:
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             library = ctypes.CDLL(str(path))
         turn, pointer = ctypes.POINTER(Turn), ctypes.c_void_p
-        library.eqreg_residual.argtypes = [turn, *[pointer] * 3, ctypes.c_int64, ctypes.c_double, pointer]
-        library.eqreg_add.argtypes = [turn, *[pointer] * 6]
+        library.eqreg_residual.argtypes = [turn, *[pointer] * 2, ctypes.c_int64, ctypes.c_double, pointer]
+        library.eqreg_add.argtypes = [turn, *[pointer] * 5]
         library.eqreg_residual.restype = library.eqreg_add.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         logging.getLogger(__name__).info("%s was not compiled, torch's operations do its work: %s", _SOURCE.name, error)

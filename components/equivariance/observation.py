@@ -122,13 +122,9 @@ class Observation:
         self._norms: Tensor | None = None  # of the residual, (P,), as long as what follows from them is not computed
         self._map_norms: Tensor | None = None  # of the maps, (2P,)
         self._sizes = (1, 1)  # entries of a residual, of a map
-        self._value: Tensor
+        self._settled: Tensor | None = None  # a row of `settle`
         self.probability = 1.0
         """With which the layer was taken in this step."""
-        self.coefficients: Tensor
-        """Once settled: 2 v_p, or 1 where the gradient is kept, ``(P,)``."""
-        self.own_norms: Tensor
-        """Once settled: the norm of the gradient of `value`, over both maps of each pair, ``(P,)``."""
         self.share: Share
         """In a backward pass: what it adds to the gradient at its layer."""
 
@@ -140,8 +136,7 @@ class Observation:
     @property
     def value(self) -> Tensor:
         """The size of the residual, a scalar, detached."""
-        settle([self])
-        return self._value
+        return settle([self])[0, 0]
 
     def keep(self) -> None:
         """Keep the maps as they are now: what follows may overwrite them."""
@@ -155,7 +150,6 @@ class Observation:
     def drop(self) -> None:
         """Forget the maps without comparing them."""
         self._raw = None
-        self._value = torch.zeros(())
 
     def compare(self, layout: Layout, field: Field) -> None:
         """Compute the value and what the backward pass needs; the maps, which are detached, are let go."""
@@ -163,7 +157,6 @@ class Observation:
         self._layout, self._field = layout, field
         maps = layout.to_maps(self._raw)  # (2P, C, H, W)
         self._raw = None
-        originals, copies = maps.chunk(2)
         comparing = self.comparing
         if not comparing.is_closed:
             with torch.enable_grad():
@@ -171,21 +164,20 @@ class Observation:
                 originals, copies = leaf.chunk(2)
                 value = comparing.value(originals, copies, field)
                 (self._gradient,) = torch.autograd.grad(value, leaf)
-            self._value, self.own_norms = value.detach(), _pair_norms(self._gradient)
-            self.coefficients = torch.ones_like(self.own_norms)
+            own = _pair_norms(self._gradient)
+            self._settled = torch.cat((value.detach()[None], torch.ones_like(own), own))
             return
         self._num_channels = maps.shape[1]
         chosen = comparing.chosen_channels(self._num_channels, field, self.position)
+        if chosen is None and isinstance(layout, Maps):
+            self._turn = fused.turn_of(maps, comparing.group, comparing.turns, field)
+        if self._turn is not None:
+            self._residual, self._settled = fused.residual(self._turn, maps, comparing.size)
+            return
+        originals, copies = maps.chunk(2)
         if chosen is not None:
             self._channels = torch.tensor(chosen, device=maps.device)
             originals, copies = (half.index_select(1, self._channels) for half in (originals, copies))
-        elif isinstance(layout, Maps):
-            self._turn = fused.turn_of(maps, comparing.group, comparing.turns, field)
-        if self._turn is not None:
-            self._residual, settled = fused.residual(self._turn, maps, comparing.size)
-            self._value = settled[0]
-            _, self.coefficients, self.own_norms = settled.split((1, comparing.num_pairs, comparing.num_pairs))
-            return
         residual = field_residual(originals, copies, comparing.turns, field, comparing.group)
         self._residual, self._norms = residual, _norms(residual)
         if comparing.size == "relative":
@@ -248,11 +240,15 @@ class Observation:
         return _pair_norms(pairs)
 
 
-def settle(observations: Sequence[Observation]) -> None:
-    """Compute values, coefficients and norms of what has been compared: of all layers at once, since each is small.
+def settle(observations: Sequence[Observation]) -> Tensor:
+    """Values, coefficients and norms of what has been compared: of all layers at once, since each is small.
 
     With r_p the norm of a residual of R entries, and a_p, b_p those of the maps of M entries, the value is
     ``sum_p v_p r_p^2`` with ``v_p = 1 / (P R)`` over the scale ``(a_p^2 + b_p^2) / (2 M) + eps`` if it is relative.
+
+    Returns:
+        ``(L, 1 + 2 P)``, a row an observation: its value; 2 v_p, or 1 where the gradient is kept; the norm of the
+        gradient of the value over both maps of each pair.
     """
     kinds: dict[tuple[torch.device, torch.dtype, Comparing], list[Observation]] = {}
     for each in observations:
@@ -278,9 +274,10 @@ def settle(observations: Sequence[Observation]) -> None:
                 coefficients = unscaled.expand_as(norms)
             values = (coefficients * norms.square()).sum(dim=1).mul_(0.5)
         own = (coefficients * norms).mul_(2**0.5)
-        rows = zip(alike, values.unbind(), coefficients.unbind(), own.unbind(), strict=True)
-        for each, each._value, each.coefficients, each.own_norms in rows:
+        rows = torch.cat((values[:, None], coefficients, own), dim=1)
+        for each, each._settled in zip(alike, rows.unbind(), strict=True):
             each._norms = each._map_norms = None
+    return torch.stack([each._settled for each in observations if each._settled is not None])
 
 
 def _norms(maps: Tensor) -> Tensor:

@@ -51,16 +51,16 @@ class Backward:
         self.measures = measures
         self.norms: GradientNorms | None = None
 
-    def begin(self, observations: Sequence[Observation], upstreams: Tensor) -> None:
+    def begin(self, observations: Sequence[Observation], settled: Tensor, upstreams: Tensor) -> None:
         """A backward pass begins, for all layers at once: what follows from its part of the loss alone.
 
         Args:
+            settled: of `settle`, ``(L, 1 + 2 P)``.
             upstreams: how much each observation counts in the loss, ``(L,)``.
         """
         self.norms = None
-        counts = upstreams[:, None]
-        scales = torch.stack([each.coefficients for each in observations]) * counts  # (L, P)
-        own = (torch.stack([each.own_norms for each in observations]) * counts).abs_()
+        scales, own = (settled[:, 1:] * upstreams[:, None]).chunk(2, dim=1)  # (L, P)
+        own = own.abs()
         limits: Sequence[Tensor | None] = [None] * len(observations)
         if self.max_gradient_ratio is not None:
             ratios = [[self.max_gradient_ratio / each.probability] for each in observations]
@@ -135,15 +135,14 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        start: Tensor,
-        observations: Sequence[Observation],
+        start: Tensor | None,
+        values: Tensor,
         weights: Sequence[float],
         on_backward: Callable[[Tensor], None],
         *anchors: Tensor | None,
     ) -> Tensor:
         ctx.on_backward = on_backward
         ctx.has_anchor = [anchor is not None for anchor in anchors]
-        values = torch.stack([observation.value for observation in observations])
         ctx.weights = torch.tensor(weights, device=values.device, dtype=values.dtype)
         return (values * ctx.weights).sum()  # no product of matrices, which autocast would round
 
@@ -157,7 +156,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def weighted_sum(
-    observations: Sequence[Observation],
+    values: Tensor,
     weights: Sequence[float],
     anchors: Sequence[Tensor | None],
     on_backward: Callable[[Tensor], None],
@@ -165,10 +164,12 @@ def weighted_sum(
     """``sum_i weight_i value_i``, a scalar whose gradient reaches the layers through their taps.
 
     Args:
+        values: of the observations, ``(L,)``.
         anchors: of `tap`; None for a call that ran without gradients.
         on_backward: told in each backward pass, before any layer's tap, how much each observation counts, ``(L,)``.
     """
-    # Something that requires a gradient, so that the sum does where there are no anchors.
-    start = torch.zeros((), device=observations[0].value.device, requires_grad=True)
-    total: Tensor = _WeightedSum.apply(start, list(observations), list(weights), on_backward, *anchors)
+    start = None
+    if all(anchor is None for anchor in anchors):  # then something else must require a gradient, so that the sum does
+        start = torch.zeros((), device=values.device, requires_grad=True)
+    total: Tensor = _WeightedSum.apply(start, values, list(weights), on_backward, *anchors)
     return total

@@ -44,6 +44,14 @@ class Seen:
     is_checkpointed: bool = False
 
 
+@dataclass(frozen=True)
+class Collected:
+    """A step's penalty, differentiable, and the value of each layer, detached."""
+
+    total: Tensor
+    values: dict[str, Tensor]
+
+
 @dataclass
 class Step:
     """What has been seen of one batch.
@@ -74,74 +82,72 @@ class Step:
         self.executed.append(name)
         return index
 
-    def values(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """L_l of the layers taken: the sum of a layer's terms, each the mean of its calls."""
-        settle([seen.observation for seen in self.seen if seen.observation is not None])
-        calls: dict[str, dict[Term, list[Tensor]]] = {}
-        for seen in self.seen:
-            if seen.name in weights and seen.term is not None:
-                value = seen.observation.value if seen.observation is not None else seen.value
-                assert value is not None
-                calls.setdefault(seen.name, {}).setdefault(seen.term, []).append(value)
-        return {
-            name: torch.stack([_mean(values) for values in terms.values()]).sum()
-            if len(terms) > 1
-            else _mean(*terms.values())
-            for name, terms in calls.items()
-        }
-
-    def total(self, weights: Mapping[str, float], on_backward: Callable[[Sequence[Seen]], None]) -> Tensor:
-        """``sum_l w_l L_l``, differentiable.
+    def collected(self, weights: Mapping[str, float], on_backward: Callable[[Sequence[Seen]], None]) -> Collected:
+        """``sum_l w_l L_l``, and the L_l of the layers taken: the sum of a layer's terms, each the mean of its calls.
 
         Args:
             on_backward: told at the beginning of each backward pass of the calls that were observed.
+
+        Raises:
+            NonFiniteFeaturesError: one is not finite; names the first.
         """
-        num_calls = Counter((seen.name, seen.term) for seen in self.seen)
-        parts: list[Tensor] = []
-        observed: list[Seen] = []
-        observations: list[Observation] = []
-        factors: list[float] = []
-        for seen in self.seen:
-            if seen.name not in weights:
-                continue
-            probability = self.probabilities.get(seen.name, 1.0)
-            weight = weights[seen.name] / probability / num_calls[seen.name, seen.term]
-            if seen.observation is not None:
-                seen.observation.probability = probability
-                observed.append(seen)
-                observations.append(seen.observation)
-                factors.append(weight)
-            elif seen.value is not None:
-                parts.append(weight * seen.value)
+        counted = [seen for seen in self.seen if seen.name in weights and seen.term is not None]
+        observed = [(seen, seen.observation) for seen in counted if seen.observation is not None]
+        settled = settle([observation for _, observation in observed]) if observed else torch.empty(0, 1)
+        found = iter(settled[:, 0].unbind())
+        values = [next(found) if seen.observation is not None else _there(seen.value) for seen in counted]
+        num_calls = Counter((seen.name, seen.term) for seen in counted)
+        factors = [
+            weights[seen.name] / self.probabilities.get(seen.name, 1.0) / num_calls[seen.name, seen.term]
+            for seen in counted
+        ]
+        parts = [f * seen.value for f, seen in zip(factors, counted, strict=True) if seen.value is not None]
         if observed:
-            anchors = [seen.anchor for seen in observed]
-            for seen in observed:
-                seen.anchor = None  # the graph holds it: held here too, it would keep the graph alive in a circle
-            backward = self.backward
+            weighted = [f for f, seen in zip(factors, counted, strict=True) if seen.observation is not None]
+            parts.append(self._observed_part(observed, settled, weighted, on_backward))
+        total = parts[0] if parts else self._nothing()
+        if len(parts) > 1:
+            total = torch.stack([part.to(total.dtype) for part in parts]).sum()
+        by_name: dict[str, Tensor] = {}
+        for seen, value in zip(counted, values, strict=True):
+            calls = num_calls[seen.name, seen.term]
+            part = value.detach() / calls if calls > 1 else value.detach()
+            by_name[seen.name] = by_name[seen.name] + part if seen.name in by_name else part
+        _check_finite(total, by_name)
+        return Collected(total, by_name)
 
-            def begin(upstreams: Tensor) -> None:
-                backward.begin(observations, upstreams)
-                on_backward(observed)
+    def _observed_part(
+        self,
+        observed: Sequence[tuple[Seen, Observation]],
+        settled: Tensor,
+        factors: Sequence[float],
+        on_backward: Callable[[Sequence[Seen]], None],
+    ) -> Tensor:
+        """What the taps make of the penalty."""
+        calls, observations = [seen for seen, _ in observed], [observation for _, observation in observed]
+        anchors = [seen.anchor for seen in calls]
+        for seen, observation in observed:
+            seen.anchor = None  # the graph holds it: held here too, it would keep the graph alive in a circle
+            observation.probability = self.probabilities.get(seen.name, 1.0)
+        backward = self.backward
 
-            parts.append(weighted_sum(observations, factors, anchors, begin))
-        if not parts:  # none of the layers taken could be compared at this image size
-            return torch.zeros((), device=first_entry(self.batch.inputs).device, requires_grad=True)
-        return torch.stack([part.to(parts[0].dtype) for part in parts]).sum() if len(parts) > 1 else parts[0]
+        def begin(upstreams: Tensor) -> None:
+            backward.begin(observations, settled, upstreams)
+            on_backward(calls)
+
+        return weighted_sum(settled[:, 0], factors, anchors, begin)
+
+    def _nothing(self) -> Tensor:
+        """The penalty where none of the layers taken could be compared at this image size."""
+        return torch.zeros((), device=first_entry(self.batch.inputs).device, requires_grad=True)
 
 
-@dataclass(frozen=True)
-class Collected:
-    """A step's penalty, differentiable, and the value of each layer, detached."""
-
-    total: Tensor
-    values: dict[str, Tensor]
+def _there(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
 
 
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
-
-
-def check_finite(total: Tensor, values: Mapping[str, Tensor]) -> None:
+def _check_finite(total: Tensor, values: Mapping[str, Tensor]) -> None:
     """Raise if a penalty is not finite, for the first layer whose value is not.
 
     Raises:

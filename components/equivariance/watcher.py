@@ -25,7 +25,7 @@ from .sampling import sample_layers
 from .taps import Backward, tap
 from .tracing import Layer, Trace, tracing
 from .watch_hooks import FirstCall, Hook
-from .watched_step import Collected, Seen, Step, check_finite
+from .watched_step import Collected, Seen, Step
 
 __all__ = ["Collected", "LayerWatcher", "WatchOptions"]
 
@@ -177,11 +177,9 @@ class LayerWatcher:
         self._obstacles = step.obstacles
         self._unexecuted = [name for name in self._planning.plan.terms if name not in step.executed]
         weights = self._weights(step)
-        values = step.values(weights)
-        total = step.total(weights, self._on_backward(step.backward))
-        check_finite(total, values)
+        collected = step.collected(weights, self._on_backward(step.backward))
         self.backward = step.backward
-        return Collected(total, {name: value.detach() for name, value in values.items()})
+        return collected
 
     # While the network runs
 
