@@ -26,7 +26,7 @@ from .groups import Field, Group
 from .penalties import EPSILON, Size
 
 _SOURCE = Path(__file__).with_name("fused.c")
-_FLAGS = ["-O3", "-shared", "-fPIC", "-fopenmp-simd", "-fno-math-errno"]
+_FLAGS = ["-O3", "-fPIC", "-fno-math-errno"]
 _LONGEST_FIELD = 8  # as in fused.c
 _SIZES: tuple[Size, ...] = ("relative", "none", "paper")  # likewise
 
@@ -66,7 +66,7 @@ def residual(turn: Turn, maps: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     found = torch.empty((turn.pairs, *maps.shape[1:]), memory_format=layout)
     settled = torch.empty(1 + 2 * turn.pairs)
     pointers = (maps.data_ptr(), found.data_ptr(), _SIZES.index(size), EPSILON, settled.data_ptr())
-    library.eqreg_residual(turn, *pointers)
+    library.eqreg_residual(turn, *pointers, torch.get_num_threads())
     return found, settled
 
 
@@ -101,6 +101,7 @@ def add(
         scales.data_ptr(),
         None if limits is None else limits.data_ptr(),
         None if arriving is None else arriving.data_ptr(),
+        torch.get_num_threads(),
     )
     return arriving
 
@@ -135,18 +136,27 @@ def _library() -> ctypes.CDLL | None:
     compiler = next((found for name in names if (found := shutil.which(name))), None)
     if os.environ.get("EQREG_FUSED") == "0" or compiler is None:
         return None
-    try:
-        # Of this process alone: no other's processor, compiler or half-written file is in play.
-        with tempfile.TemporaryDirectory(prefix="eqreg-") as folder:
-            path = Path(folder) / "fused.so"
-            command = [compiler, *_FLAGS, "-o", str(path), str(_SOURCE), "-lm"]
+    # OpenMP comes from where torch has it, so that both run on the same threads; or, if it cannot, there is one thread.
+    for flags in (["-fopenmp"], ["-fopenmp-simd"]):
+        try:
+            return _compiled(compiler, flags)
+        except (OSError, subprocess.SubprocessError, AttributeError) as error:
+            logging.getLogger(__name__).info("%s with %s: %s", _SOURCE.name, flags, error)
+    return None
+
+
+def _compiled(compiler: str, flags: list[str]) -> ctypes.CDLL:
+    # Of this process alone: no other's processor, compiler or half-written file is in play.
+    with tempfile.TemporaryDirectory(prefix="eqreg-") as folder:
+        parts, path = Path(folder) / "fused.o", Path(folder) / "fused.so"
+        for command in (
+            [compiler, *_FLAGS, *flags, "-c", "-o", str(parts), str(_SOURCE)],
+            [compiler, "-shared", "-o", str(path), str(parts), "-lm"],
+        ):
             subprocess.run(command, check=True, capture_output=True, timeout=120)
-            library = ctypes.CDLL(str(path))
-        turn, pointer = ctypes.POINTER(Turn), ctypes.c_void_p
-        library.eqreg_residual.argtypes = [turn, *[pointer] * 2, ctypes.c_int64, ctypes.c_double, pointer]
-        library.eqreg_add.argtypes = [turn, *[pointer] * 5]
-        library.eqreg_residual.restype = library.eqreg_add.restype = None
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        logging.getLogger(__name__).info("%s was not compiled, torch's operations do its work: %s", _SOURCE.name, error)
-        return None
+        library = ctypes.CDLL(str(path))
+    turn, pointer, integer = ctypes.POINTER(Turn), ctypes.c_void_p, ctypes.c_int64
+    library.eqreg_residual.argtypes = [turn, pointer, pointer, integer, ctypes.c_double, pointer, integer]
+    library.eqreg_add.argtypes = [turn, *[pointer] * 5, integer]
+    library.eqreg_residual.restype = library.eqreg_add.restype = None
     return library

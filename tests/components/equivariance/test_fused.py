@@ -78,6 +78,20 @@ def test_it_is_what_torchs_operations_give(
 
 
 @needs_compiler
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_several_threads_do_the_same(memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = _maps(5, 16, 80, 80, memory_format)  # large enough to be shared out
+    total = torch.randn_like(maps)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=threads: number)
+        observation, measured, added = _observed(maps, "C4", 3, "regular", "relative", total, 0.1, by_torch=False)
+        assert measured is not None
+        found.append((settle([observation]), measured, added))
+    assert all(torch.equal(one, four) for one, four in zip(*found, strict=True))
+
+
+@needs_compiler
 @pytest.mark.parametrize("size", ["relative", "none", "paper"])
 def test_maps_of_zeros_have_no_gradient(size: Size) -> None:
     maps = torch.zeros(5, 8, 6, 6)
