@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .groups import Field, Group
+from .groups import Field, Group, is_channels_last
 from .penalties import EPSILON, Size
 
 _SOURCE = Path(__file__).with_name("fused.c")
@@ -51,11 +51,11 @@ def turn_of(maps: Tensor, group: Group, element: int, field: Field) -> Turn | No
     """For the maps of originals and copies, ``(2P, C, H, W)``; None where torch's operations are to do it."""
     if not _is_plain(maps) or not group.is_on_grid or not is_available():
         return None
-    is_channels_last = not maps.is_contiguous()
-    if is_channels_last and not maps.is_contiguous(memory_format=torch.channels_last):
+    channels_last = is_channels_last(maps)
+    if not (channels_last or maps.is_contiguous()):
         return None
     entries, channels, height, width = maps.shape
-    return _turn(entries // 2, channels, height, width, is_channels_last, group, element, field)
+    return _turn(entries // 2, channels, height, width, channels_last, group, element, field)
 
 
 def residual(turn: Turn, maps: Tensor, size: Size) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _is_plain(maps: Tensor) -> bool:
 
 @lru_cache(maxsize=1024)
 def _turn(
-    pairs: int, channels: int, height: int, width: int, is_channels_last: bool, group: Group, element: int, field: Field
+    pairs: int, channels: int, height: int, width: int, channels_last: bool, group: Group, element: int, field: Field
 ) -> Turn | None:
     sources = group.sources(element) if field == "regular" else [0]
     pixels = group.spatial(torch.arange(height * width).view(height, width), element)  # where each comes from
@@ -125,7 +125,7 @@ def _turn(
         by_column = int(pixels[0, 1]) - first
     turn = Turn(pairs, channels, height, width, first, by_row, by_column, len(sources))
     turn.sources[: len(sources)] = sources
-    turn.is_channels_last = is_channels_last
+    turn.is_channels_last = channels_last
     return turn
 
 

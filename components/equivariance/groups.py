@@ -178,6 +178,11 @@ def _from_centre(height: int, width: int, device: torch.device, dtype: torch.dty
     return y, x
 
 
+def is_channels_last(images: Tensor) -> bool:
+    """Whether the channels of a pixel are neighbours in memory, ``(B, C, H, W)``, and it is not (also) contiguous."""
+    return images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
 def permute_fields(features: Tensor, sources: list[int], dim: int = 1) -> Tensor:
     """``out[c, h] = y[c, sources[h]]`` in groups of ``t = len(sources)`` neighbours along an axis.
 
@@ -188,7 +193,7 @@ def permute_fields(features: Tensor, sources: list[int], dim: int = 1) -> Tensor
     if channels % width:
         raise ValueError(f"features have {channels} channels, which do not divide into groups of {width}")
     permutation = _permutation(channels, tuple(sources), features.device)
-    if dim == 1 and features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
+    if dim == 1 and is_channels_last(features):
         rows = features.permute(0, 2, 3, 1)  # (B, H, W, C), contiguous: picked from rows, it takes a third of the time
         picked = rows.reshape(-1, channels).index_select(1, permutation)  # (B H W, C)
         return picked.view(rows.shape).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .groups import C4, Group
+from .groups import C4, Group, is_channels_last
 from .options import check_choice, nearest
 
 Pairing = Literal["replace", "append", "none"]
@@ -161,7 +161,8 @@ def insert_copies(
 ) -> Tensor:
     """Insert turned copies of the first images behind them: originals, copies, singles.
 
-    ``(B, ...)`` -> ``(B + k - g, ...)``; the g images behind the k originals are given up for the copies.
+    ``(B, ...)`` -> ``(B + k - g, ...)``, in the same memory format; the g images behind the k originals are given up
+    for the copies.
 
     Raises:
         ValueError: k is not in 1..B; an odd number of quarter turns of images that are not square.
@@ -174,6 +175,8 @@ def insert_copies(
         check_turns_fit(entry, turns, group)
         # What a group off the grid cuts off from the copies must not show in the originals' features either.
         originals, copies = group.crop(originals), group.spatial(originals, turns)
+        if is_channels_last(entry):  # the batch stays what the network and the loss are fast with
+            copies = copies.contiguous(memory_format=torch.channels_last)
     return torch.cat((originals, copies, entry[num_pairs + num_given_up :]))
 
 

@@ -35,6 +35,15 @@ def test_append_keeps_every_image(turns: int) -> None:
         assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], turns), images[2:])))
 
 
+@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_batch_keeps_its_memory_format(memory_format: torch.memory_format, turns: int) -> None:
+    images = random_images(6, 3, 6, 6).to(memory_format=memory_format)
+    batch = _regularizer(pair_fraction=1 / 3).pair(images, images, turns=turns)
+    assert batch.inputs.is_contiguous(memory_format=memory_format)
+    assert batch.targets.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("pairing", ["replace", "append"])
 def test_an_explicit_number_of_pairs_keeps_every_image(pairing: str) -> None:
     inputs, targets = _batch(5)
