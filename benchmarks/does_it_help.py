@@ -65,7 +65,7 @@ CANDIDATES: dict[str, tuple[float, ...]] = {
 CHEAP: dict[str, Any] = {
     "penalty": "regular",
     "pair_fraction": 0.25,
-    "sample_layers": 0.25,
+    "sample_layers": 0.2,
     "max_gradient_ratio": 0.3,
     "layer_weights": {"profile": "geometric", "decay": 0.9},
 }

@@ -75,7 +75,7 @@ def cases() -> list[Case]:
         REFERENCE,
         Case("all layers, k = B/4", {"pair_fraction": 0.25}, has_noise=True),
         Case("all layers, k = B/8", {"pair_fraction": 0.125}, has_noise=True),
-        Case("quarter of the layers, k = B/4", {"pair_fraction": 0.25, "sample_layers": 0.25}, has_noise=True),
+        Case("fifth of the layers, k = B/4", {"pair_fraction": 0.25, "sample_layers": 0.2}, has_noise=True),
         Case("third of the fields, k = B/4", {"pair_fraction": 0.25, "sample_fields": 0.33}, has_noise=True),
         Case("channel, k = B/4", {"penalty": "channel"}),
         Case("projection, no pairs", {"penalty": "projection", "pairing": "none"}),

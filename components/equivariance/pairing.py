@@ -207,13 +207,8 @@ def count_pairs(num_images: int, pair_fraction: float) -> int:
     )
 
 
-def draw_between_one_and(largest: int, generator: torch.Generator | None) -> int:
-    """A whole number, uniform in 1..largest, from the generator (torch's default one if None)."""
+def draw_uniform(number: int, generator: torch.Generator | None) -> list[float]:
+    """Numbers uniform in [0, 1), from the generator (torch's default one if None)."""
     device = generator.device if generator is not None else torch.device("cpu")
-    return int(torch.randint(1, largest + 1, (), generator=generator, device=device))
-
-
-def draw_position(generator: torch.Generator | None) -> float:
-    """A number uniform in [0, 1), from the generator (torch's default one if None)."""
-    device = generator.device if generator is not None else torch.device("cpu")
-    return float(torch.rand((), generator=generator, device=device, dtype=torch.float64))
+    drawn: list[float] = torch.rand(number, generator=generator, device=device, dtype=torch.float64).tolist()
+    return drawn

@@ -31,9 +31,9 @@ from .pairing import (
     Pairing,
     check_pair_fraction,
     count_pairs,
-    draw_between_one_and,
-    draw_position,
+    draw_uniform,
     each_entry,
+    entries_of,
     entry_fields,
     first_entry,
     insert_copies,
@@ -218,8 +218,8 @@ class EquivarianceRegularizer:
             targets: likewise. Images are turned each at its own size: a low-resolution input, a mask.
             fields: entries by name ("inputs" and "targets" for lone tensors) -> "image" or "invariant" (a label,
                 copied); entries of four axes are images unless declared.
-            generator: what turns, shift and the choice of layers are drawn from, in this order; torch's default one if
-                None.
+            generator: what turns, shift and the choices of layers and fields are drawn from, four numbers in all in
+                every step; torch's default one if None.
             turns: element of the group, for C4 quarter turns 1, 2 or 3; drawn uniformly, without the identity, if None.
             shift: channel shift of the penalty "channel", from 1; drawn uniformly if None.
             num_pairs: pairs to make; from `pair_fraction` if None.
@@ -239,11 +239,11 @@ class EquivarianceRegularizer:
             num_pairs = count_pairs(num_images, self._pair_fraction)
             num_given_up = num_pairs if self._pairing == "replace" else 0
         is_drawn = turns is None
+        *of_group, position, field_position = draw_uniform(4, generator)
         if turns is None:
-            turns = draw_between_one_and(self.group.order - 1, generator)
+            turns = 1 + int(of_group[0] * (self.group.order - 1))
         if shift is None:
-            shift = draw_between_one_and(self._largest_shift, generator)
-        position, field_position = draw_position(generator), draw_position(generator)
+            shift = 1 + int(of_group[1] * self._largest_shift)
         check_choice("turns", turns, range(1, self.group.order))
         check_choice("shift", shift, range(1, self._largest_shift + 1))
         swaps = self.group.quarter_turns(turns) in (None, 1, 3)
@@ -313,6 +313,9 @@ class EquivarianceRegularizer:
 
     def _squares(self, inputs: Entries, targets: Entries, kinds: Mapping[str, EntryField]) -> tuple[Entries, Entries]:
         """Both with their images cropped or padded to squares."""
+        entries = (*entries_of(inputs), *entries_of(targets))
+        if all(entry.shape[-2] == entry.shape[-1] for entry in entries if entry.ndim == 4):
+            return inputs, targets
         images: dict[str, Tensor] = {}
 
         def gather(name: str, entry: Tensor) -> Tensor:
@@ -320,11 +323,11 @@ class EquivarianceRegularizer:
                 images[name] = entry
             return entry
 
-        for which, entries in (("inputs", inputs), ("targets", targets)):
-            each_entry(which, entries, gather)
+        for which, given in (("inputs", inputs), ("targets", targets)):
+            each_entry(which, given, gather)
         squares = make_square(images, self._non_square)
         square_inputs, square_targets = (
-            each_entry(which, entries, lambda name, entry: squares.get(name, entry))
-            for which, entries in (("inputs", inputs), ("targets", targets))
+            each_entry(which, given, lambda name, entry: squares.get(name, entry))
+            for which, given in (("inputs", inputs), ("targets", targets))
         )
         return square_inputs, square_targets

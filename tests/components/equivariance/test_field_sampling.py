@@ -69,7 +69,7 @@ class Deep(nn.Module):
 def _step(
     network: nn.Module, regularizer: EquivarianceRegularizer, images: Tensor, position: float, patch: pytest.MonkeyPatch
 ) -> tuple[Tensor, list[Tensor]]:
-    patch.setattr("components.equivariance.regularizer.draw_position", lambda generator: position)
+    patch.setattr("components.equivariance.regularizer.draw_uniform", lambda number, generator: [position] * number)
     network(regularizer.pair(images, images, turns=3).inputs)
     value = regularizer.penalty()
     gradients = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)

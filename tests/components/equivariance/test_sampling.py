@@ -113,7 +113,7 @@ def _step(
     patch: pytest.MonkeyPatch,
     shift: int = 2,
 ) -> tuple[Tensor, list[Tensor]]:
-    patch.setattr("components.equivariance.regularizer.draw_position", lambda generator: position)
+    patch.setattr("components.equivariance.regularizer.draw_uniform", lambda number, generator: [position] * number)
     network(regularizer.pair(images, images, turns=1, shift=shift).inputs)
     value = regularizer.penalty()
     gradients = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
