@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -63,8 +64,8 @@ def residual(turn: Turn, maps: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     library = _library()
     assert library is not None
     layout = torch.channels_last if turn.is_channels_last else torch.contiguous_format
-    found = torch.empty((turn.pairs, *maps.shape[1:]), memory_format=layout)
-    settled = torch.empty(1 + 2 * turn.pairs)
+    found = torch.empty((turn.pairs, *maps.shape[1:]), memory_format=layout, dtype=torch.float32, device="cpu")
+    settled = torch.empty(1 + 2 * turn.pairs, dtype=torch.float32, device="cpu")
     pointers = (maps.data_ptr(), found.data_ptr(), _SIZES.index(size), EPSILON, settled.data_ptr())
     library.eqreg_residual(turn, *pointers, torch.get_num_threads())
     return found, settled
@@ -93,7 +94,9 @@ def add(
     """
     library = _library()
     assert library is not None
-    arriving = torch.empty(turn.pairs) if measures or limits is not None else None
+    arriving = None
+    if measures or limits is not None:
+        arriving = torch.empty(turn.pairs, dtype=torch.float32, device="cpu")
     library.eqreg_add(
         turn,
         total.data_ptr(),
@@ -107,7 +110,15 @@ def add(
 
 
 def _is_plain(maps: Tensor) -> bool:
-    return type(maps) is Tensor and maps.dtype == torch.float32 and maps.device.type == "cpu" and maps.ndim == 4
+    """Whether the memory holds what the tensor says: 4-dimensional, float32, on the CPU."""
+    return (
+        type(maps) is Tensor
+        and maps.layout is torch.strided
+        and maps.dtype == torch.float32
+        and maps.device.type == "cpu"
+        and maps.ndim == 4
+        and not (maps.is_neg() or maps._is_zerotensor())
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -115,7 +126,9 @@ def _turn(
     pairs: int, channels: int, height: int, width: int, channels_last: bool, group: Group, element: int, field: Field
 ) -> Turn | None:
     sources = group.sources(element) if field == "regular" else [0]
-    pixels = group.spatial(torch.arange(height * width).view(height, width), element)  # where each comes from
+    pixels = group.spatial(
+        torch.arange(height * width, device="cpu").view(height, width), element
+    )  # where each comes from
     if pixels.shape != (height, width) or len(sources) > _LONGEST_FIELD or channels % len(sources):
         return None
     first, by_row, by_column = int(pixels[0, 0]), 0, 0
@@ -132,26 +145,34 @@ def _turn(
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled functions; None where that is not wanted or cannot be had."""
-    names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
-    compiler = next((found for name in names if (found := shutil.which(name))), None)
-    if os.environ.get("EQREG_FUSED") == "0" or compiler is None:
+    if os.environ.get("EQREG_FUSED") == "0":
         return None
+    candidates = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
+    compiler = next((command for command in candidates if command and shutil.which(command[0])), None)
+    if compiler is None:
+        return None
+    reasons = []
     # OpenMP comes from where torch has it, so that both run on the same threads; or, if it cannot, there is one thread.
     for flags in (["-fopenmp"], ["-fopenmp-simd"]):
         try:
             return _compiled(compiler, flags)
         except (OSError, subprocess.SubprocessError, AttributeError) as error:
-            logging.getLogger(__name__).info("%s with %s: %s", _SOURCE.name, flags, error)
+            said = getattr(error, "stderr", None) or b""
+            reasons.append(f"{error} {said.decode(errors='replace').strip()}".strip())
+    logging.getLogger(__name__).warning(
+        "the regulariser's passes are not compiled, and take longer (EQREG_FUSED=0: not tried, and not said): %s",
+        reasons[-1],
+    )
     return None
 
 
-def _compiled(compiler: str, flags: list[str]) -> ctypes.CDLL:
+def _compiled(compiler: list[str], flags: list[str]) -> ctypes.CDLL:
     # Of this process alone: no other's processor, compiler or half-written file is in play.
     with tempfile.TemporaryDirectory(prefix="eqreg-") as folder:
         parts, path = Path(folder) / "fused.o", Path(folder) / "fused.so"
         for command in (
-            [compiler, *_FLAGS, *flags, "-c", "-o", str(parts), str(_SOURCE)],
-            [compiler, "-shared", "-o", str(path), str(parts), "-lm"],
+            [*compiler, *_FLAGS, *flags, "-c", "-o", str(parts), str(_SOURCE)],
+            [*compiler, "-shared", "-o", str(path), str(parts), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=120)
         library = ctypes.CDLL(str(path))

@@ -95,8 +95,8 @@ class Share:
 class Observation:
     """One call of a layer, compared in one field.
 
-    Made when the layer runs. If it is not yet known how to compare (`layout` None, in a first forward) the maps are
-    kept and `compare` follows later, before the backward pass.
+    Made when the layer runs. If it is not yet known how to compare, in a first forward, the maps are kept and `compare`
+    follows later, before the backward pass.
 
     Args:
         comparing: of the step.
@@ -111,7 +111,6 @@ class Observation:
         per_image = len(output) // num_images  # windows are several entries an image
         self.num_entries = 2 * comparing.num_pairs * per_image
         self._raw: Tensor | None = output.detach().narrow(0, 0, self.num_entries)
-        self._raw_shape = self._raw.shape
         self._layout: Layout
         self._field: Field
         self._num_channels = 0
@@ -277,7 +276,9 @@ def settle(observations: Sequence[Observation]) -> Tensor:
         rows = torch.cat((values[:, None], coefficients, own), dim=1)
         for each, each._settled in zip(alike, rows.unbind(), strict=True):
             each._norms = each._map_norms = None
-    return torch.stack([each._settled for each in observations if each._settled is not None])
+    settled = [each._settled for each in observations if each._settled is not None]
+    assert len(settled) == len(observations)
+    return torch.stack(settled)
 
 
 def _norms(maps: Tensor) -> Tensor:

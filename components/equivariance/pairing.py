@@ -177,7 +177,8 @@ def insert_copies(
         originals, copies = group.crop(originals), group.spatial(originals, turns)
         if is_channels_last(entry):  # the batch stays what the network and the loss are fast with
             copies = copies.contiguous(memory_format=torch.channels_last)
-    return torch.cat((originals, copies, entry[num_pairs + num_given_up :]))
+    singles = entry[num_pairs + num_given_up :]
+    return torch.cat((originals, copies, singles) if len(singles) else (originals, copies))
 
 
 def check_pair_fraction(pair_fraction: float, pairing: Pairing) -> None:

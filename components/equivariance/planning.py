@@ -53,7 +53,7 @@ class LayerPlanning:
         options: WatchOptions,
     ) -> None:
         self.requested = requested
-        self.layer_weights = lru_cache(maxsize=16)(lambda names: layer_weights(list(names)))
+        self.layer_weights = lru_cache(maxsize=16)(lambda names: layer_weights(list(names)))  # which stay as they are
         self.options = options
         self.is_settled = False
         self._probabilities: tuple[set[str], dict[str, float]] | None = None  # with the obstacles that they follow from

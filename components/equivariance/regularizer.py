@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal, Self
@@ -168,7 +169,7 @@ class EquivarianceRegularizer:
             sample_layers,
             sample_fields,
         )
-        self._layer_weights = layer_weights
+        self._layer_weights = copy.deepcopy(layer_weights)  # a change of the mapping later on is none here
         self._has_raw_weights = penalty == "paper"
         self._watcher = LayerWatcher(network, modules, requested, declared, self._weights, options)
         if not self._watcher.candidates:

@@ -123,7 +123,7 @@ class LayerWatcher:
             self._options.field_share,
         )
         self._step = Step(batch, comparing, backward, probabilities, frozenset(taken))
-        if len(self._layouts_by_shapes) > _MOST_SHAPES:
+        if len(self._layouts_by_shapes) >= _MOST_SHAPES:
             self._layouts_by_shapes.clear()
         self._layouts = self._layouts_by_shapes.setdefault(batch.shapes, {})
         self._handles = [
@@ -244,8 +244,7 @@ class LayerWatcher:
             if step is None or not (self._is_watching() or (self._depth and self._network.training)):
                 return None
             index = step.enter(name)
-            hidden = arguments[0] if arguments else keywords["input"]
-            layouts = self._layouts_of(step, name, index, hidden, output)
+            layouts = self._layouts_of(step, name, index, arguments, keywords, output)
             if layouts or "projection" in self._planning.terms(name):
                 step.comparable.add(name)
             if name not in step.taken:
@@ -294,8 +293,22 @@ class LayerWatcher:
             step.seen.append(Seen(name, 0, "projection", seen.shape))
         return result
 
-    def _layouts_of(self, step: Step, name: str, index: int, hidden: Tensor, output: Tensor) -> Mapping[Term, Layout]:
+    def _compares_outputs(self, name: str) -> bool:
+        return any(term != "projection" for term in self._planning.terms(name))
+
+    def _layouts_of(
+        self,
+        step: Step,
+        name: str,
+        index: int,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        output: Tensor,
+    ) -> Mapping[Term, Layout]:
         """How the output of a call is laid out for each term that it can be compared by; why not, is noted."""
+        if not step.batch.num_pairs or not self._compares_outputs(name):
+            return {}  # whatever it was given and gave
+        hidden = arguments[0] if arguments else keywords["input"]
         key = (name, index, hidden.shape, output.shape)
         known = self._layouts.get(key)
         if known is None:
@@ -305,9 +318,7 @@ class LayerWatcher:
         return known.by_term
 
     def _layouts_anew(self, batch: PairedBatch, name: str, index: int, hidden: Tensor, output: Tensor) -> _Layouts:
-        terms = [term for term in self._planning.terms(name) if term != "projection" and batch.num_pairs]
-        if not terms:
-            return _Layouts({}, None)
+        terms = [term for term in self._planning.terms(name) if term != "projection"]
         try:
             layout = self._planning.layout(name, index, output.shape, batch)
         except ValueError as error:

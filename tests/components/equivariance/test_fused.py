@@ -49,7 +49,7 @@ def _observed(
     assert (observation._turn is None) is by_torch
     settled = settle([observation])[0]
     coefficients, own = settled[1:].chunk(2)
-    limits = None if limit is None else torch.linspace(0, limit, pairs)
+    limits = None if limit is None else torch.linspace(0, limit, pairs, dtype=torch.float32)
     observation.share = Share(coefficients * 0.7, own * 0.7, limits)
     total = total.clone()
     return observation, observation.add_share(total, measures=True), total
@@ -115,6 +115,30 @@ def test_what_is_not_finite_stays_so(value: float) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("setting", ["dtype", "device"])
+def test_what_torch_makes_by_default_is_not_what_it_writes_into(setting: str) -> None:
+    maps, total = _maps(2, 8, 9, 9, torch.contiguous_format), torch.ones(5, 8, 9, 9)
+    arguments = (maps, "C4", 1, "regular", "relative", total, 0.1, False)
+    expected = _observed(*arguments)
+    fused._turn.cache_clear()
+    dtype = torch.get_default_dtype()
+    try:
+        if setting == "dtype":
+            torch.set_default_dtype(torch.float16)
+            found = _observed(*arguments)
+        else:
+            with torch.device("meta"):
+                observation = Observation(Comparing(group_named("C4"), 1, 2, "relative", False), 0.0, 5, maps)
+                observation.compare(Maps(), "regular")
+                assert torch.equal(settle([observation]), settle([expected[0]]))
+            return
+    finally:
+        torch.set_default_dtype(dtype)
+    assert torch.equal(settle([found[0]]), settle([expected[0]]))
+    torch.testing.assert_close(found[2], expected[2])
+
+
+@needs_compiler
 def test_a_gradient_laid_out_otherwise_is_torchs_matter() -> None:
     maps = _maps(2, 8, 6, 6, torch.contiguous_format)
     total = torch.randn_like(maps)
@@ -133,8 +157,10 @@ def test_a_gradient_laid_out_otherwise_is_torchs_matter() -> None:
         torch.zeros(4, 8, 6, 12)[..., ::2],
         torch.zeros(4, 8, 6, 6, device="meta"),
         torch.nn.Parameter(torch.zeros(4, 8, 6, 6)),
+        torch._neg_view(torch.zeros(4, 8, 6, 6)),
+        torch._efficientzerotensor((4, 8, 6, 6)),
     ],
-    ids=["float64", "bfloat16", "strided", "meta", "subclass"],
+    ids=["float64", "bfloat16", "strided", "meta", "subclass", "negative", "zero"],
 )
 def test_other_maps_are_torchs_matter(maps: Tensor) -> None:
     assert fused.turn_of(maps, group_named("C4"), 1, "regular") is None
@@ -155,9 +181,9 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_found_anew")
-@pytest.mark.parametrize("compiler", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexit 0\n", None])
+@pytest.mark.parametrize("compiler", ["#!/bin/sh\necho disk full >&2\nexit 1\n", "#!/bin/sh\nexit 0\n", None])
 def test_without_a_working_compiler_torch_does_it(
-    compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("EQREG_FUSED", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -167,6 +193,8 @@ def test_without_a_working_compiler_torch_does_it(
         path.write_text(compiler)
         path.chmod(0o755)
     assert fused.turn_of(torch.zeros(4, 8, 6, 6), group_named("C4"), 1, "regular") is None
+    assert ("are not compiled" in caplog.text) is (compiler is not None)
+    assert ("disk full" in caplog.text) is (compiler is not None and "disk full" in compiler)
 
 
 def _gradients(

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from components.equivariance import EquivarianceRegularizer
@@ -240,3 +241,38 @@ def test_a_selection_that_cannot_be_is_refused_before_training(options: dict[str
 def test_a_network_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="the network has none"):
         EquivarianceRegularizer(nn.ReLU())
+
+
+class _TwoOutputs(nn.Conv2d):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        output = super().forward(images)
+        return output, output.mean()
+
+
+class _WithTwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.two, self.last = nn.Conv2d(3, 8, 3, padding=1), _TwoOutputs(8, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.last(self.two(self.first(images))[0])
+        return output
+
+
+def test_a_layer_that_was_not_asked_for_may_give_whatever_it_likes() -> None:
+    network = _WithTwoOutputs()
+    regularizer = EquivarianceRegularizer(network, layers={"first": "regular"})
+    images = torch.rand(4, 3, 6, 6)
+    for _ in range(2):
+        network(regularizer.pair(images, images).inputs)
+        assert regularizer.penalty() > 0
+
+
+def test_layer_weights_are_those_of_the_beginning() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1))
+    weights = {"0": 1.0, "1": 0.0}
+    regularizer = EquivarianceRegularizer(network, layer_weights=weights)
+    weights.update({"0": 0.0, "1": 1.0})
+    images = torch.rand(4, 3, 6, 6)
+    network(regularizer.pair(images, images).inputs)
+    assert regularizer.penalty().item() == pytest.approx(regularizer.layer_penalties()["0"])

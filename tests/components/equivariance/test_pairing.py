@@ -37,9 +37,12 @@ def test_append_keeps_every_image(turns: int) -> None:
 
 @pytest.mark.parametrize("turns", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_batch_keeps_its_memory_format(memory_format: torch.memory_format, turns: int) -> None:
+@pytest.mark.parametrize(("pairing", "pair_fraction"), [("replace", 1 / 3), ("replace", 0.5), ("append", 1.0)])
+def test_a_batch_keeps_its_memory_format(
+    pairing: str, pair_fraction: float, memory_format: torch.memory_format, turns: int
+) -> None:
     images = random_images(6, 3, 6, 6).to(memory_format=memory_format)
-    batch = _regularizer(pair_fraction=1 / 3).pair(images, images, turns=turns)
+    batch = _regularizer(pairing=pairing, pair_fraction=pair_fraction).pair(images, images, turns=turns)
     assert batch.inputs.is_contiguous(memory_format=memory_format)
     assert batch.targets.is_contiguous(memory_format=memory_format)
 
