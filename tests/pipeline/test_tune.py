@@ -68,7 +68,7 @@ def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_the
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
     _, alive = psutil.wait_procs(everyone, timeout=20)
     assert alive == []
     assert {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()} == before
