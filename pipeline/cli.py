@@ -22,11 +22,17 @@ app = typer.Typer(
 
 
 @app.command()
-def fetch() -> None:
-    """Stage 1: copy the images of fetch.source to data/raw, with their SHA-256 sums."""
+def fetch(
+    check: Annotated[bool, typer.Option("--check", help="only say whether the source has changed since")] = False,
+) -> None:
+    """Stage 1: bring the files of fetch.source to data/raw, with their SHA-256 sums."""
+    from pipeline.fetch import check as compare
     from pipeline.fetch import fetch as stage
     from pipeline.params import load_params
 
+    if check:
+        compare(load_params())
+        return
     with _timed("fetch"):
         stage(load_params())
 
@@ -90,11 +96,14 @@ def restore(
     tile: Annotated[int, typer.Option(help="side of a tile in pixels; bounds the memory")] = 512,
     overlap: Annotated[int, typer.Option(help="pixels that neighbouring tiles share")] = 64,
     self_ensemble: Annotated[bool, typer.Option("--self-ensemble", help="average over the 4 rotations")] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="for inpaint: white where pixels are missing; a folder for a folder")
+    ] = None,
 ) -> None:
     """Restore an image or a folder of images with a registered model."""
     from pipeline.restore import restore as run
 
-    run(source, target, model, tile, overlap, self_ensemble)
+    run(source, target, model, tile, overlap, self_ensemble, mask)
 
 
 @app.command()

@@ -48,7 +48,7 @@ def doctor(name: str, size: int, group: str) -> Diagnosis:
     if size < MIN_SIZE:
         raise UserError(f"--size {size}: on so few pixels everything looks symmetric, use {MIN_SIZE} or more")
     network, title = _load(name)
-    images, source = _images(size)
+    images, source = _images(size, _channels(network))
     try:
         with torch.no_grad():
             network(images[:1])
@@ -120,19 +120,30 @@ def _checkpoint(path: Path) -> nn.Module:
     return network.eval()
 
 
-def _images(size: int) -> tuple[Tensor, str]:
-    """Test images ``(B, 3, size, size)``, and what they are: central squares of validation images, or synthetic."""
+def _channels(network: nn.Module) -> int:
+    """Of what the network is given: as it says, else as its first weight does."""
+    declared = getattr(network, "in_channels", None)
+    if isinstance(declared, int):
+        return declared
+    first = next((weight for weight in network.parameters() if weight.ndim == 4), None)
+    return _CHANNELS if first is None else int(first.shape[1])
+
+
+def _images(size: int, channels: int) -> tuple[Tensor, str]:
+    """Test images ``(B, C, size, size)``, and what they are: central squares of validation inputs, or synthetic."""
     found: list[Tensor] = []
     if (PACKED / "val").is_dir():
         pack = Pack(PACKED / "val")
         large = [i for i, entry in enumerate(pack.entries) if min(entry.height, entry.width) >= size]
+        if large and (pack.degraded(large[0]).shape[0] != channels or min(pack.degraded(large[0]).shape[1:]) < size):
+            large = []  # of another task
         for index in large[:: max(1, len(large) // NUM_IMAGES)][:NUM_IMAGES]:
             image = torch.from_numpy(pack.degraded(index))  # (3, H, W)
             top, left = ((side - size) // 2 for side in image.shape[-2:])
             found.append(image[:, top : top + size, left : left + size])
     if found:
         return torch.stack(found), f"{len(found)} validation images of {size}x{size} pixels"
-    noise = torch.rand(NUM_IMAGES, _CHANNELS, size, size, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(NUM_IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))
     coarse = F.interpolate(F.avg_pool2d(noise, 4, ceil_mode=True), size=(size, size), mode="bilinear")
     return 0.7 * coarse + 0.3 * noise, f"{NUM_IMAGES} random smooth images of {size}x{size} pixels"
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from skimage.transform import resize
 from torch import nn
 
 from components.data.packs import Entry, Pack
 from components.equivariance import equivariance_error
-from components.evaluation.classical import CandidateScore, choose_classical
+from components.evaluation.classical import (
+    CANDIDATES_BY_TASK,
+    CandidateScore,
+    ClassicalBaseline,
+    choose_classical,
+    super_resolution_candidates,
+)
 from components.evaluation.figures import save_equivariance_bars, save_strip
-from components.evaluation.protocol import METRICS, Method, Row, cases, measure, summarise
+from components.evaluation.protocol import Case, Method, Row, cases, measure, summarise
 from components.evaluation.restoration import restore
+from components.tasks import Task
 from pipeline.console import console, progress
 from pipeline.job import load_model
 from pipeline.params import Evaluate, Params
@@ -28,70 +37,140 @@ from pipeline.tracking.results import log_results
 from pipeline.tracking.store import Store
 
 Draw = tuple[Entry, np.ndarray, np.ndarray]
+MOST_CHOSEN_BY = 24  # validation pairs by which the classical baseline is chosen
+MOST_RECOGNISED = 8000  # training images from which the classical recognition learns
+MOST_TURNED = 32  # scenes of which the equivariance error is measured
 
 
 def evaluate(params: Params) -> None:
     """Measures input, classical baseline and restored images on test, its rotations and out of distribution."""
     network, _ = load_model(existing(MODEL, "train"))
+    task = params.build_task()
     test = Pack(PACKED / "test")
     others = {folder.name: Pack(folder) for folder in sorted((PACKED / OUT_OF_DISTRIBUTION).glob("*"))}
     torch.set_num_threads(1)  # images are worked on side by side
     num_workers = os.cpu_count() or 1
     console.print("choosing the classical baseline on the validation pairs")
-    validation = [(degraded, clean) for _, degraded, clean in Pack(PACKED / "val").pairs()]
-    classical, candidates = choose_classical(validation, num_workers=num_workers)
+    classical, candidates, description = _classical(task, num_workers, getattr(network, "classes", None))
     methods: dict[str, Method] = {
-        "input": lambda degraded: degraded,
+        "input": _untouched(task, network),
         "classical": classical,
-        "restored": lambda degraded: _restored(network, degraded, params.evaluate),
+        "restored": lambda inputs: _restored(network, task, inputs, params.evaluate),
     }
-    rows = _measure_all(test, others, methods, num_workers)
-    draws = first_draws(test)
-    errors = _equivariance(network, draws)
+    rows = _measure_all(test, others, methods, task, num_workers)
+    draws = first_draws(test, task)
+    errors = _equivariance(network, draws[:MOST_TURNED])
     metrics = summarise(rows, params.seed)
-    metrics["classical_method"] = {"name": classical.name, **classical.settings}
+    metrics["classical_method"] = description
     metrics["equivariance_error"] = errors
     with replaced_folder(EVALUATE) as folder:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         _write_tables(folder, rows, errors, candidates)
         save_equivariance_bars(folder / "equivariance.png", {"restored": errors})
-        for entry, degraded, clean in draws[: params.evaluate.pictures]:
-            columns = {"input": degraded, "restored": methods["restored"](degraded), "truth": clean}
+        for entry, inputs, clean in draws[: params.evaluate.pictures] if task.reads != "labelled" else []:
+            columns = {"input": task.as_image(inputs), "restored": methods["restored"](inputs), "truth": clean}
             save_strip(folder / f"strip-{entry.scene}.png", columns)
     log_results(Store(params.task))
     console.print(f"{len(rows)} cases measured; tables and pictures in {EVALUATE}")
 
 
-def first_draws(pack: Pack) -> list[Draw]:
+def first_draws(pack: Pack, task: Task) -> list[Draw]:
     """The first pair of every scene."""
-    found: dict[str, Draw] = {}
-    for entry, degraded, clean in pack.pairs():
-        found.setdefault(entry.scene, (entry, degraded, clean))
-    return list(found.values())
+    first: dict[str, int] = {}
+    for index, entry in enumerate(pack.entries):
+        first.setdefault(entry.scene, index)
+    return list(task.pairs(pack, list(first.values())[:MOST_TURNED]))
 
 
-def _restored(network: nn.Module, degraded: np.ndarray, settings: Evaluate) -> np.ndarray:
-    image = restore(network, torch.from_numpy(degraded), tile=settings.tile, overlap=settings.overlap)
-    return image.numpy()
+def _classical(
+    task: Task, num_workers: int, num_classes: int | None
+) -> tuple[Method, list[CandidateScore], dict[str, object]]:
+    """The classical method that is best on validation pairs, all candidates, and what it is in words."""
+    if task.reads == "labelled":
+        from components.evaluation.recognition import fit
+
+        train = Pack(PACKED / "train")
+        chosen = np.random.default_rng(0).permutation(len(train))[:MOST_RECOGNISED]
+        images = np.stack([_thumbnail(train.clean(index)) for index in chosen])
+        labels = np.array([train.entries[index].label for index in chosen])
+        recogniser = fit(images, labels, num_classes=num_classes)
+        return (
+            (lambda inputs: recogniser(_thumbnail(inputs)[None])[0]),
+            [],
+            {"name": "gradients and colours, logistic regression"},
+        )
+    validation = Pack(PACKED / "val")
+    chosen_by = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MOST_CHOSEN_BY)).astype(int))
+    pairs = [(inputs, clean) for _, inputs, clean in task.pairs(validation, chosen_by.tolist())]
+
+    def score(restored: np.ndarray, inputs: np.ndarray, clean: np.ndarray) -> float:
+        tensors = (torch.from_numpy(np.array(image, order="C"))[None] for image in (restored, inputs, clean))
+        return task.scores(*tensors).item()
+
+    known = super_resolution_candidates(task.scale) if task.scale > 1 else CANDIDATES_BY_TASK[task.name]
+    best, candidates = choose_classical(pairs, candidates=known, score=score, num_workers=num_workers)
+    baseline: ClassicalBaseline = best
+    return baseline, candidates, {"name": baseline.name, **baseline.settings}
 
 
-def _measure_all(test: Pack, others: Mapping[str, Pack], methods: Mapping[str, Method], num_workers: int) -> list[Row]:
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """``(3, H, W)`` -> ``(3, 32, 32)``, for which the classical recognition is made."""
+    return image if image.shape[-2:] == (32, 32) else resize(image, (3, 32, 32), anti_aliasing=True)
+
+
+def _untouched(task: Task, network: nn.Module) -> Method:
+    """The input itself, as an image; where classes are asked for, always the first one."""
+    if task.reads == "labelled":
+        scores = np.zeros(int(network.classes), dtype=np.float32)  # type: ignore[arg-type]
+        return lambda inputs: scores
+    return task.as_image
+
+
+def _restored(network: nn.Module, task: Task, inputs: np.ndarray, settings: Evaluate) -> np.ndarray:
+    image = torch.from_numpy(np.array(inputs, order="C"))
+    if task.reads == "labelled":
+        with torch.inference_mode():
+            scores: np.ndarray = network(image[None])[0].numpy()
+        return scores
+    return restore(network, image, tile=settings.tile, overlap=settings.overlap).numpy()
+
+
+def _measure_all(
+    test: Pack, others: Mapping[str, Pack], methods: Mapping[str, Method], task: Task, num_workers: int
+) -> list[Row]:
     rows = []
     total = 4 * len(test) + sum(len(pack) for pack in others.values())
+
+    def measured(case: Case) -> Row:
+        return measure(case, methods, task.quality)
+
     with ThreadPoolExecutor(num_workers) as pool, progress() as bars:
         bar = bars.add_task("evaluating", total=total, note="")
-        for row in pool.map(lambda case: measure(case, methods), cases(test, others)):
+        for row in _side_by_side(pool, measured, cases(test, others, task.pairs), 2 * num_workers):
             rows.append(row)
             bars.update(bar, advance=1, note=f"{row.group} {row.condition}")
         bars.update(bar, note="")
     return rows
 
 
+def _side_by_side(
+    pool: ThreadPoolExecutor, function: Callable[[Case], Row], items: Iterable[Case], ahead: int
+) -> Iterator[Row]:
+    """``map`` in order, with only so many items in memory at a time."""
+    waiting: deque[Future[Row]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def _equivariance(network: nn.Module, draws: Sequence[Draw]) -> dict[str, float]:
     """Relative residual of every layer and of the output, over the first draw of each scene and all turns."""
     squares: dict[str, list[float]] = {}
-    for _, degraded, _ in draws:
-        for name, error in equivariance_error(network, torch.from_numpy(degraded)[None]).items():
+    for _, inputs, _ in draws:
+        for name, error in equivariance_error(network, torch.from_numpy(inputs)[None]).items():
             squares.setdefault(name, []).append(error**2)
     return {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()}
 
@@ -102,11 +181,10 @@ def _write_tables(
     """A row for each image and condition in images.csv, layer in equivariance.csv, candidate in classical.csv."""
     with (folder / "images.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        methods = list(rows[0].scores)
-        columns = [f"{method}_{metric}" for method in methods for metric in METRICS]
-        writer.writerow(["group", "condition", "image", "scene", *columns])
+        columns = [(method, metric) for method, scores in rows[0].scores.items() for metric in scores]
+        writer.writerow(["group", "condition", "image", "scene", *(f"{of}_{metric}" for of, metric in columns)])
         for row in rows:
-            figures = [f"{row.scores[method][metric]:.4f}" for method in methods for metric in METRICS]
+            figures = [f"{row.scores[method][metric]:.4f}" for method, metric in columns]
             writer.writerow([row.group, row.condition, row.image, row.scene, *figures])
     with (folder / "equivariance.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -114,5 +192,5 @@ def _write_tables(
         writer.writerows([name, f"{error:.6f}"] for name, error in errors.items())
     with (folder / "classical.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "settings", "validation_psnr"])
-        writer.writerows([c.baseline.name, dict(c.baseline.settings), f"{c.psnr:.4f}"] for c in candidates)
+        writer.writerow(["method", "settings", "validation_score"])
+        writer.writerows([c.baseline.name, dict(c.baseline.settings), f"{c.score:.4f}"] for c in candidates)

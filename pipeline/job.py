@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,13 +21,12 @@ from torch import nn
 
 from components.data.packs import Pack
 from components.data.randomness import Stream, torch_generator
-from components.data.sampler import PatchSampler
-from components.degradations import build_degradation
+from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
-from components.evaluation.metrics import as_saved, psnr
 from components.networks import build_network
+from components.tasks import Auxiliary, Task
 from components.training.global_batch import count_pairs, worker_share
-from components.training.loop import Listeners, Metrics, train
+from components.training.loop import Listeners, Metrics, Sampler, train
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
 from components.training.worker import Worker
@@ -38,7 +39,7 @@ class TrainingJob:
 
     Attributes:
         params: checked params.
-        packed: absolute path of the folder with the packs ``train`` and ``val``.
+        packed: absolute path of the folder with the packs ``train`` and ``val``, and what is ``auxiliary``.
     """
 
     params: Params
@@ -70,14 +71,29 @@ class TrainingJob:
     def settings(self) -> TrainingSettings:
         """The part of the params that the training loop wants."""
         train_params = self.params.train
-        names = TrainingSettings.__dataclass_fields__.keys() - {"seed"}
-        return TrainingSettings(seed=self.params.seed, **{name: getattr(train_params, name) for name in names})
+        names = TrainingSettings.__dataclass_fields__.keys() - {"seed", "loss"}
+        chosen = {name: getattr(train_params, name) for name in names}
+        return TrainingSettings(seed=self.params.seed, loss=self.params.loss, **chosen)
+
+    @cached_property
+    def task(self) -> Task:
+        """What is trained for."""
+        return self.params.build_task()
+
+    def network_settings(self) -> dict[str, Any]:
+        """What builds the network: the params, and what the task gives it and wants of it."""
+        chosen = {**self.params.network.model_dump(), "name": self.params.network_name}
+        inputs, outputs = self.task.channels(self.params.colours)
+        if self.task.reads == "labelled":
+            labels = [entry.label or 0 for entry in Pack(self.packed / "train").entries]
+            return {**chosen, "in_channels": inputs, "classes": max(labels) + 1}
+        return {**chosen, "in_channels": inputs, "out_channels": outputs, "scale": self.task.scale}
 
     def network(self) -> nn.Module:
         """The network with its initial weights, the same in every process."""
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(torch_generator(self.params.seed, Stream.INITIAL_WEIGHTS).get_state())
-            return build_network(channels=3, **self.params.network.model_dump())
+            return build_network(**self.network_settings())
 
     def regularizer(self, network: nn.Module) -> EquivarianceRegularizer | None:
         """The regulariser of the network; None where the run has no pairs."""
@@ -142,32 +158,27 @@ class TrainingJob:
         )
         return state
 
-    def sampler(self) -> PatchSampler:
-        """Draws the training pairs."""
-        degradation = build_degradation(self.params.task, self.params.task_params.degradation.model_dump())
-        train_params = self.params.train
+    def sampler(self) -> Sampler:
+        """Draws the training samples."""
+        pack, params = Pack(self.packed / "train"), self.params
+        if self.task.reads == "labelled":
+            return LabelledSampler(pack, self.task.degradation(is_training=True), params.rotations, params.seed)
+        degradation = None
+        if not pack.holds_pairs:
+            degradation = self.task.degradation(read_auxiliary(self.packed, "train"), is_training=True)
         return PatchSampler(
-            Pack(self.packed / "train"),
-            degradation,
-            train_params.patch_size,
-            self.params.rotations,
-            self.params.seed,
+            pack, degradation, params.train.patch_size, params.rotations, params.seed, scale=self.task.scale
         )
 
-    @torch.inference_mode()
     def validate(self, network: nn.Module, worker: Worker) -> Metrics:
-        """Mean PSNR in dB over the validation pairs, shared out over the workers."""
+        """The mean score over the validation pairs, shared out over the workers."""
         pack = Pack(self.packed / "val")
-        total = torch.zeros((), device=worker.device)
         was_training = network.training
         network.eval()
-        for index in range(worker.rank, len(pack), worker.num_workers):
-            degraded, clean = (
-                torch.from_numpy(image)[None].to(worker.device) for image in (pack.degraded(index), pack.clean(index))
-            )
-            total += psnr(as_saved(network(degraded)), as_saved(clean)).sum()
+        scores = validation_scores(network, self.task, pack, range(worker.rank, len(pack), worker.num_workers))
         network.train(was_training)
-        return {"val_psnr": float(worker.mean(total)) * worker.num_workers / len(pack)}
+        total = worker.mean(torch.tensor(sum(scores), dtype=torch.float64, device=worker.device))
+        return {"val_score": float(total) * worker.num_workers / len(pack)}
 
     def _num_pairs(self) -> int:
         return count_pairs(
@@ -175,6 +186,46 @@ class TrainingJob:
             self.params.equivariance.pairing,
             self.params.equivariance.pair_fraction,
         )
+
+
+@torch.inference_mode()
+def validation_scores(network: nn.Module, task: Task, pack: Pack, indices: Sequence[int]) -> list[float]:
+    """The task's score of each of these pairs of a pack, by a network in evaluation mode.
+
+    Raises:
+        ValueError: the network gives values that are not finite.
+    """
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    scores: list[float] = []
+    for start in range(0, len(indices), task.validation_batch):
+        entries, inputs, references = zip(
+            *task.pairs(pack, indices[start : start + task.validation_batch]), strict=True
+        )
+        given, wanted = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in (inputs, references))
+        outputs = network(given)
+        if not outputs.isfinite().all():
+            raise ValueError(f"the network gives values that are not finite for {entries[0].name}")
+        scores += task.scores(outputs, given, wanted).tolist()
+    return scores
+
+
+def read_auxiliary(packed: Path, part: str) -> Auxiliary | None:
+    """What degradations are made of beside clean images, for "train" or for the "fixed" pairs; None if nothing is."""
+    folder = packed / "auxiliary" / part
+    return PackedArrays(Pack(folder)) if folder.is_dir() else None
+
+
+class PackedArrays(Sequence[np.ndarray]):
+    """The arrays ``(h, w)`` of a pack in the type they are stored in, read when they are asked for."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+
+    def __len__(self) -> int:
+        return len(self._pack)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pack.stored(int(index))[0]
 
 
 def resolve_num_workers(chosen: int | str) -> int:
@@ -200,7 +251,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = json.loads(file.metadata()["eqreg"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        network = build_network(channels=3, **metadata["network"])
+        network = build_network(**metadata["network"])
         network.load_state_dict(weights)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -208,4 +259,4 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), metadata
 
 
-__all__ = ["TrainingJob", "load_model", "resolve_num_workers", "save_model"]
+__all__ = ["TrainingJob", "load_model", "read_auxiliary", "resolve_num_workers", "save_model", "validation_scores"]

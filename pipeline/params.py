@@ -4,156 +4,89 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from components.degradations import build_degradation
+from components.data.pair_names import NAMINGS
+from components.tasks import Task, build_task
 from components.training.global_batch import count_pairs, worker_share
 from pipeline.errors import UserError
+from pipeline.param_types import (
+    Auto,
+    FieldType,
+    GroupName,
+    LayerWeights,
+    NotNegative,
+    Pattern,
+    Positive,
+    Section,
+    Share,
+    Text,
+)
 from pipeline.refusal import nearest, refusals
-
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+from pipeline.task_params import Tasks, TaskSection
 
 
-Text = Annotated[str, Field(min_length=1)]
-
-
-def _as_range(value: object) -> object:
-    return (value, value) if _is_number(value) else tuple(value) if isinstance(value, list) else value
-
-
-Range = Annotated[
-    tuple[float, float], BeforeValidator(_as_range), Field(description="a number or a range [lowest, highest]")
-]
-Auto = Literal["auto"]
-FieldType = Literal["regular", "trivial"]
-
-
-def _check_pattern(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"'{pattern}' is no regular expression ({error})") from error
-    return pattern
-
-
-def _check_layer_weights(weights: dict[str, Any]) -> dict[str, Any]:
-    profile = weights.get("profile")
-    if "profile" not in weights:
-        wrong = {name: weight for name, weight in weights.items() if not _is_number(weight) or weight < 0}
-        if wrong or not weights:
-            found = ", ".join(f"{name}: {weight!r}" for name, weight in wrong.items()) or "nothing"
-            raise ValueError(f"{found}: give a profile, or name patterns with a weight of at least 0 each")
-        return weights
-    keys = {"uniform": ["profile"], "geometric": ["profile", "decay"]}
-    if profile not in keys:
-        raise ValueError(f"profile: {profile!r}: use uniform or geometric")
-    if unknown := [key for key in weights if key not in keys[profile]]:
-        raise ValueError(f"{unknown[0]}: unknown with profile {profile}{nearest(unknown[0], keys[profile])}")
-    if profile == "geometric" and not (_is_number(weights.get("decay")) and 0 < weights["decay"] <= 1):
-        raise ValueError(f"decay: {weights.get('decay')!r}: use a number above 0 and of at most 1")
-    return weights
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-LayerWeights = Annotated[dict[str, Any], AfterValidator(_check_layer_weights)]
-# Names of folders in data/packed.
-FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", description="a name of letters, digits, '_', '-' and '.'")]
-
-GroupName = Annotated[
-    str, Field(pattern=r"^(C([2-9]|[1-9]\d+)|D4)$", description="C2, C4, D4, C8 or another C<N> with N of at least 2")
-]
-
-
-class _Section(BaseModel):
-    # strict: '16' and true are no numbers.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Fetch(_Section):
+class Fetch(Section):
     source: Text
+    auxiliary: Text | None
+    max_gib: Annotated[float, Field(gt=0)]
 
 
-class Splits(_Section):
+class Splits(Section):
     train: list[str]
     val: list[str]
     test: list[str]
 
 
-class Remaining(_Section):
+class Remaining(Section):
     val: Share
     test: Share
 
 
-class Draws(_Section):
+class Draws(Section):
+    train: Positive
     val: Positive
     test: Positive
 
 
-class Preprocess(_Section):
-    scene_pattern: Annotated[str, AfterValidator(_check_pattern)]
+class PairPatterns(Section):
+    degraded: Pattern
+    clean: Pattern
+
+
+def _check_naming(name: str) -> str:
+    known = ["none", "auto", *NAMINGS]
+    if name not in known:
+        raise ValueError(f"{name!r}: unknown{nearest(name, known)}; or give patterns: {{degraded: ..., clean: ...}}")
+    return name
+
+
+NamingName = Annotated[str, AfterValidator(_check_naming)]
+
+
+class Preprocess(Section):
+    colour: Literal["rgb", "grey"]
+    pairs: NamingName | PairPatterns
+    unusable: Literal["refuse", "skip"]
+    scene_pattern: Pattern
     splits: Splits
     remaining: Remaining
     crop: Annotated[int, Field(ge=16)]
     draws: Draws
 
 
-class Denoise(_Section):
-    sigma: Range
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        build_degradation("denoise", self.model_dump())
-        return self
-
-
-class Derain(_Section):
-    angle: Range
-    length: Range
-    width: Range
-    density: Range
-    brightness: Range
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        build_degradation("derain", self.model_dump())
-        return self
-
-
-class DenoiseTask(_Section):
-    degradation: Denoise
-    out_of_distribution: dict[FolderName, Denoise]
-    rotations: bool
-
-
-class DerainTask(_Section):
-    degradation: Derain
-    out_of_distribution: dict[FolderName, Derain]
-    rotations: bool
-
-
-class Tasks(_Section):
-    denoise: DenoiseTask
-    derain: DerainTask
-
-
-class Network(_Section):
-    name: Literal["dncnn", "unet"]
+class Network(Section):
+    name: Literal["auto", "dncnn", "unet", "resnet"]
     width: Positive
     depth: Annotated[int, Field(ge=2)]
     norm: Literal["none", "batch"]
 
 
-class Equivariance(_Section):
+class Equivariance(Section):
     weight: Annotated[float, Field(ge=0)]
     weight_unit: Literal["task", "none"]
     warmup_steps: NotNegative
@@ -176,12 +109,12 @@ class Equivariance(_Section):
         return int(self.group[1:]) * (2 if self.group.startswith("D") else 1)
 
 
-class Train(_Section):
+class Train(Section):
     steps: Positive
     batch_size: Positive
     patch_size: Annotated[int, Field(ge=8)]
     rotations: Auto | bool
-    loss: Literal["l1", "mse"]
+    loss: Literal["auto", "l1", "mse", "cross_entropy"]
     task_on_copies: bool
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_steps: NotNegative
@@ -194,7 +127,7 @@ class Train(_Section):
     checkpoint_every: Positive
 
 
-class Tune(_Section):
+class Tune(Section):
     trials: NotNegative
     space: Text
     steps: Positive
@@ -203,25 +136,25 @@ class Tune(_Section):
     apply: bool
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     tile: Annotated[int, Field(ge=64, multiple_of=16)]
     overlap: Annotated[int, Field(ge=0, multiple_of=16)]
     pictures: NotNegative
 
 
-class Register(_Section):
+class Register(Section):
     margin: Annotated[float, Field(ge=0)]
 
 
-class Cluster(_Section):
+class Cluster(Section):
     address: Text
     max_failures: NotNegative
 
 
-class Params(_Section):
+class Params(Section):
     """The whole of params.yaml. ``load_params`` reads it."""
 
-    task: Literal["denoise", "derain"]
+    task: Literal["denoise", "derain", "deblur", "super_resolution", "inpaint", "jpeg", "ct_mar", "classify"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     fetch: Fetch
     preprocess: Preprocess
@@ -235,9 +168,30 @@ class Params(_Section):
     cluster: Cluster
 
     @property
-    def task_params(self) -> DenoiseTask | DerainTask:
+    def task_params(self) -> TaskSection[Any]:
         """The section of the task in hand."""
-        return self.tasks.denoise if self.task == "denoise" else self.tasks.derain
+        section: TaskSection[Any] = getattr(self.tasks, self.task)
+        return section
+
+    def build_task(self) -> Task:
+        """The task in hand, with its own degradation."""
+        return build_task(self.task, self.task_params.degradation.model_dump(exclude_none=True))
+
+    @property
+    def colours(self) -> int:
+        """Channels of an image."""
+        reads = self.build_task().reads
+        return 1 if reads == "ct" or (reads == "images" and self.preprocess.colour == "grey") else 3
+
+    @property
+    def network_name(self) -> str:
+        """``network.name``, or the task's own."""
+        return self.build_task().network if self.network.name == "auto" else self.network.name
+
+    @property
+    def loss(self) -> Literal["l1", "mse", "cross_entropy"]:
+        """``train.loss``, or the task's own."""
+        return self.build_task().loss if self.train.loss == "auto" else self.train.loss
 
     @property
     def rotations(self) -> bool:
@@ -360,13 +314,7 @@ def check_combinations(params: Params, origin: str) -> None:
             f"{origin}: equivariance.group: {equivariance.group} cannot turn kernels exactly, which penalty "
             "'projection' needs: use C2, C4 or D4"
         )
-    smallest = 2 ** (network.depth - 1)
-    for key, side in (("train.patch_size", params.train.patch_size), ("preprocess.crop", params.preprocess.crop)):
-        if network.name == "unet" and side < smallest:
-            raise UserError(
-                f"{origin}: network.depth: {network.depth} resolutions of a unet need images of {smallest} pixels or "
-                f"more, and {key} is {side}: use a depth of {side.bit_length()} or less"
-            )
+    _check_task(params, origin)
     try:
         num_pairs = count_pairs(params.train.batch_size, equivariance.pairing, equivariance.pair_fraction)
         if params.train.num_workers != "auto":
@@ -389,6 +337,43 @@ def check_combinations(params: Params, origin: str) -> None:
             f"{origin}: preprocess.remaining: val {remaining.val} + test {remaining.test} leaves nothing to "
             "train on: their sum must be below 1"
         )
+
+
+def _check_task(params: Params, origin: str) -> None:
+    """Refuses a network, loss, data or size that the task cannot have."""
+    network, task, name = params.network, params.build_task(), params.network_name
+    is_recognition = task.reads == "labelled"
+    if (name == "resnet") != is_recognition:
+        others = "resnet" if is_recognition else "dncnn, unet"
+        raise UserError(f"{origin}: network.name: {name} does not fit task {params.task}: use auto or {others}")
+    if (params.loss == "cross_entropy") != is_recognition:
+        others = "cross_entropy" if is_recognition else "mse, l1"
+        raise UserError(f"{origin}: train.loss: {params.loss} does not fit task {params.task}: use auto or {others}")
+    if params.preprocess.pairs != "none" and task.reads != "images":
+        raise UserError(f"{origin}: preprocess.pairs: task {params.task} reads no pairs of image files: use none")
+    sections = {"degradation": params.task_params.degradation}
+    sections |= {f"out_of_distribution.{key}": other for key, other in params.task_params.out_of_distribution.items()}
+    for key, section in sections.items():
+        place = f"{origin}: tasks.{params.task}.{key}"
+        if section.needs_auxiliary and params.fetch.auxiliary is None:
+            raise UserError(f"{place}: auxiliary needs something to take: name a folder or file in fetch.auxiliary")
+        scale = build_task(params.task, section.model_dump(exclude_none=True)).scale
+        if scale != task.scale:
+            raise UserError(f"{place}: scale {scale}, but the network enlarges by {task.scale}: use {task.scale}")
+    sides = {"preprocess.crop": params.preprocess.crop}
+    if not is_recognition:
+        sides["train.patch_size"] = params.train.patch_size
+    smallest = 1 if name == "dncnn" else 2 ** (network.depth - 1)
+    for key, side in sides.items():
+        if side % task.scale:
+            nearest_side = task.scale * round(side / task.scale)
+            raise UserError(f"{origin}: {key}: {side} does not divide by the scale {task.scale}: use {nearest_side}")
+        if side // task.scale < smallest:
+            raise UserError(
+                f"{origin}: network.depth: {network.depth} resolutions of a {name} need images of {smallest} pixels or "
+                f"more, and {key} is {side}{f' / {task.scale}' if task.scale > 1 else ''}: use a depth of "
+                f"{(side // task.scale).bit_length()} or less"
+            )
 
 
 def set_value(values: dict[str, Any], key: str, value: object) -> None:

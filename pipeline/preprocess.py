@@ -1,92 +1,93 @@
-"""Stage 2: data/raw -> data/packed/{train,val,test}: checked, split by scene, degraded where it must be fixed."""
+"""Stage 2: data/raw -> data/packed/{train,val,test}: checked, split by scene, degraded where it must be fixed.
+
+The work on the images is in packing.py, a chunk at a time, spread over the cluster.
+"""
 
 from __future__ import annotations
 
+import csv
 import fnmatch
 import hashlib
 import json
-import re
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from components.data.images import read_image, to_float
-from components.data.packs import Entry, file_sha256, write_pack
-from components.data.randomness import Stream, generator
-from components.data.sampler import Degradation
-from components.degradations import build_degradation
-from pipeline.console import console, track
+from components.data.items import Found, Item, Problem, find_items
+from components.data.packs import Entry, Shard, ShardWriter, file_sha256, write_index
+from components.data.pair_names import Naming
+from pipeline.cluster.spread import spread
+from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.params import Params, Preprocess
+from pipeline.packing import SPLITS, TEST_PACKS, Chunk, Packed, pack_chunk
+from pipeline.params import PairPatterns, Params, Preprocess
 from pipeline.paths import MANIFEST, PACKED, RAW, existing, replaced_folder
 
-SPLITS = ("train", "val", "test")
-OUT_OF_DISTRIBUTION = "out_of_distribution"
+OUT_OF_DISTRIBUTION = TEST_PACKS
+CHUNK_ITEMS = {"images": 32, "ct": 8, "labelled": 10_000}
+CHUNK_BYTES = 1 << 25  # of files: 32 MiB, some ten photographs
+_SHOWN = 8  # names in a message
+_FEW_AUXILIARY = 100
 
 
 def preprocess(params: Params) -> None:
-    """Packs clean images for training; fixed (degraded, clean) pairs for validation, test and out of distribution."""
-    images = read_raw(RAW)
-    scenes = {name: scene_of(name, params.preprocess.scene_pattern) for name in images}
-    split = split_scenes(sorted(set(scenes.values())), params.preprocess)
-    smallest = min(images.values(), key=lambda image: min(image.shape[-2:]))
-    if params.train.patch_size > min(smallest.shape[-2:]):
-        name = next(name for name, image in images.items() if image is smallest)
-        raise UserError(
-            f"train.patch_size: {params.train.patch_size} is larger than {name} "
-            f"({smallest.shape[-1]}x{smallest.shape[-2]} pixels): use {min(smallest.shape[-2:])} or less, "
-            "or take the image away"
-        )
-    degradation = build_degradation(params.task, params.task_params.degradation.model_dump())
+    """Packs training images; fixed (degraded, clean) pairs for validation, test and out of distribution."""
+    manifest = read_manifest(RAW)
+    found = _found(params, list(manifest["images"]))
+    split = split_items(found.items, params.preprocess)
     with replaced_folder(PACKED) as folder:
-        chosen = {
-            part: {name: images[name] for name in sorted(images) if split[scenes[name]] == part} for part in SPLITS
-        }
-        (folder / "train").mkdir()
-        entries = [_entry(name, scenes[name], image) for name, image in chosen["train"].items()]
-        write_pack(folder / "train", entries, list(chosen["train"].values()))
-        draws = params.preprocess.draws
-        _write_pairs(folder / "val", "val", chosen["val"], scenes, degradation, draws.val, params)
-        _write_pairs(folder / "test", "test", chosen["test"], scenes, degradation, draws.test, params)
-        for name, shifted in params.task_params.out_of_distribution.items():
-            other = build_degradation(params.task, shifted.model_dump())
-            target = folder / OUT_OF_DISTRIBUTION / name
-            _write_pairs(target, name, chosen["test"], scenes, other, draws.test, params)
+        _pack_auxiliary(params, manifest["auxiliary"], folder)
+        chunks = _chunks(found.items, split, manifest["images"], params, folder)
+        packed = _spread(chunks, params)
+        problems = list(found.unused) + [problem for each in packed for problem in each.problems]
+        problems += _twins(packed)
+        _judge(problems, params, folder)
+        dropped = {problem.name for problem in problems}
+        _join(packed, dropped, folder)
     for part in SPLITS:
-        named = sorted(scene for scene in split if split[scene] == part)
-        console.print(f"{part:5} {len(named)} scenes: {', '.join(named)}")
+        scenes = sorted({item.scene for item in found.items if split[item.name] == part and item.name not in dropped})
+        shown = ", ".join(scenes[:_SHOWN]) + (", ..." if len(scenes) > _SHOWN else "")
+        console.print(f"{part:5} {len(scenes)} scenes: {shown}")
 
 
-def read_raw(raw: Path) -> dict[str, np.ndarray]:
-    """Every image of the manifest, ``(3, H, W)`` uint8, by its name without suffix.
+def read_manifest(raw: Path) -> dict[str, dict[str, tuple[str, int]]]:
+    """What was fetched: "images" and "auxiliary" -> relative name -> (SHA-256, bytes).
 
     Raises:
-        UserError: the manifest or a file is missing, altered or unreadable, or two images would have one name.
+        UserError: the manifest is missing or damaged.
     """
     manifest = existing(raw / MANIFEST.name, "fetch")
     try:
-        sums = {record["name"]: record["sha256"] for record in json.loads(manifest.read_bytes())["images"]}
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(manifest.read_bytes())
+        return {
+            kind: {record["name"]: (str(record["sha256"]), int(record["bytes"])) for record in records}
+            for kind, records in (("images", content["images"]), ("auxiliary", content.get("auxiliary", [])))
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest}: damaged ({error}); run 'eqreg fetch' again") from error
-    images: dict[str, np.ndarray] = {}
-    for file in track(sums, "reading"):
-        path = raw / "images" / file
-        if not path.is_file() or file_sha256(path) != sums[file]:
-            raise UserError(f"{path}: missing or altered since it was fetched; run 'eqreg fetch' again")
-        name = str(PurePosixPath(file).with_suffix("")).replace("/", "__")
-        if name in images:
-            raise UserError(f"{path}: another image would also be called {name}; rename one of them")
-        images[name] = read_image(path)
-    return images
 
 
-def scene_of(name: str, pattern: str) -> str:
-    """The scene that an image shows: the pattern's first group where it matches, else the name."""
-    match = re.search(pattern, name)
-    return match.group(1) if match and match.re.groups and match.group(1) else name
+def split_items(items: Sequence[Item], settings: Preprocess) -> dict[str, str]:
+    """item -> train, val or test: by scene, but for those whose data set has a test part of its own.
+
+    Raises:
+        UserError: a scene is listed twice, or a split stays empty.
+    """
+    own_test = {item.scene for item in items if item.part == "test"}
+    scenes = sorted({item.scene for item in items})
+    if not own_test:
+        split = split_scenes(scenes, settings)
+        return {item.name: split[item.scene] for item in items}
+    rest = [scene for scene in scenes if scene not in own_test]
+    # The data set's own test part is the test; validation comes from its training part.
+    shares = settings.model_copy(update={"remaining": settings.remaining.model_copy(update={"test": 0.0})})
+    split = split_scenes(rest, shares, parts=("train", "val")) | dict.fromkeys(own_test, "test")
+    return {item.name: split[item.scene] for item in items}
 
 
-def split_scenes(scenes: list[str], settings: Preprocess) -> dict[str, str]:
+def split_scenes(scenes: list[str], settings: Preprocess, parts: Sequence[str] = SPLITS) -> dict[str, str]:
     """scene -> train, val or test: as listed, else dealt out by the hash of the scene's name.
 
     Dealing by hash keeps each scene on its side when others come or go.
@@ -96,21 +97,21 @@ def split_scenes(scenes: list[str], settings: Preprocess) -> dict[str, str]:
     """
     split: dict[str, str] = {}
     for scene in scenes:
-        listed = [part for part in SPLITS if any(fnmatch.fnmatchcase(scene, p) for p in getattr(settings.splits, part))]
+        listed = [part for part in parts if any(fnmatch.fnmatchcase(scene, p) for p in getattr(settings.splits, part))]
         if len(listed) > 1:
             raise UserError(f"preprocess.splits: scene '{scene}' is in {' and '.join(listed)}: keep one of them")
         split[scene] = listed[0] if listed else ""
     rest = sorted((s for s in scenes if not split[s]), key=lambda s: hashlib.sha256(s.encode()).digest())
     for scene in rest:
-        place = int.from_bytes(hashlib.sha256(scene.encode()).digest()[:8]) / 2**64
-        shares = settings.remaining
+        place, shares = _place(scene), settings.remaining
         split[scene] = "val" if place < shares.val else "test" if place < shares.val + shares.test else "train"
     # With few scenes the hash may leave a split empty: the scenes next in the order of hashes go there.
-    for part in SPLITS:
-        movable = [s for s in rest if sum(split[other] == split[s] for other in scenes) > 1]
-        if part not in split.values() and movable:
-            split[movable[0]] = part
-    if missing := [part for part in SPLITS if part not in split.values()]:
+    for part in parts:
+        sizes = {other: list(split.values()).count(other) for other in parts}
+        movable = next((s for s in rest if sizes[split[s]] > 1), None) if not sizes[part] else None
+        if movable:
+            split[movable] = part
+    if missing := [part for part in parts if part not in split.values()]:
         raise UserError(
             f"preprocess.splits: no scene for {' and '.join(missing)} among {len(scenes)} scenes: "
             "bring at least 3, or name them in preprocess.splits"
@@ -118,35 +119,195 @@ def split_scenes(scenes: list[str], settings: Preprocess) -> dict[str, str]:
     return split
 
 
-def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """The central part of ``(C, H, W)`` of at most ``side`` x ``side``."""
-    height, width = (min(size, side) for size in image.shape[-2:])
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return np.ascontiguousarray(image[:, top : top + height, left : left + width])
+def _place(name: str) -> float:
+    """A place in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
-def _write_pairs(
-    folder: Path,
-    key: str,
-    images: dict[str, np.ndarray],
-    scenes: dict[str, str],
-    degradation: Degradation,
-    draws: int,
+def _naming(settings: Preprocess) -> str | Naming | None:
+    if isinstance(settings.pairs, PairPatterns):
+        return Naming(settings.pairs.degraded, settings.pairs.clean)
+    return None if settings.pairs == "none" else settings.pairs
+
+
+def _found(params: Params, names: Sequence[str]) -> Found:
+    """What the fetched files hold."""
+    reads = params.build_task().reads
+    try:
+        naming = _naming(params.preprocess)
+        found = find_items(names, RAW / "images", reads, naming, params.preprocess.scene_pattern)
+    except ValueError as error:
+        key = "preprocess.pairs" if params.preprocess.pairs != "none" else "fetch.source"
+        raise UserError(f"{key}: {error}") from error
+    if found.naming:
+        console.print(f"{len(found.items)} pairs, named as '{found.naming}'")
+    if not found.items:
+        wanted = {"images": "images", "ct": "CT slices (npz, DICOM, h5)", "labelled": "labelled images"}[reads]
+        raise UserError(
+            f"{RAW / 'images'}: no {wanted} among {len(names)} files, which task {params.task} needs: "
+            "set fetch.source to some"
+        )
+    return found
+
+
+def _chunks(
+    items: Sequence[Item],
+    split: Mapping[str, str],
+    files: Mapping[str, tuple[str, int]],
     params: Params,
-) -> None:
+    folder: Path,
+) -> list[Chunk]:
+    """The items of each part, in the order of their names, in pieces of some size; CT slices of one file together."""
+    most, values = CHUNK_ITEMS[params.build_task().reads], params.model_dump(by_alias=True, mode="json")
+    chunks: list[Chunk] = []
+    for part in SPLITS:
+        chosen: list[Item] = []
+        size = 0
+
+        def close(part: str = part) -> None:
+            nonlocal chosen, size
+            if chosen:
+                sums = _sums(chosen, files)
+                place = (RAW / "images").resolve(), folder.resolve()
+                chunks.append(Chunk(len(chunks), part, tuple(chosen), sums, *place, values))
+            chosen, size = [], 0
+
+        for item in sorted((item for item in items if split[item.name] == part), key=lambda item: item.name):
+            is_full = len(chosen) >= most or size >= CHUNK_BYTES
+            if is_full or (item.number and chosen and chosen[-1].files != item.files):
+                close()
+            chosen.append(item)
+            size += sum(files[file][1] for file in item.files if file in files) if not item.number else 0
+        close()
+    return chunks
+
+
+def _sums(items: Sequence[Item], files: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """The SHA-256 of every file that items are read from; one of them may be a folder."""
+    roots = {root for item in items for root in item.files}
+    if roots <= files.keys():
+        return {file: files[file][0] for file in roots}
+    inside = tuple("" if root == "." else f"{root}/" for root in roots)
+    return {file: sha256 for file, (sha256, _) in files.items() if file.startswith(inside) or file in roots}
+
+
+def _spread(chunks: list[Chunk], params: Params) -> list[Packed]:
+    total = sum(len(chunk.items) for chunk in chunks)
+    with progress() as bars:
+        bar = bars.add_task("packing", total=total, note="")
+        return spread(
+            pack_chunk,
+            chunks,
+            params.cluster.address,
+            lambda packed: bars.update(bar, advance=len(packed.digests) + len(packed.problems)),
+        )
+
+
+def _twins(packed: Sequence[Packed]) -> list[Problem]:
+    """Clean images of validation or test that training has too, by content, whatever they are called."""
+    trained_on = {digest: name for each in packed if each.part == "train" for name, digest in each.digests.items()}
+    return [
+        Problem(trained_on[digest], f"the same clean image is in {each.part} as {name}")
+        for each in packed
+        if each.part != "train"
+        for name, digest in each.digests.items()
+        if digest in trained_on
+    ]
+
+
+def _judge(problems: Sequence[Problem], params: Params, folder: Path) -> None:
+    """Refuses, or reports and goes on, as ``preprocess.unusable`` says.
+
+    Raises:
+        UserError: there are problems, and they are to be refused.
+    """
+    if not problems:
+        return
+    shown = "\n".join(f"  {problem.name}: {problem.reason}" for problem in problems[:_SHOWN])
+    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    if params.preprocess.unusable == "refuse":
+        raise UserError(
+            f"{len(problems)} of the images cannot be used (preprocess.unusable: skip leaves them out):\n{shown}{more}"
+        )
+    with (folder / "unusable.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "reason"])
+        writer.writerows([problem.name, problem.reason] for problem in problems)
+    console.print(f"{len(problems)} left out, listed in {PACKED / 'unusable.csv'}:\n{shown}{more}", markup=False)
+
+
+def _join(packed: Sequence[Packed], dropped: set[str], folder: Path) -> None:
+    """Writes the index of every pack.
+
+    Raises:
+        UserError: a part has no image left.
+    """
+    shards: dict[str, list[Shard]] = {}
+    for each in packed:
+        for pack, written in each.shards.items():
+            for shard in written:
+                entries = tuple(entry for entry in shard.entries if each.owners[entry.name] not in dropped)
+                shards.setdefault(pack, []).append(replace(shard, entries=entries))
+    for part in SPLITS:
+        if not any(shard.entries for shard in shards.get(part, [])):
+            raise UserError(f"preprocess.splits: no usable image for {part} is left: see the names above")
+    for pack, written in shards.items():
+        write_index(folder / pack, [shard for shard in written if shard.entries])
+
+
+def _pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder: Path) -> None:
+    """Streak layers, masks or kernels, for training and for the fixed pairs."""
+    section = params.task_params
+    if not any(each.needs_auxiliary for each in (section.degradation, *section.out_of_distribution.values())):
+        return
+    task, source = params.build_task(), (RAW / "auxiliary").resolve()
+    for name, (sha256, _) in files.items():
+        if not (source / name).is_file() or file_sha256(source / name) != sha256:
+            path = RAW / "auxiliary" / name
+            raise UserError(f"{path}: missing or altered since it was fetched; run 'eqreg fetch' again")
+    parts = ("train", "fixed")
+    writers = {part: ShardWriter(_made(folder / "auxiliary" / part)) for part in parts}
+    number = 0
+    few: list[tuple[str, np.ndarray]] = []  # kept as long as they are few
+    try:
+        for number, (name, array) in enumerate(task.read_auxiliary(source, sorted(files)), start=1):
+            few = [*few, (name, array)] if number <= _FEW_AUXILIARY else []
+            for part in parts if not task.splits_auxiliary else [_auxiliary_part(name)]:
+                _add(writers[part], name, array)
+    except ValueError as error:
+        raise UserError(f"fetch.auxiliary: {error}") from error
+    what = _AUXILIARY.get(params.task, "data")
+    if not number:
+        raise UserError(f"fetch.auxiliary: {params.fetch.auxiliary}: no {what} in it, which tasks.{params.task} wants")
+    shards = {part: writer.close() for part, writer in writers.items()}
+    if not all(shards.values()):  # the hash left one side empty: the first by it goes there, a lone one to both
+        few.sort(key=lambda each: _place(each[0]))
+        for part, chosen in zip(parts, (few[1:] or few, few[:1]), strict=True):
+            writer = ShardWriter(folder / "auxiliary" / part)
+            for name, array in chosen:
+                _add(writer, name, array)
+            shards[part] = writer.close()
+    for part in parts:
+        write_index(folder / "auxiliary" / part, shards[part])
+    console.print(f"{number} {what} of '{params.fetch.auxiliary}'")
+
+
+def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    entries, clean, degraded = [], [], []
-    for name, image in images.items():
-        crop = centre_crop(image, params.preprocess.crop)
-        for draw in range(draws):
-            # Keyed by the name, so that a pair stays as it is when other images come or go.
-            number = int.from_bytes(hashlib.sha256(f"{key}/{name}".encode()).digest()[:8])
-            random = generator(params.seed, Stream.FIXED_PAIR, number, draw)
-            entries.append(_entry(f"{name}-{draw}", scenes[name], crop))
-            clean.append(crop)
-            degraded.append(degradation(to_float(crop), random))
-    write_pack(folder, entries, clean, degraded)
+    return folder
 
 
-def _entry(name: str, scene: str, image: np.ndarray) -> Entry:
-    return Entry(name, scene, image.shape[-2], image.shape[-1])
+def _add(writer: ShardWriter, name: str, array: np.ndarray) -> None:
+    flat = name.replace("/", "__")
+    writer.add(Entry(flat, flat, *array.shape[-2:]), array)
+
+
+_AUXILIARY = {"derain": "streak layers", "deblur": "blur kernels", "inpaint": "masks"}
+
+
+def _auxiliary_part(name: str) -> str:
+    """One in five, by the hash of the name, is for the fixed pairs."""
+    return "fixed" if _place(name) < 0.2 else "train"
+
+
+__all__ = ["OUT_OF_DISTRIBUTION", "SPLITS", "preprocess", "read_manifest", "split_items", "split_scenes"]

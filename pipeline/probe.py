@@ -10,18 +10,18 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from components.data.images import is_image_name, read_image
+from components.data.images import is_image_name, read_image, to_float
+from components.data.items import scene_of
 from components.evaluation.symmetry import GROUPS, LEVEL, MIN_SCENES, SymmetryTest, draw_patches, symmetry_tests
 from pipeline.console import console, track
 from pipeline.errors import UserError
-from pipeline.preprocess import scene_of
 from pipeline.storage.builtin import BuiltinPhotographs
 
 PATCH = 24  # side in pixels
 NUM_PATCHES = 4000  # of all scenes together
 MAX_PATCHES = 200  # of one scene
 MAX_SCENES = 400
-_GREY = np.array([0.299, 0.587, 0.114]) / 255  # of R, G, B: the luma of BT.601
+_GREY = np.array([0.299, 0.587, 0.114])  # of R, G, B: the luma of BT.601
 # Distances under quarter turns, seeds 0 to 2, 60 to 400 scenes: BSDS500, Train400, Rain100L without and with its rain.
 _SCALE = "For scale, quarter turns: noise 0.0 %, photographs 0.3 to 0.8 %, photographs in light rain about 2 %."
 
@@ -88,7 +88,7 @@ def _patches(files: list[Path], number: int, generator: np.random.Generator) -> 
     patches = []
     for file, share in zip(files, generator.multinomial(number, np.full(len(files), 1 / len(files))), strict=True):
         if share:
-            grey = np.tensordot(_GREY, read_image(file), axes=1)  # (H, W)
+            grey = np.tensordot(_GREY, to_float(read_image(file)), axes=1)  # (H, W)
             try:
                 patches.append(draw_patches(grey, share, PATCH, generator))
             except ValueError as error:

@@ -21,8 +21,6 @@ from pipeline.tracking.store import Store
 if TYPE_CHECKING:
     from torch import nn
 
-    from components.data.packs import Pack
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -49,7 +47,7 @@ def register(params: Params) -> None:
     decision = decide(params, network, registry, champion)
     run_id = log_results(registry.store)
     tags = metadata["lineage"] | {REASON: decision.reason} | figures_as_tags(metrics)
-    version = known or registry.add(run_id, network, network.in_channels, digest, tags)  # type: ignore[arg-type]
+    version = known or registry.add(run_id, network, digest, tags)
     registry.point(decision.alias, version.number)
     registry.tag(version.number, REASON, decision.reason)
     _write(registry, version.number, decision)
@@ -67,18 +65,20 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
         return Decision(CHAMPION, f"champion version {champion.number} does not load")
     from components.data.packs import Pack
     from components.evaluation.statistics import clustered_interval
+    from pipeline.job import validation_scores
 
     validation = Pack(PACKED / "val")
-    own = validation_scores(network, validation)
+    task = params.build_task()
+    own = validation_scores(network, task, validation, range(len(validation)))
     try:
-        its = validation_scores(rival, validation)
+        its = validation_scores(rival, task, validation, range(len(validation)))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Decision(CHAMPION, f"champion version {champion.number} does not run ({reason})")
     differences = [mine - other for mine, other in zip(own, its, strict=True)]
     scenes = [entry.scene for entry in validation.entries]
     interval = clustered_interval(differences, scenes, seed=params.seed)
-    shown = f"{interval.mean:+.3f} dB on validation"
+    shown = f"{task.score.title} {interval.mean:+.3f} on validation"
     if interval.low is None:
         return Decision(CHALLENGER, f"{shown} to version {champion.number}, no interval with one scene")
     shown += f" [{interval.low:+.3f}, {interval.high:+.3f}] to version {champion.number}"
@@ -93,32 +93,12 @@ def _write(registry: Registry, version: str, decision: Decision) -> None:
         (folder / "decision.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def validation_scores(network: nn.Module, validation: Pack) -> list[float]:
-    """PSNR in dB of every validation pair.
-
-    Raises:
-        ValueError: the network gives values that are not finite.
-    """
-    import torch
-
-    from components.evaluation.metrics import as_saved, psnr
-
-    scores = []
-    with torch.inference_mode():
-        for entry, degraded, clean in validation.pairs():
-            restored = network(torch.from_numpy(degraded)[None])
-            if not restored.isfinite().all():
-                raise ValueError(f"the network gives values that are not finite for {entry.name}")
-            scores.append(psnr(as_saved(restored), torch.from_numpy(clean)[None]).item())
-    return scores
-
-
 def figures_as_tags(metrics: dict[str, Any]) -> dict[str, str]:
     """The test figures, for people to read."""
     return {
-        f"eqreg.test.{method}.{metric}": f"{metrics['test'][method][metric]:.4f}"
+        f"eqreg.test.{method}.{metric}": f"{figure:.4f}"
         for method in ("input", "classical", "restored")
-        for metric in ("psnr", "ssim", "psnr_y", "ssim_y")
+        for metric, figure in metrics["test"][method].items()
     }
 
 

@@ -9,23 +9,33 @@ import torch
 from torch import nn
 
 from components.data.images import is_image_name, read_image, to_float, write_image
+from components.degradations.holes import with_holes
 from components.evaluation.restoration import restore as restore_image
 from pipeline.console import console, track
 from pipeline.errors import UserError
 
 
-def restore(source: Path, target: Path, model: str, tile: int, overlap: int, self_ensemble: bool) -> None:
+def restore(
+    source: Path, target: Path, model: str, tile: int, overlap: int, self_ensemble: bool, mask: Path | None = None
+) -> None:
     """Restores one image to a file, or every image of a folder to a folder (as PNG).
+
+    ``mask`` is for models of the task inpaint: an image that is white where pixels are missing, or a folder with one of
+    the same name for each input.
 
     Raises:
         UserError: the input is missing or holds no image, the output cannot be written, or the model is unknown.
     """
     files = _plan(source, target)
-    network = _load(model)
+    network, channels = _load(model)
+    colours = _colours(channels, model, mask)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device)
     for read_from in track(files, "restoring") if len(files) > 1 else files:
-        image, write_to = torch.from_numpy(to_float(read_image(read_from))).to(device), files[read_from]
+        pixels = to_float(read_image(read_from, "grey" if colours == 1 else "rgb"))
+        holes = None if mask is None else _holes(mask / read_from.name if mask.is_dir() else mask, pixels)
+        image = torch.from_numpy(pixels if holes is None else with_holes(pixels, holes)).to(device)
+        write_to = files[read_from]
         try:
             restored = restore_image(network, image, tile=tile, overlap=overlap, self_ensemble=self_ensemble)
         except RuntimeError as error:
@@ -35,7 +45,8 @@ def restore(source: Path, target: Path, model: str, tile: int, overlap: int, sel
             write_to.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{write_to.parent}: cannot be written ({error.strerror})") from error
-        write_image(write_to, np.asarray(restored.cpu()))
+        result = np.asarray(restored.cpu())
+        write_image(write_to, result if holes is None else np.where(holes, result, pixels))
     console.print(f"{len(files)} restored: {target}")
 
 
@@ -80,15 +91,64 @@ def _plan(source: Path, target: Path) -> dict[Path, Path]:
     return {source: target}
 
 
-def _load(model: str) -> nn.Module:
+def _colours(channels: int, model: str, mask: Path | None) -> int:
+    """The channels of an image that the model restores.
+
+    Raises:
+        UserError: the model wants something else than an image, or than an image and a mask.
+    """
+    if channels in (1, 3) and mask is None:
+        return channels
+    if channels in (2, 4) and mask is not None:
+        return channels - 1
+    if mask is not None:
+        raise UserError(f"--mask {mask}: model {model} takes an image alone")
+    wanted = "an image and a mask: add --mask" if channels in (2, 4) else f"{channels} channels: call it from Python"
+    raise UserError(f"--model {model}: it wants {wanted}")
+
+
+def _holes(path: Path, image: np.ndarray) -> np.ndarray:
+    """``(H, W)`` bool: where a mask image is lighter than middle grey."""
+    grey = to_float(read_image(path, "grey"))[0]
+    if grey.shape != image.shape[-2:]:
+        sizes = [f"{each.shape[-1]}x{each.shape[-2]}" for each in (grey, image)]
+        raise UserError(f"{path}: {sizes[0]} pixels, its image has {sizes[1]}")
+    return grey > 0.5
+
+
+def _load(model: str) -> tuple[nn.Module, int]:
+    """The network, and the channels that it is given."""
     if model.startswith("models:/"):
-        from pipeline.tracking.registry import load_registered
+        from pipeline.tracking.registry import load_registered, registered_shapes
         from pipeline.tracking.store import tracking_uri
 
-        return load_registered(model, tracking_uri())
+        network, (inputs, outputs) = load_registered(model, tracking_uri()), registered_shapes(model)
+        return network, _checked(inputs, outputs, model)
     from pipeline.job import load_model
 
     path = Path(model)
     if not path.is_file():
         raise UserError(f"--model {model}: neither models:/NAME@ALIAS nor a file")
-    return load_model(path)[0]
+    network = load_model(path)[0]
+    channels = int(network.in_channels)  # type: ignore[arg-type]
+    return network, _checked((-1, channels, -1, -1), _result(network), model)
+
+
+def _result(network: nn.Module) -> tuple[int, ...]:
+    return (-1, -1) if hasattr(network, "classes") else (-1, int(network.out_channels), -1, -1)  # type: ignore[arg-type]
+
+
+def _checked(inputs: tuple[int, ...], outputs: tuple[int, ...], model: str) -> int:
+    """The channels of the input.
+
+    Raises:
+        UserError: the model gives no image, or is one whose three inputs are no colours.
+    """
+    if len(outputs) != 4:
+        raise UserError(f"--model {model}: it recognises images and restores none: call it from Python")
+    if inputs[1] == 3 and outputs[1] == 1:
+        raise UserError(
+            f"--model {model}: it wants a scan's LI image, artifact image and metal mask: call it from Python with "
+            "(B, 3, H, W)"
+        )
+    return inputs[1]

@@ -11,12 +11,8 @@ from pipeline.console import console
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, REGISTER, TUNE, existing
 
+_MOST_METRICS = 3
 _GROUPS = {"test": "test", "rotated": "test, turned", "out_of_distribution": "out of distribution"}
-# Deraining is compared on the luma, denoising in colour.
-_METRICS = {
-    "denoise": {"psnr": "PSNR, dB", "ssim": "SSIM"},
-    "derain": {"psnr_y": "PSNR of Y, dB", "ssim_y": "SSIM of Y"},
-}
 
 
 def summary(params: Params) -> None:
@@ -26,14 +22,15 @@ def summary(params: Params) -> None:
     scenes = metrics["test"]["scenes"]
     for column in ("", "degraded", "classical", "restored", f"gain [{scenes} scenes]"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for metric, title in _METRICS[params.task].items():
+    task = params.build_task()
+    for metric in task.metrics[:_MOST_METRICS]:
         table.add_section()
-        table.add_row(title)
+        table.add_row(metric.title)
         for group, group_title in _GROUPS.items():
             if group in metrics:
-                digits = 2 if "psnr" in metric else 3
-                means = [f"{metrics[group][m][metric]:.{digits}f}" for m in ("input", "classical", "restored")]
-                gain = _interval(metrics[group]["gain"][metric]["over_input"], digits)
+                methods, digits = ("input", "classical", "restored"), metric.digits
+                means = [f"{metrics[group][method][metric.key]:.{digits}f}" for method in methods]
+                gain = _interval(metrics[group]["gain"][metric.key]["over_input"], digits)
                 table.add_row(group_title, *means, gain)
     console.print(table)
     classical = ", ".join(str(value).replace("_", " ") for value in metrics["classical_method"].values())
@@ -47,7 +44,10 @@ def summary(params: Params) -> None:
         decision = json.loads((REGISTER / "decision.json").read_text())
         alias = decision["alias"] or "without an alias now"
         console.print(f"registry   models:/{decision['name']}/{decision['version']}, {alias}: {decision['reason']}")
-    console.print(f"try it     eqreg restore PHOTO.jpg CLEAN.png --model models:/eqreg-{params.task}@champion")
+    if task.reads == "images":
+        mask = " --mask MASK.png" if params.task == "inpaint" else ""
+        model = f"--model models:/eqreg-{params.task}@champion"
+        console.print(f"try it     eqreg restore PHOTO.jpg CLEAN.png {model}{mask}")
     console.print("look       make ui (MLflow on this machine), dvc plots show, dvc metrics show")
 
 

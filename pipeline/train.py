@@ -42,7 +42,8 @@ def train() -> None:
         _write(folder, job, num_workers, lineage, history, resolved)
     shutil.rmtree(SCRATCH / "train", ignore_errors=True)
     final = history[max(history)]
-    console.print(f"{params.train.steps} steps with {num_workers} workers, validation {final['val_psnr']:.2f} dB")
+    score = f"validation {job.task.score.title} {final['val_score']:.2f}"
+    console.print(f"{params.train.steps} steps with {num_workers} workers, {score}")
 
 
 History = dict[int, dict[str, float]]
@@ -78,7 +79,7 @@ def _train(job: TrainingJob, name: str, num_workers: int, lineage: Lineage, stor
                     logged = params.train.steps  # each further try would wait as long
                     reason = str(error).splitlines()[0]
                     console.print(f"{reason}\ntraining goes on; evaluate will log the steps that are missing")
-            validation = f", validation {metrics['val_psnr']:.2f} dB" if "val_psnr" in metrics else ""
+            validation = f", validation {metrics['val_score']:.2f}" if "val_score" in metrics else ""
             bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
 
         run = TrainingRun(name, (SCRATCH / "train").resolve(), num_workers, params.cluster.max_failures)
@@ -96,7 +97,7 @@ def _export(job: TrainingJob, checkpoint: Path, lineage: Lineage, path: Path) ->
     state = TrainingState(job.network(), job.penalty_weight(), job.settings(), Worker.current())
     state.load(checkpoint)
     metadata = {
-        "network": job.params.network.model_dump(),
+        "network": job.network_settings(),
         "task": job.params.task,
         "lineage": lineage.tags(),
         "steps": state.step,
@@ -114,12 +115,12 @@ def _write(
         "steps": job.params.train.steps,
         "images_per_step": job.params.train.batch_size,
         "num_workers": num_workers,
-        **{key: final[key] for key in ("val_psnr", "task_loss", "penalty") if key in final},
+        **{key: final[key] for key in ("val_score", "task_loss", "penalty") if key in final},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (folder / "lineage.json").write_text(json.dumps(lineage.tags(), indent=1) + "\n")
     (folder / "params.yaml").write_text(resolved.as_yaml())
-    save_history(folder / "history.png", history)
+    save_history(folder / "history.png", history, job.task.score.title)
     columns = list(dict.fromkeys(key for row in history.values() for key in row))
     with (folder / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -33,7 +33,7 @@ def tune(params: Params) -> None:
     values = read_values(PARAMS)
     if params.tune.trials == 0:
         with replaced_folder(TUNE) as folder:
-            _write(folder, [], values)
+            _write(folder, [], values, params)
         console.print("tune.trials is 0: no sweep")
         return
     space = load_space(params.tune.space, values)
@@ -44,15 +44,15 @@ def tune(params: Params) -> None:
     with log.ended_if_broken_off():
         trials = _run(params, _trial_values(values, params), space, log)
     with replaced_folder(TUNE) as folder:
-        _write(folder, trials, values)
+        _write(folder, trials, values, params)
     log.end(trials, TUNE)
-    _print(trials, values)
+    _print(trials, values, params)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the highest validation PSNR of those that ran to their end; the control may be it."""
+    """The trial with the highest validation score of those that ran to their end; the control may be it."""
     finished = [trial for trial in trials if not trial.stopped_early and trial.failure is None]
-    return max(finished, key=lambda trial: trial.metrics["val_psnr"], default=None)
+    return max(finished, key=lambda trial: trial.metrics["val_score"], default=None)
 
 
 def _trial_values(values: dict[str, Any], params: Params) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _run(params: Params, values: dict[str, Any], space: Space, log: _TrialLog) -
         def on_result(number: int, config: dict[str, Any], step: int, metrics: dict[str, float]) -> None:
             log.add(number, config, step, metrics)
             steps[number] = step
-            outcome = f"{metrics['val_psnr']:.2f} dB" if metrics else "failed"
+            outcome = f"{metrics['val_score']:.2f}" if metrics else "failed"
             bars.update(bar, completed=sum(steps.values()), note=f"trial {number}: {outcome}")
 
         chosen = params.tune
@@ -132,7 +132,7 @@ class _TrialLog:
         self._store.log_files(self._parent, folder, "tune")
 
 
-def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> None:
+def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any], params: Params) -> None:
     """best.yaml, trials.csv and, if there are trials, trials.png."""
     best, control = best_trial(trials), next((trial for trial in trials if trial.is_control), None)
     keys = sorted({key for trial in trials for key in trial.params})
@@ -141,7 +141,7 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> Non
         "note": NOTE if best else "no sweep",
     }
     if best and control:
-        summary |= {"trial": best.number, "val_psnr": round(best.metrics["val_psnr"], 4)}
+        summary |= {"trial": best.number, "val_score": round(best.metrics["val_score"], 4)}
         if (difference := _difference(best, control)) is not None:  # the control may have failed
             summary["difference_to_control"] = round(difference, 4)
     (folder / BEST.name).write_text(yaml.safe_dump(summary, sort_keys=False))
@@ -153,7 +153,7 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> Non
                 "control",
                 *keys,
                 "steps",
-                "val_psnr",
+                "val_score",
                 "difference_to_control",
                 "stopped_early",
                 "failure",
@@ -161,14 +161,14 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> Non
         )
         for trial in trials:
             cells = [trial.params.get(key, get_value(values, key)) for key in keys]
-            psnr, difference = trial.metrics.get("val_psnr"), _difference(trial, control)
+            score, difference = trial.metrics.get("val_score"), _difference(trial, control)
             writer.writerow(
                 [
                     trial.number,
                     trial.is_control,
                     *cells,
                     trial.steps,
-                    psnr,
+                    score,
                     difference,
                     trial.stopped_early,
                     trial.failure,
@@ -183,20 +183,22 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any]) -> Non
                 {
                     "weight": trial.params[WEIGHT],
                     "penalty": trial.params.get(_PENALTY, get_value(values, _PENALTY)),
-                    "psnr": trial.metrics["val_psnr"],
+                    "score": trial.metrics["val_score"],
                     "stopped_early": trial.stopped_early,
                     "is_control": trial.is_control,
                 }
                 for trial in trials
                 if trial.failure is None
             ],
+            params.build_task().score.title,
         )
 
 
-def _print(trials: Sequence[Trial], values: dict[str, Any]) -> None:
+def _print(trials: Sequence[Trial], values: dict[str, Any], params: Params) -> None:
     control, best = next(trial for trial in trials if trial.is_control), best_trial(trials)
     table = Table(title=f"trials ({NOTE})", title_justify="left")
-    for column in ("trial", "weight", "penalty", "steps", "validation PSNR, dB", "to control"):
+    score = f"validation {params.build_task().score.title}"
+    for column in ("trial", "weight", "penalty", "steps", score, "to control"):
         table.add_column(column, justify="right")
     for trial in trials:
         difference = _difference(trial, control)
@@ -205,7 +207,7 @@ def _print(trials: Sequence[Trial], values: dict[str, Any]) -> None:
             "0 (control)" if trial.is_control else f"{trial.params[WEIGHT]:.4g}",
             "" if trial.is_control else str(trial.params.get(_PENALTY, get_value(values, _PENALTY))),
             f"{trial.steps}{' stopped' if trial.stopped_early else ''}",
-            trial.failure or f"{trial.metrics['val_psnr']:.2f}",
+            trial.failure or f"{trial.metrics['val_score']:.2f}",
             "" if difference is None or trial.is_control else f"{difference:+.2f}",
         )
     console.print(table)
@@ -215,4 +217,4 @@ def _difference(trial: Trial, control: Trial | None) -> float | None:
     """To the control, at the same number of steps; None where they did not do the same number."""
     if control is None or trial.failure or control.failure or trial.steps != control.steps:
         return None
-    return trial.metrics["val_psnr"] - control.metrics["val_psnr"]
+    return trial.metrics["val_score"] - control.metrics["val_score"]

@@ -1,36 +1,86 @@
-"""Reading and writing image files: whatever lies on disk becomes 8-bit RGB or grey, or is refused by name."""
+"""Reading and writing image files: whatever lies on disk becomes 8- or 16-bit RGB or grey, or is refused by name.
+
+Legend: C channels (1 grey, 3 RGB), H rows, W columns, of the upright image.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
-# What Pillow raises for damaged files of different formats.
-_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+MAX_PIXELS = 2**26
+"""8192 x 8192, checked before anything is decoded: a file of a few kB can claim to hold any number of pixels."""
+
+# The only decoders that are tried, whatever the suffix. (Pillow's for EPS, for instance, would start Ghostscript.)
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
+
+# How Pillow unpacks 16 bits a channel into 8: it keeps the high bytes. The layout beside it keeps the low ones.
+_LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGBX;16B": "RGBX;16L",
+    "RGBX;16L": "RGBX;16B",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGB;16N": "RGB;16B" if np.little_endian else "RGB;16L",  # N: the order of this machine
+    "RGBX;16N": "RGBX;16B" if np.little_endian else "RGBX;16L",
+    "RGBA;16N": "RGBA;16B" if np.little_endian else "RGBA;16L",
+}
+_EXIF_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The image as ``(3, H, W)`` uint8 RGB, upright (EXIF rotation applied), transparency dropped.
+def read_image(path: Path, colour: Literal["rgb", "grey"] = "rgb") -> np.ndarray:
+    """The image as ``(3, H, W)`` or, in grey, ``(1, H, W)``: uint8, or uint16 where the file has 16 bits a channel.
+
+    Upright (EXIF rotation applied); transparency is dropped and the colour stored under it kept; palettes are looked
+    up; black and white is 0 and 255; CMYK and YCCK become RGB as ``(255 - ink) (255 - black) / 255``, without their
+    ICC profile. Grey from colour is the luma of ITU-R BT.601, ``0.299 R + 0.587 G + 0.114 B``, rounded.
+    16 bits are read as they are from grey, RGB and RGBA files in PNG and TIFF.
 
     Raises:
-        ValueError: the file is missing, is no image or does not decode.
+        ValueError: the file is missing, is no image, does not decode or has over ``MAX_PIXELS`` pixels; or it has
+            several frames or pages (which one is meant?), floating-point or signed pixels (what is white?), or 16 bits
+            in a layout that would lose some of them.
     """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("I", "I;16", "I;16B", "F"):
-                raise ValueError(f"pixels of mode {upright.mode}, not 8 bit: convert it to 8-bit RGB first")
-            pixels = np.asarray(upright.convert("RGB"))  # (H, W, 3)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable image ({_first_line(error)}); replace it or take it away") from error
+    with _opened(path) as image:
+        if _is_sixteen_bit(image):
+            pixels = _sixteen_bits(path, image)  # (H, W) or (H, W, 3)
+        elif image.mode in ("I", "F"):
+            kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+            raise ValueError(f"{kind} pixels, whose white is not stated: convert it to 8 or 16 bits first")
+        else:
+            upright = ImageOps.exif_transpose(image).convert("RGB")  # over RGB: not every mode converts to grey
+            pixels = np.asarray(upright.convert("L") if colour == "grey" else upright)
+    if colour == "grey" and pixels.ndim == 3:
+        pixels = _luma(pixels)
+    if pixels.ndim == 2:
+        return np.ascontiguousarray(np.broadcast_to(pixels, (1 if colour == "grey" else 3, *pixels.shape)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the image as `read_image` gives it, from the file's header.
+
+    A file can have a good header and damaged pixels. (A PNG with EXIF or XMP data behind its pixels is decoded.)
+
+    Raises:
+        ValueError: the file is missing, is no image or has over ``MAX_PIXELS`` pixels or several frames.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        # Pillow has turned the size of a TIFF already, and decodes a PNG in search of EXIF data.
+        if image.format == "TIFF" or (image.format == "PNG" and not _may_be_turned(path)):
+            return height, width
+        return (width, height) if image.getexif().get(_EXIF_ORIENTATION) in _LYING else (height, width)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -58,13 +108,99 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
-    """``image / 255`` as float32, any shape."""
-    return image.astype(np.float32) / np.float32(255)
+    """float32 of any shape: ``image / 255`` of uint8, ``image / 65535`` of uint16; float32 is given back as it is.
+
+    Raises:
+        ValueError: another dtype, whose white is not known.
+    """
+    if image.dtype == np.float32:
+        return image
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"image of dtype {image.dtype}: give uint8, uint16, or float32 in [0, 1]")
+    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
 def is_image_name(path: Path) -> bool:
     """Whether the file's suffix is one of ``IMAGE_SUFFIXES``."""
     return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file with its header read and checked; whatever goes wrong with it becomes a ValueError that names it."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file")
+        # From an open file, not by name: Pillow maps uncompressed files into memory and then mixes up turned TIFFs.
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS}: cut it into smaller images")
+            if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a camera's JPEG with a preview
+                raise ValueError("several frames or pages: save the one that is meant as a file of its own")
+            yield image
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file") from None
+    except Exception as error:  # on damaged files Pillow's decoders raise whatever they stumble over
+        raise ValueError(f"{path}: not a readable image ({_first_line(error)}); replace it or take it away") from error
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return max(bits) > 8 and image.mode not in ("I", "F")
+    return image.mode.startswith("I;16") or any(";16" in _layout(tile) for tile in _tiles(image))
+
+
+def _sixteen_bits(path: Path, image: Image.Image) -> np.ndarray:
+    """``(H, W)`` or ``(H, W, 3)`` uint16, upright. Pillow has no 16-bit colour: high and low bytes come one by one."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    layout = "planes apart" if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 else _layout(_tiles(image)[0])
+    if image.mode.startswith("I;16") and layout != "I;12":
+        grey = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+        return 65535 - grey if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is 0
+    if layout == "LA;16B":
+        first_four = _unpacked(path, "RGBA")  # high and low byte of grey, high and low byte of alpha
+        high, low = first_four[..., 0], first_four[..., 1]
+    elif layout in _LOW_BYTES:
+        high, low = (_unpacked(path, half)[..., :3] for half in (layout, _LOW_BYTES[layout]))
+    else:
+        raise ValueError(f"more than 8 bits a channel, {layout}: save it as 16-bit grey or RGB PNG")
+    return high.astype(np.uint16) << 8 | low
+
+
+def _unpacked(path: Path, layout: str) -> np.ndarray:
+    """``(H, W, bands)`` uint8, upright: the file's decompressed bytes taken for this layout of Pillow's."""
+    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        image.tile = [
+            tile._replace(args=layout if isinstance(tile.args, str) else (layout, *_arguments(tile)[1:]))
+            for tile in image.tile
+        ]
+        return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _tiles(image: Image.Image) -> list[ImageFile._Tile]:
+    return image.tile if isinstance(image, ImageFile.ImageFile) else []
+
+
+def _layout(tile: ImageFile._Tile) -> str:
+    return str(_arguments(tile)[0])
+
+
+def _arguments(tile: ImageFile._Tile) -> tuple[Any, ...]:
+    return tile.args if isinstance(tile.args, tuple) else (tile.args,)
+
+
+def _luma(colour: np.ndarray) -> np.ndarray:
+    """``(H, W, 3)`` -> ``(H, W)`` uint16, with the weights of Pillow's 8-bit conversion: BT.601 in units of 2^-16."""
+    weighted = colour.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
+    return ((weighted + 0x8000) >> 16).astype(np.uint16)  # at most 65535 * 2^16 + 2^15 < 2^32
+
+
+def _may_be_turned(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(mark) >= 0 for mark in (b"eXIf", b"Raw profile type", b"tiff:Orientation"))
 
 
 def _first_line(error: Exception) -> str:

@@ -34,12 +34,12 @@ def equivariance_error(
 
     ``sqrt( mean [ mean |f(x') - rho(n) f(x)|^2 / ((mean |f(x')|^2 + mean |f(x)|^2) / 2) ] )``: 0 is exact, sqrt(2)
     unrelated. Sizes are averaged over images, elements of the group and calls of a layer, then one root is taken.
-    Hidden layers are regular fields, the last one and the output trivial. Layers that can be no such field (channels
+    Hidden layers are regular fields, the last one and the output trivial; class scores ``(B, K)`` are to be invariant. Layers that can be no such field (channels
     not divisible by the group's order, a window not square, no place for each entry) are left out; one whose grid is
     not symmetric at this size shows it.
 
     Args:
-        network: takes and returns ``(B, C, H, W)``: a module, or an exported program's (as from an MLflow registry);
+        network: takes ``(B, C, H, W)`` and returns the like or ``(B, K)``: a module, or an exported program's (as from an MLflow registry);
             measured in evaluation mode, then put back as it was.
         images: ``(B, C, H, W)``, not necessarily square: ``x' = n x`` has its own forward. Measured one at a time, and
             in pieces of at most `max_side` pixels a side, so that memory is bounded by one such piece.
@@ -52,7 +52,7 @@ def equivariance_error(
         Layer names in order of execution, then "output". A layer of that very name is "output (layer)".
 
     Raises:
-        ValueError: no images or elements, or a network that does not return one tensor ``(B, C, H, W)``.
+        ValueError: no images or elements, or a network that does not return one tensor ``(B, C, H, W)`` or ``(B, K)``.
     """
     by_element = _sizes(network, images, turns, group, layouts or {}, max_side)
     names = dict.fromkeys(name for sizes in by_element.values() for name in sizes)
@@ -160,7 +160,10 @@ def _sizes(
                     if name in fields and first is not None and second is not None:
                         key = f"{name} (layer)" if name == OUTPUT else name
                         sizes.setdefault(key, []).append(_size(first, second, element, fields[name], group))
-                size = _size(output, turned_output, element, "trivial", group)
+                if output.ndim == 2:
+                    size = _invariant_size(output, turned_output)
+                else:
+                    size = _size(output, turned_output, element, "trivial", group)
                 sizes.setdefault(OUTPUT, []).append(size)
     return found
 
@@ -209,6 +212,12 @@ def _size(original: Tensor, copy: Tensor, element: int, field: Field, group: Gro
         return 2.0
     residual = field_residual(original, copy, element, field, group)
     return residual_size(residual, pair_scale(group.crop(original), group.crop(copy))).item()
+
+
+def _invariant_size(original: Tensor, copy: Tensor) -> float:
+    """Of class scores ``(B, K)``, which have no place in the image."""
+    first, second = original[..., None, None], copy[..., None, None]  # (1, K, 1, 1)
+    return residual_size(second - first, pair_scale(first, second)).item()
 
 
 def _root_of_mean(sizes: Sequence[float]) -> float:

@@ -249,10 +249,10 @@ def run_traced(
     """One forward without gradients, traced.
 
     Raises:
-        ValueError: the network does not return one tensor ``(B, C, H, W)``.
+        ValueError: the network does not return one tensor ``(B, C, H, W)``, or ``(B, K)`` class scores.
     """
     with torch.no_grad(), tracing(network, on_call) as trace:
         output = network(images)
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        raise ValueError("network: equivariance can be measured of one that returns one tensor (B, C, H, W)")
+    if not isinstance(output, Tensor) or output.ndim not in (2, 4):
+        raise ValueError("network: equivariance can be measured of one that returns one tensor (B, C, H, W) or (B, K)")
     return trace, output

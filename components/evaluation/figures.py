@@ -61,32 +61,33 @@ def save_equivariance_bars(path: Path, errors: Mapping[str, Mapping[str, float]]
     return figure
 
 
-def save_trials(path: Path, trials: Sequence[Mapping[str, Any]]) -> Figure:
-    """Save the validation PSNR of a sweep's trials over the weight of the penalty, on a logarithmic axis.
+def save_trials(path: Path, trials: Sequence[Mapping[str, Any]], title: str = "PSNR, dB") -> Figure:
+    """Save the validation score of a sweep's trials over the weight of the penalty, on a logarithmic axis.
 
     Trials with weight 0, and controls, are dashed lines. Trials that were stopped early are hollow. A trial
-    far below the others stands at the lower edge with its figure; those without a finite PSNR are counted.
+    far below the others stands at the lower edge with its figure; those without a finite score are counted.
 
     Args:
         path: of the PNG.
-        trials: mappings with the keys ``weight`` (lambda), ``penalty`` (its kind), ``psnr`` (validation, dB),
+        trials: mappings with the keys ``weight`` (lambda), ``penalty`` (its kind), ``score`` (validation),
             ``stopped_early`` and ``is_control``.
+        title: of the score, with its unit.
     """
-    shown = [trial for trial in trials if math.isfinite(trial["psnr"])]
+    shown = [trial for trial in trials if math.isfinite(trial["score"])]
     references = [trial for trial in shown if trial["is_control"] or trial["weight"] <= 0]
     drawn = [trial for trial in shown if trial not in references]
-    lowest = _lower_edge([trial["psnr"] for trial in shown])
+    lowest = _lower_edge([trial["score"] for trial in shown])
     figure, axes = _figure(7.5, 4.5)
     axes.set_xscale("log")
     for trial in references:
-        axes.axhline(max(trial["psnr"], lowest), color="black", linestyle="--", linewidth=1)
+        axes.axhline(max(trial["score"], lowest), color="black", linestyle="--", linewidth=1)
     for index, penalty in enumerate(dict.fromkeys(trial["penalty"] for trial in drawn)):
         style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         for hollow in (False, True):
             chosen = [t for t in drawn if t["penalty"] == penalty and bool(t["stopped_early"]) == hollow]
             axes.plot(
                 [trial["weight"] for trial in chosen],
-                [max(trial["psnr"], lowest) for trial in chosen],
+                [max(trial["score"], lowest) for trial in chosen],
                 linestyle="",
                 markersize=8,
                 markerfacecolor="none" if hollow else style["color"],
@@ -94,15 +95,15 @@ def save_trials(path: Path, trials: Sequence[Mapping[str, Any]]) -> Figure:
                 **style,
             )
     for trial in drawn:
-        if trial["psnr"] < lowest:
+        if trial["score"] < lowest:
             place = (trial["weight"], lowest)
-            text = f"↓ {trial['psnr']:.1f} dB"
+            text = f"↓ {trial['score']:.1f}"
             axes.annotate(text, place, (0, 8), textcoords="offset points", ha="center", size=7)
     _trial_legend(figure, axes, references, any(trial["stopped_early"] for trial in drawn))
     num_left_out = len(trials) - len(shown)
-    left_out = f"; {num_left_out} without a finite PSNR not shown" if num_left_out else ""
+    left_out = f"; {num_left_out} without a finite score not shown" if num_left_out else ""
     axes.set_xlabel(f"weight of the penalty, λ{left_out}")
-    axes.set_ylabel("validation PSNR, dB")
+    axes.set_ylabel(f"validation {title}")
     axes.margins(0.08)
     axes.grid(alpha=0.3)
     axes.set_title(f"Trials: {len(trials)} (one seed: not evidence)", size=10)
@@ -110,15 +111,16 @@ def save_trials(path: Path, trials: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def save_history(path: Path, history: Mapping[int, Mapping[str, float]]) -> Figure:
-    """Save the training loss (logarithmic) and the validation PSNR against the step.
+def save_history(path: Path, history: Mapping[int, Mapping[str, float]], title: str = "PSNR, dB") -> Figure:
+    """Save the training loss (logarithmic) and the validation score against the step.
 
     Args:
         path: of the PNG.
-        history: step -> metrics, of which ``task_loss`` and ``val_psnr`` (dB) are drawn where present.
+        history: step -> metrics, of which ``task_loss`` and ``val_score`` are drawn where present.
+        title: of the score, with its unit.
     """
     figure, axes = _figure(7.5, 5.0, num_rows=2)
-    panels = (("task_loss", "training loss"), ("val_psnr", "validation PSNR, dB"))
+    panels = (("task_loss", "training loss"), ("val_score", f"validation {title}"))
     for panel, (key, label), colour in zip(axes, panels, COLOURS, strict=False):
         steps = sorted(step for step, metrics in history.items() if key in metrics)
         panel.plot(steps, [history[step][key] for step in steps], color=colour, marker="o", markersize=3)
@@ -156,6 +158,6 @@ def _trial_legend(figure: Figure, axes: Axes, references: Sequence[Mapping[str, 
     if has_hollow:
         entries["stopped early"] = Line2D([], [], color="grey", marker="o", mfc="none", linestyle="")
     if references:
-        figures = ", ".join(f"{trial['psnr']:.2f}" for trial in references)
-        entries[f"weight 0: {figures} dB"] = Line2D([], [], color="black", linestyle="--", linewidth=1)
+        figures = ", ".join(f"{trial['score']:.2f}" for trial in references)
+        entries[f"weight 0: {figures}"] = Line2D([], [], color="black", linestyle="--", linewidth=1)
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)

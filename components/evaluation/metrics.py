@@ -1,8 +1,9 @@
-"""How near a restored image is to the truth: PSNR and SSIM, of all channels and of the luma.
+"""How near a restored image is to the truth: PSNR and SSIM, of all channels and of the luma, task by task.
 
-Legend: B images, C channels (1 grey, 3 RGB), H rows, W columns; values in [0, 1]. Computed in float64, given
-back as float64 ``(B,)`` on the device of the images: the mean over a test set is the caller's, who needs
-every image.
+`quality` is for tasks that map an image to an image (rain, noise, blur); the others have a function each, with the
+figures that their literature reports. Legend: B images, C channels (1 grey, 3 RGB), H rows, W columns; values in
+[0, 1]. Computed in float64, given back as float64 ``(B,)`` on the device of the images: the mean over a test set is
+the caller's, who needs every image.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ every mean; the truth, read from 8-bit files, is itself no surer than half a lev
 
 SSIM_WINDOW = 11
 """Width of the Gaussian window in pixels: sigma 1.5, cut at 3.5 sigma."""
+
+BLOCK = 8
+"""Width of a JPEG block in pixels."""
 
 
 def as_saved(images: Tensor) -> Tensor:
@@ -118,6 +122,228 @@ def quality(images: Tensor, references: Tensor) -> dict[str, Tensor]:
         "psnr_y": psnr(saved_luma, truth_luma),
         "ssim_y": ssim(saved_luma, truth_luma),
     }
+
+
+def psnr_b(images: Tensor, references: Tensor) -> Tensor:
+    """PSNR of the luma with a penalty for visible 8 x 8 blocks, in dB, at most `PSNR_CAP`.
+
+    ``-10 log10 (mean (x - y)^2 + BEF(x))`` for the image x and its reference y. The blocking effect factor is
+    ``BEF(x) = eta max(D_edge - D_inside, 0)``, ``eta = log2 8 / log2 min(H, W)``: D_edge is the mean square of the
+    differences between horizontal and vertical neighbours on either side of a block's edge, D_inside that of all
+    other neighbours. The reference has no part in it, so for an image as smooth across the edges as inside it is
+    the PSNR.
+
+    The first pixel is the corner of a block: turn an image that was turned after its compression back, unless its
+    sides are multiples of 8.
+
+    Shape: two ``(B, C, H, W)``, C = 1 or 3 -> ``(B,)``. An image without any edge of a block (H and W at most 8) has
+    its PSNR.
+
+    Raises:
+        ValueError: as `luma` and `psnr`.
+
+    Source: Yim, Bovik, *Quality Assessment of Deblocked Images*, IEEE TIP 2011.
+    """
+    _check(images, references)
+    image, reference = luma(images.double()), luma(references.double())
+    errors = (image - reference).square().mean(dim=(1, 2, 3))
+    return (-10 * (errors + _blocking_effect(image)).log10()).clamp(max=PSNR_CAP)
+
+
+def masked_psnr(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
+    """`psnr` of the pixels where the mask is True.
+
+    Shape: two ``(B, C, H, W)`` and a boolean ``(B, 1, H, W)`` or ``(B, C, H, W)`` -> ``(B,)``.
+
+    Raises:
+        ValueError: the shapes do not fit, the mask is not boolean, or it counts no pixel of an image.
+    """
+    return (-10 * _masked_mean_square(images, references, mask).log10()).clamp(max=PSNR_CAP)
+
+
+def masked_ssim(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
+    """`ssim` after the pixels where the mask is False took the values of the reference.
+
+    They count as alike, and no window sees an edge that is in neither image (as it would at pixels set to 0).
+
+    Shape: as `masked_psnr`, H and W at least 11 -> ``(B,)``.
+
+    Raises:
+        ValueError: as `ssim` and `masked_psnr`.
+    """
+    counted = _check_mask(images, references, mask)
+    return ssim(torch.where(counted, images, references), references)
+
+
+def crop_border(images: Tensor, pixels: int) -> Tensor:
+    """The images without ``pixels`` rows and columns on every side: ``(..., H, W) -> (..., H - 2p, W - 2p)``, a view.
+
+    Raises:
+        ValueError: ``pixels`` is negative or nothing would be left.
+    """
+    height, width = images.shape[-2:]
+    if not 0 <= 2 * pixels < min(height, width):
+        raise ValueError(
+            f"a border of {pixels} pixels and images of {height} x {width}: use 0 to {(min(height, width) - 1) // 2}"
+        )
+    return images[..., pixels : height - pixels, pixels : width - pixels]
+
+
+def super_resolution_quality(outputs: Tensor, references: Tensor, scale: int) -> dict[str, Tensor]:
+    """The figures of super-resolution: ``psnr_y`` and ``ssim_y``, the border left out, of the images as saved.
+
+    ``scale`` pixels are cropped from every side, where an up-sampled image depends on the rule for what lies outside
+    of it. A grey image is its own luma.
+
+    Shape: two ``(B, C, H, W)``, C = 1 or 3, H and W at least 11 + 2 scale -> ``(B,)`` each.
+
+    Raises:
+        ValueError: as `luma`, `psnr`, `ssim` and `crop_border`.
+
+    Source: the protocol since Timofte, De Smet, Van Gool, *A+*, ACCV 2014.
+    """
+    saved, truth = (crop_border(luma(as_saved(x.double())), scale) for x in (outputs, references))
+    return {"psnr_y": psnr(saved, truth), "ssim_y": ssim(saved, truth)}
+
+
+def inpainting_quality(outputs: Tensor, inputs: Tensor, references: Tensor) -> dict[str, Tensor]:
+    """The figures of inpainting: ``psnr``, ``ssim`` of the whole image and ``psnr_hole`` of the missing pixels alone.
+
+    What was known is kept: the outputs are replaced by the inputs wherever the mask is 0. Then as saved.
+
+    Args:
+        outputs: ``(B, C, H, W)``, H and W at least 11.
+        inputs: ``(B, C + 1, H, W)``; the last channel is the mask, 1 = missing.
+        references: ``(B, C, H, W)``.
+
+    Returns:
+        ``(B,)`` each.
+
+    Raises:
+        ValueError: the shapes do not fit, or nothing is missing in an image.
+    """
+    _check(outputs, references)
+    _check_inputs(inputs, outputs, outputs.shape[1] + 1)
+    missing = inputs[:, -1:] > 0.5
+    composite = torch.where(missing, outputs.double(), inputs[:, :-1].double())
+    saved, truth = as_saved(composite), as_saved(references.double())
+    return {
+        "psnr": psnr(saved, truth),
+        "ssim": ssim(saved, truth),
+        "psnr_hole": masked_psnr(saved, truth, missing),
+    }
+
+
+def jpeg_quality(outputs: Tensor, references: Tensor) -> dict[str, Tensor]:
+    """The figures of JPEG restoration: ``psnr`` and ``ssim`` of all channels, ``psnr_b`` of the luma, as saved.
+
+    In colour, ``psnr_b`` is not comparable to ``psnr``: the luma has 219 of 255 levels and errs less.
+
+    Shape: two ``(B, C, H, W)``, C = 1 or 3, H and W at least 11 -> ``(B,)`` each.
+
+    Raises:
+        ValueError: as `luma`, `psnr` and `ssim`.
+    """
+    saved, truth = as_saved(outputs.double()), as_saved(references.double())
+    return {"psnr": psnr(saved, truth), "ssim": ssim(saved, truth), "psnr_b": psnr_b(saved, truth)}
+
+
+def metal_artifact_quality(
+    outputs: Tensor, inputs: Tensor, references: Tensor, *, hounsfield_range: float
+) -> dict[str, Tensor]:
+    """The figures of metal artifact reduction, of all that is not metal: ``psnr``, ``ssim`` and ``rmse``.
+
+    ``rmse = hounsfield_range sqrt(mean (x - y)^2)`` is in Hounsfield units. The metal is left out of the means; for
+    the SSIM it takes the values of the reference. Nothing is clipped or rounded: these images are not kept in 8 bits.
+
+    Args:
+        outputs: ``(B, 1, H, W)``, H and W at least 11.
+        inputs: ``(B, 3, H, W)``; the last channel is the mask, 1 = metal.
+        references: ``(B, 1, H, W)``.
+        hounsfield_range: Hounsfield units from grey value 0 to grey value 1, such as 4000 for -1000..3000 HU.
+
+    Returns:
+        ``(B,)`` each.
+
+    Raises:
+        ValueError: the shapes do not fit, an image is all metal, or the range is not positive.
+    """
+    if not 0 < hounsfield_range < math.inf:
+        raise ValueError(f"hounsfield_range {hounsfield_range}: use the Hounsfield units between grey values 0 and 1")
+    _check(outputs, references)
+    _check_inputs(inputs, outputs, 3)
+    tissue = inputs[:, -1:] <= 0.5
+    return {
+        "psnr": masked_psnr(outputs, references, tissue),
+        "ssim": masked_ssim(outputs, references, tissue),
+        "rmse": hounsfield_range * _masked_mean_square(outputs, references, tissue).sqrt(),
+    }
+
+
+def top1(scores: Tensor, labels: Tensor) -> Tensor:
+    """1 where the class with the largest score is the label, else 0 (float64): their mean is the top-1 accuracy.
+
+    Shape: ``(B, classes)`` and integers ``(B,)`` -> ``(B,)``. Scores with a NaN are wrong; of equal ones the first
+    counts.
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is not a class.
+    """
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)}: give (B, classes) and one label for each"
+        )
+    num_classes = scores.shape[1]
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels {int(labels.min())}..{int(labels.max())} and {num_classes} scores: use 0..{num_classes - 1}"
+        )
+    hits = (scores.argmax(dim=1) == labels) & ~scores.isnan().any(dim=1)
+    return hits.double()
+
+
+def _blocking_effect(image: Tensor) -> Tensor:
+    """The blocking effect factor of `psnr_b`: ``(B, 1, H, W) -> (B,)``."""
+    height, width = image.shape[-2:]
+    edges, insides = [], []
+    for length, steps in ((height, image.diff(dim=-2)), (width, image.diff(dim=-1).mT)):
+        is_edge = torch.arange(1, length, device=image.device) % BLOCK == 0  # a step leads to pixel 1, 2, ...
+        edges.append(steps[:, :, is_edge].square().flatten(1))
+        insides.append(steps[:, :, ~is_edge].square().flatten(1))
+    at_edges, inside = torch.cat(edges, dim=1), torch.cat(insides, dim=1)
+    if not at_edges.shape[1]:
+        return image.new_zeros(len(image))
+    eta = math.log2(BLOCK) / math.log2(min(height, width)) if min(height, width) > 1 else 0.0
+    return eta * (at_edges.mean(dim=1) - inside.mean(dim=1)).clamp(min=0)
+
+
+def _masked_mean_square(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
+    counted = _check_mask(images, references, mask)
+    squares = (images.double() - references.double()).square()
+    return torch.where(counted, squares, 0).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3))
+
+
+def _check_mask(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
+    """The mask for every channel, ``(B, C, H, W)``."""
+    _check(images, references)
+    if mask.dtype != torch.bool or mask.shape not in (images.shape, images[:, :1].shape):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} of {mask.dtype} for images {tuple(images.shape)}: "
+            "give a boolean mask (B, 1, H, W) or of the images' shape"
+        )
+    counted = mask.expand_as(images)
+    empty = (~counted.flatten(1).any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"the mask leaves no pixel of image {empty[0]} to compare: leave such images out")
+    return counted
+
+
+def _check_inputs(inputs: Tensor, outputs: Tensor, channels: int) -> None:
+    expected = (outputs.shape[0], channels, *outputs.shape[-2:])
+    if inputs.shape != expected:
+        raise ValueError(
+            f"inputs {tuple(inputs.shape)} for outputs {tuple(outputs.shape)}: give {expected}, the mask last"
+        )
 
 
 def _check(images: Tensor, references: Tensor) -> None:

@@ -1,6 +1,7 @@
 """What is measured: every method on the test images, on their rotations, and out of distribution.
 
-Legend: images are numpy ``(C, H, W)``; a method maps a degraded image to a restored one.
+Legend: images are numpy ``(C, H, W)``; a method maps what the network is given to a restored image (or to scores of
+classes, where the reference is a class and no image).
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from components.data.packs import Entry, Pack
-from components.evaluation.metrics import quality
 from components.evaluation.statistics import Interval, clustered_interval
 
 Method = Callable[[np.ndarray], np.ndarray]
+Quality = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+"""(outputs, inputs, references), a batch each -> metric -> ``(B,)``; see ``components.tasks``."""
 TEST, ROTATED, OUT_OF_DISTRIBUTION = "test", "rotated", "out_of_distribution"
 GROUPS = (TEST, ROTATED, OUT_OF_DISTRIBUTION)
-METRICS = ("psnr", "ssim", "psnr_y", "ssim_y")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured case: ``scores[method][metric]``, metrics as in ``METRICS``."""
+    """A measured case: ``scores[method][metric]``."""
 
     group: str
     condition: str
@@ -49,25 +51,27 @@ class Row:
     scores: dict[str, dict[str, float]]
 
 
-def cases(test: Pack, others: Mapping[str, Pack]) -> Iterator[Case]:
+Pairs = Callable[[Pack], Iterator[tuple[Entry, np.ndarray, np.ndarray]]]
+
+
+def cases(test: Pack, others: Mapping[str, Pack], pairs: Pairs = Pack.pairs) -> Iterator[Case]:
     """All cases: the test pairs, each turned by 90, 180 and 270 degrees, and the pairs of the other degradations."""
-    for entry, degraded, clean in test.pairs():
+    for entry, degraded, clean in pairs(test):
         yield Case(TEST, "0", entry, degraded, clean)
         for turns in (1, 2, 3):
-            turned = [np.ascontiguousarray(np.rot90(image, turns, axes=(-2, -1))) for image in (degraded, clean)]
-            yield Case(ROTATED, str(90 * turns), entry, turned[0], turned[1])
+            yield Case(ROTATED, str(90 * turns), entry, _turned(degraded, turns), _turned(clean, turns))
     for name, pack in others.items():
-        for entry, degraded, clean in pack.pairs():
+        for entry, degraded, clean in pairs(pack):
             yield Case(OUT_OF_DISTRIBUTION, name, entry, degraded, clean)
 
 
-def measure(case: Case, methods: Mapping[str, Method]) -> Row:
+def measure(case: Case, methods: Mapping[str, Method], quality: Quality) -> Row:
     """Runs every method on one case and scores what it gives."""
-    clean = torch.from_numpy(case.clean)[None]
+    inputs, clean = (torch.from_numpy(array)[None] for array in (case.degraded, case.clean))
     scores = {}
     for name, method in methods.items():
-        figures = quality(torch.from_numpy(method(case.degraded))[None], clean)
-        scores[name] = {metric: figures[metric].item() for metric in METRICS}
+        figures = quality(torch.from_numpy(method(case.degraded))[None], inputs, clean)
+        scores[name] = {metric: values.item() for metric, values in figures.items()}
     return Row(case.group, case.condition, case.entry.name, case.entry.scene, scores)
 
 
@@ -92,7 +96,7 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
                 for method in chosen[0].scores
                 if method != "restored"
             }
-            for metric in METRICS
+            for metric in _metrics(chosen)
         }
         conditions = list(dict.fromkeys(row.condition for row in chosen))
         if len(conditions) > 1:
@@ -107,10 +111,19 @@ def gains(rows: Iterable[Row], over: str, metric: str) -> list[float]:
     return [row.scores["restored"][metric] - row.scores[over][metric] for row in rows]
 
 
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    return list(next(iter(rows[0].scores.values())))
+
+
+def _turned(image: np.ndarray, turns: int) -> np.ndarray:
+    """A class is no image and stays what it is."""
+    return image if image.ndim < 2 else np.ascontiguousarray(np.rot90(image, turns, axes=(-2, -1)))
+
+
 def _means(rows: Sequence[Row]) -> dict[str, Any]:
     methods = rows[0].scores
     return {
-        method: {metric: float(np.mean([row.scores[method][metric] for row in rows])) for metric in METRICS}
+        method: {metric: float(np.mean([row.scores[method][metric] for row in rows])) for metric in _metrics(rows)}
         for method in methods
     }
 

@@ -21,7 +21,7 @@ ALIGNMENT = 16
 image."""
 
 Restorer = Callable[[Tensor], Tensor]
-"""``(B, C, H, W)`` -> ``(B, C, H, W)``."""
+"""``(B, C', h, w)`` -> ``(B, C, s h, s w)``, s the scale, 1 but for super-resolution."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ def restore(
 
     Args:
         network: in evaluation mode, on the device of the image.
-        image: ``(C, H, W)``, in [0, 1], of any size; an image of at most a tile takes one pass.
+        image: ``(C', h, w)``, in [0, 1], of any size; an image of at most a tile takes one pass.
         tile: the greatest height and width given to the network, in pixels; a multiple of 16.
         overlap: the least overlap of neighbouring tiles, in pixels; a multiple of 16.
         self_ensemble: the mean over the quarter turns, ``mean_n rot(f(rot(x, n)), -n)``: equivariant to
             rounding, at four times the cost.
 
     Returns:
-        ``(C, H, W)``, with the dtype and on the device of the image, not clipped.
+        ``(C, s h, s w)``, with the dtype and on the device of the image, not clipped.
 
     Raises:
         ValueError: a shape, tile or overlap that does not fit, a network in training mode, or one that
-            changes the shape.
+            gives no image of a whole multiple of the size.
     """
     _check(network, image, tile, overlap)
     if not self_ensemble:
@@ -84,25 +84,36 @@ def tile_spans(size: int, tile: int, overlap: int) -> list[TileSpan]:
 
 
 def _restore_tiles(network: Restorer, image: Tensor, tile: int, overlap: int) -> Tensor:
-    # Allocated outside of inference mode: the caller may change it in place.
-    restored = torch.empty_like(image, memory_format=torch.contiguous_format)
-    with torch.inference_mode():
-        for rows in tile_spans(image.shape[-2], tile, overlap):
-            for columns in tile_spans(image.shape[-1], tile, overlap):
-                part = image[None, :, rows.start : rows.stop, columns.start : columns.stop].contiguous()
+    restored: Tensor | None = None
+    scale = 1
+    for rows in tile_spans(image.shape[-2], tile, overlap):
+        for columns in tile_spans(image.shape[-1], tile, overlap):
+            part = image[None, :, rows.start : rows.stop, columns.start : columns.stop].contiguous()
+            with torch.inference_mode():
                 result = network(part)
-                if result.shape != part.shape:
-                    raise ValueError(
-                        f"network: gives {tuple(result.shape)} for {tuple(part.shape)}, but must keep "
-                        "the shape: run this network on whole images instead"
-                    )
-                restored[:, rows.keep_start : rows.keep_stop, columns.keep_start : columns.keep_stop] = result[
-                    0,
-                    :,
-                    rows.keep_start - rows.start : rows.keep_stop - rows.start,
-                    columns.keep_start - columns.start : columns.keep_stop - columns.start,
-                ]
+            if restored is None:
+                scale = max(1, result.shape[-1] // part.shape[-1]) if result.ndim == 4 else 0
+                # Allocated outside of inference mode: the caller may change it in place.
+                channels = result.shape[1]
+                restored = image.new_empty((channels, scale * image.shape[-2], scale * image.shape[-1]))
+            expected = (1, restored.shape[0], scale * part.shape[-2], scale * part.shape[-1])
+            if tuple(result.shape) != expected:
+                raise ValueError(
+                    f"network: gives {tuple(result.shape)} for {tuple(part.shape)}, but must keep the shape or enlarge "
+                    "it by a whole number: run this network on whole images instead"
+                )
+            restored[:, _scaled(rows.keep_start, rows.keep_stop, scale), _scaled(columns.keep_start, columns.keep_stop, scale)] = result[
+                0,
+                :,
+                _scaled(rows.keep_start - rows.start, rows.keep_stop - rows.start, scale),
+                _scaled(columns.keep_start - columns.start, columns.keep_stop - columns.start, scale),
+            ]
+    assert restored is not None  # there is at least one tile
     return restored
+
+
+def _scaled(start: int, stop: int, scale: int) -> slice:
+    return slice(scale * start, scale * stop)
 
 
 def _check(network: Restorer, image: Tensor, tile: int, overlap: int) -> None:

@@ -1,7 +1,18 @@
 """The networks, one file each, by the name that params.yaml calls them.
 
-Every network maps ``(B, C, H, W)`` float images in [0, 1] to images of the same range, declares ``in_channels``,
-``out_channels`` and ``scale`` (output size / input size), and can be exported with dynamic sizes.
+A restoration network takes one stack ``(B, in_channels, H, W)`` of float images in [0, 1] and gives
+``(B, out_channels, scale H, scale W)``:
+
+``output = up(inputs[:, :out_channels]) + residual(inputs)``
+
+with ``up`` bicubic for scale 2, 3, 4 and the identity for 1. A task of several inputs stacks them along the channels,
+first the image that is corrected, then the others in the order of the task (inpainting: image, mask; metal artifacts:
+linear interpolation, artifact image, metal mask). All of them are scalar images of one size that turn alike, so one
+tensor is all that pairing, tiling, export and the registry have to know. It declares ``in_channels``,
+``out_channels`` and ``scale``.
+
+A classifier takes the same stack and gives logits ``(B, classes)``; it declares ``in_channels`` and ``classes``.
+``is_classifier`` tells the two apart. All can be exported with a dynamic batch, height and width.
 """
 
 from __future__ import annotations
@@ -11,20 +22,30 @@ from collections.abc import Callable
 from torch import nn
 
 from components.networks.dncnn import DnCNN
+from components.networks.resnet import ResNet
 from components.networks.unet import ResidualUNet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"dncnn": DnCNN, "unet": ResidualUNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"dncnn": DnCNN, "resnet": ResNet, "unet": ResidualUNet}
 
 
 def build_network(name: str, **settings: object) -> nn.Module:
     """The network called ``name`` with its own settings.
 
+    Args:
+        name: one of ``NETWORKS``.
+        settings: of the network's class; ``channels`` is short for equal ``in_channels`` and ``out_channels`` (of a
+            classifier, for ``in_channels``).
+
     Raises:
-        ValueError: no network has this name.
+        ValueError: no network has this name, or as the class.
     """
     if name not in NETWORKS:
         raise ValueError(f"network '{name}' is unknown: use one of {', '.join(sorted(NETWORKS))}")
+    if "channels" in settings:
+        settings["in_channels"] = channels = settings.pop("channels")
+        if NETWORKS[name] is not ResNet:
+            settings["out_channels"] = channels
     return NETWORKS[name](**settings)
 
 
-__all__ = ["NETWORKS", "DnCNN", "ResidualUNet", "build_network"]
+__all__ = ["NETWORKS", "DnCNN", "ResNet", "ResidualUNet", "build_network"]

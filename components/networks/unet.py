@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.networks.blocks import Norm, initialise, normalisation
+from components.networks.blocks import (
+    Norm,
+    check_restoration,
+    corrected_image,
+    initialise,
+    normalisation,
+    residual_image,
+)
 
 
 class _Block(nn.Module):
@@ -43,35 +50,44 @@ def _repeated(maps: Tensor, like: Tensor) -> Tensor:
 
 
 class ResidualUNet(nn.Module):
-    """``output = input + unet(input)`` over ``depth`` resolutions; channels double from ``width`` at each.
+    """``output = up(inputs[:, :out_channels]) + unet(inputs)`` over ``depth`` resolutions; channels double at each.
 
-    Shapes: ``(B, channels, H, W)`` -> the same, float, H and W at least ``2 ** (depth - 1)``, odd sizes included.
+    Shapes: ``(B, in_channels, H, W)`` -> ``(B, out_channels, scale H, scale W)``, float, H and W at least
+    ``2 ** (depth - 1)``, odd sizes included. ``width`` channels at the finest resolution.
 
     Raises:
-        ValueError: fewer than 2 resolutions, or a width or channel count below 1.
+        ValueError: fewer than 2 resolutions, a width or channel count below 1, more output than input channels, or a
+            scale other than 1, 2, 3, 4.
     """
 
-    scale = 1
+    is_classifier = False
 
-    def __init__(self, channels: int = 3, width: int = 32, depth: int = 3, norm: Norm = "none") -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        scale: int = 1,
+        width: int = 32,
+        depth: int = 3,
+        norm: Norm = "none",
+    ) -> None:
         super().__init__()
-        if depth < 2 or width < 1 or channels < 1:
-            raise ValueError(f"unet needs depth >= 2, width >= 1 and channels >= 1, got {depth}, {width}, {channels}")
-        self.in_channels = self.out_channels = channels
+        check_restoration("unet", in_channels, out_channels, scale, width, depth)
+        self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
         widths = [width * 2**level for level in range(depth)]
         self.down = nn.ModuleList(
-            _Block(inputs, outputs, norm) for inputs, outputs in zip([channels, *widths[:-1]], widths, strict=True)
+            _Block(inputs, outputs, norm) for inputs, outputs in zip([in_channels, *widths[:-1]], widths, strict=True)
         )
         self.up = nn.ModuleList(
             nn.Conv2d(deep, shallow, 3, padding=1) for deep, shallow in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.merge = nn.ModuleList(_Block(2 * shallow, shallow, norm) for shallow in widths[-2::-1])
-        self.last = nn.Conv2d(width, channels, 1)
+        self.last = nn.Conv2d(width, out_channels * scale**2, 1)
         initialise(self, self.last)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         skips: list[Tensor] = []
-        maps = images
+        maps = inputs
         for level, block in enumerate(self.down):
             maps = block(maps if level == 0 else F.max_pool2d(maps, 2, ceil_mode=True))
             skips.append(maps)
@@ -79,5 +95,5 @@ class ResidualUNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             skip = skips.pop()
             maps = merge(torch.cat([skip, F.relu(up(_repeated(maps, skip)))], dim=1))
-        residual: Tensor = self.last(maps)
-        return images + residual
+        residual = residual_image(self.last(maps), self.scale)
+        return corrected_image(inputs, self.out_channels, self.scale) + residual

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.data.randomness import Stream, torch_generator
 from components.equivariance import EquivarianceRegularizer, GradientNorms, NonFiniteFeaturesError
+from components.equivariance.pairing import EntryField
 from components.training.global_batch import Share
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
@@ -29,7 +30,7 @@ _REMEDY = "lower train.learning_rate or equivariance.weight"
 
 
 class Sampler(Protocol):
-    """Draws training pairs; see ``components.data.sampler.PatchSampler``."""
+    """Draws training samples, (inputs, targets); see ``components.data.sampler``."""
 
     def batch(self, step: int, indices: tuple[int, ...]) -> tuple[Tensor, Tensor]: ...
 
@@ -170,7 +171,8 @@ def _paired(
     if not regularizer:
         return *batch, slice(None)
     generator = torch_generator(settings.seed, Stream.TURN, step)
-    paired = regularizer.pair(*batch, generator=generator, num_pairs=share.num_pairs)
+    fields: dict[str, EntryField] = {"targets": "image" if batch[1].ndim == 4 else "invariant"}
+    paired = regularizer.pair(*batch, fields=fields, generator=generator, num_pairs=share.num_pairs)
     if settings.task_on_copies:
         return paired.inputs, paired.targets, slice(None)
     counted = torch.ones(len(paired.inputs), dtype=torch.bool, device=paired.inputs.device)
@@ -193,7 +195,7 @@ def _gradient_ratio(task: Tensor, total: Tensor, network: nn.Module) -> float:
 
 
 def _on_device(batch: tuple[Tensor, Tensor], worker: Worker) -> tuple[Tensor, Tensor]:
-    degraded, clean = (
-        images.to(worker.device, non_blocking=True, memory_format=worker.memory_format) for images in batch
-    )
-    return degraded, clean
+    inputs, targets = batch
+    inputs = inputs.to(worker.device, non_blocking=True, memory_format=worker.memory_format)
+    layout = worker.memory_format if targets.ndim == 4 else torch.preserve_format  # labels have none
+    return inputs, targets.to(worker.device, non_blocking=True, memory_format=layout)

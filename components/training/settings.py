@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Loss = Literal["l1", "mse"]
+Loss = Literal["l1", "mse", "cross_entropy"]
 Tensors = tuple[Tensor, ...] | list[Tensor]
 EmaUpdate = Callable[[Tensors, Tensors, Tensor | int], None]
 
@@ -28,7 +28,7 @@ class TrainingSettings:
         weight_decay: of AdamW.
         gradient_clip: largest norm of the whole gradient; larger ones are scaled down to it.
         ema_decay: of the averaged weights, which are the result.
-        loss: ``l1`` mean absolute, ``mse`` mean squared error.
+        loss: ``l1`` mean absolute, ``mse`` mean squared error; ``cross_entropy`` of class scores.
         task_on_copies: whether the task loss counts the rotated copies.
         report_every, validate_every, checkpoint_every: the last step always does all three; a validation is reported.
     """
@@ -58,11 +58,15 @@ class TrainingSettings:
         return (step + 1) % every == 0 or step + 1 == self.steps
 
     def task_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over all values, in float32."""
+        """The mean over all values (of cross-entropy: over the images), in float32."""
         return _LOSSES[self.loss](outputs.float(), targets)
 
 
-_LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
+_LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "mse": F.mse_loss,
+    "cross_entropy": F.cross_entropy,
+}
 
 
 def ema_update(decay: float) -> EmaUpdate:

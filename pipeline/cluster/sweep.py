@@ -23,7 +23,7 @@ from pipeline.params import check_params, set_value
 from pipeline.spaces import WEIGHT, Choice, LogUniform, Space
 
 CONTROL = "control"
-_METRIC, _MODE, _TIME = "val_psnr", "max", "step"
+_METRIC, _MODE, _TIME = "val_score", "max", "step"
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,72 @@
-"""Where images come from. A source names its files and copies one of them; ``open_source`` picks it by its address."""
+"""Where files come from. ``open_source`` picks a source by its address; `transfer.download` brings its files here."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Protocol
+from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import UserError
-from pipeline.storage.builtin import BuiltinPhotographs
-from pipeline.storage.folder import Folder
+from pipeline.storage.objects import Source
+
+_SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|api_?key|access_?key|^auth", re.IGNORECASE)
 
 
-class Source(Protocol):
-    """A place that holds images."""
+def open_source(address: str, key: str = "fetch.source") -> Source:
+    """The source at an address of params.yaml.
 
-    def names(self) -> list[str]:
-        """The relative POSIX path of every image, sorted.
-
-        Raises:
-            UserError: the source is missing or holds no image.
-        """
-        ...
-
-    def copy(self, name: str, target: Path) -> None:
-        """Copies one image to a path whose folder exists.
-
-        Raises:
-            UserError: it cannot be read.
-        """
-        ...
-
-
-def open_source(address: str) -> Source:
-    """The source at an address of params.yaml's ``fetch.source``.
+    ======================================  ==========================================================================
+    ``builtin``                             photographs that installed packages carry
+    a path                                  a folder with its subfolders, a zip or tar archive, or one file
+    ``s3://BUCKET/PREFIX``                  objects below the prefix, or the archive or file that it names
+    ``https://HOST/PATH[#sha256=HEX]``      an archive or a file; ``http://`` too
+    ``dvc:[REPOSITORY#]PATH[@REVISION]``    what DVC tracks, from its remote
+    ======================================  ==========================================================================
 
     Raises:
-        UserError: the address is of a kind that is not known.
+        UserError: the address is of a kind that is not known, or holds credentials, which are not repeated.
     """
+    _refuse_secrets(address, key)
     if address == "builtin":
+        from pipeline.storage.builtin import BuiltinPhotographs
+
         return BuiltinPhotographs()
+    if address.startswith("s3://"):
+        from pipeline.storage.s3 import Bucket
+
+        return Bucket(address, key)
+    if address.startswith(("http://", "https://")):
+        from pipeline.storage.http import Download
+
+        return Download(address, key)
+    if address.startswith("dvc:"):
+        from pipeline.storage.tracked import Tracked
+
+        return Tracked(address, key)
     if "://" in address:
         scheme = address.split("://")[0]
-        raise UserError(f"fetch.source: {address}: '{scheme}' is not supported yet; use 'builtin' or a folder")
-    return Folder(Path(address).expanduser())
+        raise UserError(
+            f"{key}: {address}: '{scheme}' is not supported; use builtin, a path, s3://, https://, http:// or dvc:"
+        )
+    from pipeline.storage.folder import Folder
+
+    return Folder(Path(address).expanduser(), key)
+
+
+def _refuse_secrets(address: str, key: str) -> None:
+    """Refuses an address that carries credentials: it is written to params.yaml, dvc.lock and the manifest."""
+    url = address.removeprefix("dvc:")
+    if "://" not in url:
+        return
+    scheme, rest = url.split("://", 1)
+    try:
+        user = rest.split("/", 1)[0].rpartition("@")[0]
+        names = [name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)]
+    except ValueError:
+        raise UserError(f"{key}: an address of {scheme} that cannot be read; look at it") from None
+    # The user of ssh://git@host is a name and no secret.
+    if (user and not (scheme.endswith("ssh") and ":" not in user)) or any(_SECRET.search(name) for name in names):
+        raise UserError(
+            f"{key}: an address of {scheme} with a user, password, token or signature in it, which params.yaml is no "
+            "place for: take it out, and use the usual one (s3: AWS_PROFILE or ~/.aws; https: ~/.netrc)"
+        )

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.storage.folder import file_object, read_file
+from pipeline.storage.objects import Listing, RemoteObject, Reply
 
 # package -> its files. hubble, ihc and retina are no everyday photographs: params.yaml keeps them for training.
 _PHOTOGRAPHS = {
@@ -29,17 +31,30 @@ _PHOTOGRAPHS = {
 class BuiltinPhotographs:
     """Photographs of scikit-image, scikit-learn and matplotlib; nothing is downloaded."""
 
+    threads = 4
+    is_local = True
+
     def names(self) -> list[str]:
         return sorted(Path(file).name for files in _PHOTOGRAPHS.values() for file in files)
 
+    def listing(self) -> Listing:
+        return Listing([file_object(name, self._path(name)) for name in self.names()])
+
+    def read(self, item: RemoteObject, start: int, stop: int | None) -> Reply:
+        return read_file(self._path(item.name), item, start, stop)
+
     def copy(self, name: str, target: Path) -> None:
-        for package, files in _PHOTOGRAPHS.items():
-            for file in files:
-                if Path(file).name == name:
-                    path = _package_folder(package) / file
-                    if not path.is_file():
-                        raise UserError(f"{path}: missing from the installed package; install {package} again")
-                    shutil.copyfile(path, target)
+        """Copies one photograph to a path whose folder exists."""
+        shutil.copyfile(self._path(name), target)
+
+    def _path(self, name: str) -> Path:
+        package, file = next(
+            (package, file) for package, files in _PHOTOGRAPHS.items() for file in files if Path(file).name == name
+        )
+        path = _package_folder(package) / file
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the installed package; install {package} again")
+        return path
 
 
 def _package_folder(package: str) -> Path:

@@ -1,37 +1,97 @@
-"""A folder of the user's own images, with subfolders."""
+"""A folder of the user's own files, with subfolders; or one file, which may be an archive."""
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
-from components.data.images import is_image_name
 from pipeline.errors import UserError
+from pipeline.storage.archives import archive_kind
+from pipeline.storage.names import HEAD, KINDS, check_names, choose, is_scan, is_taken
+from pipeline.storage.objects import CHUNK, Listing, RemoteObject, Reply
+from pipeline.storage.sums import LARGEST, MANIFEST, SUMS, read_sums
 
 
 class Folder:
-    """Every file whose suffix is that of an image; hidden files and folders are left alone."""
+    """Every file of a known kind; hidden files and folders are left alone, archives in it are not opened."""
 
-    def __init__(self, path: Path) -> None:
+    threads = 4
+    is_local = True
+
+    def __init__(self, path: Path, key: str = "fetch.source") -> None:
         self.path = path
+        self.key = key
 
-    def names(self) -> list[str]:
-        if not self.path.is_dir():
-            raise UserError(f"fetch.source: {self.path}: there is no such folder; use 'builtin' or a folder of images")
-        files = [file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file()]
-        names = [
-            file.as_posix()
-            for file in files
-            if is_image_name(file) and not any(part.startswith(".") for part in file.parts)
-        ]
-        if not names:
-            raise UserError(
-                f"fetch.source: {self.path}: {len(files)} files, none of them an image (png, jpg, bmp, tif, webp)"
-            )
-        return sorted(names)
-
-    def copy(self, name: str, target: Path) -> None:
+    def listing(self) -> Listing:
+        where = f"{self.key}: {self.path}"
         try:
-            shutil.copyfile(self.path / name, target)
+            if self.path.is_file():
+                return self._one_file(where)
+            if not self.path.is_dir():
+                raise UserError(f"{where}: there is no such folder; {_remedy(self.path)}")
+            return self._all_files(where)
         except OSError as error:
-            raise UserError(f"{self.path / name}: cannot be copied ({error.strerror})") from error
+            raise UserError(f"{error.filename or self.path}: cannot be read ({error.strerror})") from error
+
+    def read(self, item: RemoteObject, start: int, stop: int | None) -> Reply:
+        path = self.path if self.path.is_file() else self.path / item.name
+        return read_file(path, item, start, stop)
+
+    def _one_file(self, where: str) -> Listing:
+        item = file_object(self.path.name, self.path)
+        taken = is_taken(item.name)
+        if not (archive_kind(self.path, item.name) or taken or (taken is None and _is_scan(self.path))):
+            raise UserError(f"{where}: neither a folder nor an archive nor a file of a known kind ({KINDS})")
+        check_names([item.name], where)
+        return Listing([item], is_file=True)
+
+    def _all_files(self, where: str) -> Listing:
+        files = sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+        taken, skipped = choose(files, lambda names: [_is_scan(self.path / name) for name in names], where)
+        sums: dict[str, str] = {}
+        for name in (MANIFEST, SUMS):
+            if (path := self.path / name).is_file() and path.stat().st_size <= LARGEST:
+                sums |= read_sums(name, path.read_bytes(), where)
+        objects = [replace(file_object(name, self.path / name), sha256=sums.get(name)) for name in taken]
+        return Listing(objects, skipped)
+
+
+def file_object(name: str, path: Path) -> RemoteObject:
+    """A local file as an object; its time tells versions apart."""
+    status = path.stat()
+    return RemoteObject(name, status.st_size, stamp=str(status.st_mtime_ns))
+
+
+def read_file(path: Path, item: RemoteObject, start: int, stop: int | None) -> Reply:
+    """Part of a local file that must not change meanwhile."""
+    return Reply(_chunks(path, item, start, stop))
+
+
+def _chunks(path: Path, item: RemoteObject, start: int, stop: int | None) -> Generator[bytes]:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            left = (item.size or 0) - start if stop is None else stop - start
+            while left and (chunk := file.read(min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+            status = os.fstat(file.fileno())
+            if (status.st_size, str(status.st_mtime_ns)) != (item.size, item.stamp):
+                raise UserError(f"{path}: changed while it was copied; run 'eqreg fetch' again")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _is_scan(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_scan(file.read(HEAD))
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a path that is not there; one that DVC tracks can be pulled."""
+    for place in (path, *path.parents):
+        if Path(f"{place}.dvc").is_file():
+            return f"DVC tracks it: run 'dvc pull {place}' first"
+    return "use 'builtin', a folder, an archive, s3://BUCKET/PREFIX, https://... or dvc:PATH"

@@ -77,9 +77,7 @@ class Registry:
             return None
         return network
 
-    def add(
-        self, run_id: str, network: nn.Module, channels: int, model_sha256: str, tags: Mapping[str, str]
-    ) -> Version:
+    def add(self, run_id: str, network: nn.Module, model_sha256: str, tags: Mapping[str, str]) -> Version:
         """Logs the network to a run and registers it; it then loads with mlflow and torch alone, for any image size."""
         import mlflow
         import mlflow.pytorch
@@ -87,7 +85,11 @@ class Registry:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        images = Schema([TensorSpec(np.dtype(np.float32), (-1, channels, -1, -1))])
+        channels = int(network.in_channels)  # type: ignore[arg-type]
+        inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, channels, -1, -1))])
+        classes = getattr(network, "classes", None)
+        result = (-1, classes) if classes else (-1, int(network.out_channels), -1, -1)  # type: ignore[arg-type]
+        outputs = Schema([TensorSpec(np.dtype(np.float32), result)])
         # Two images of unequal sides: torch.export takes a dimension of 1, or equal ones, for fixed.
         example = np.random.default_rng(0).random((2, channels, 64, 48), dtype=np.float32)
         # MLflow prints what it did to stderr.
@@ -99,7 +101,7 @@ class Registry:
                 info = mlflow.pytorch.log_model(
                     network.eval(),
                     name="model",
-                    signature=ModelSignature(images, images),
+                    signature=ModelSignature(inputs, outputs),
                     input_example=example,
                     pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_torch_version()}"],
                     registered_model_name=self.name,
@@ -168,6 +170,20 @@ def load_registered(uri: str, store_uri: str) -> nn.Module:
                 raise UserError(f"--model {uri}: no such model in {shown} ({reason}); registered: {known}") from error
             raise
     return network
+
+
+def registered_shapes(uri: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of what a registered model takes and gives, -1 where any size will do. After `load_registered`.
+
+    Raises:
+        UserError: it was registered without them.
+    """
+    import mlflow.models
+
+    signature = mlflow.models.get_model_info(uri).signature
+    if signature is None or signature.inputs is None or signature.outputs is None:
+        raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
+    return tuple(signature.inputs.inputs[0].shape), tuple(signature.outputs.inputs[0].shape)
 
 
 def _torch_version() -> str:

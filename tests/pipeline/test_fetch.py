@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.fetch import fetch
+from pipeline.fetch import changes_at_source, fetch
 from pipeline.storage import open_source
 from tests.pipeline.conftest import Project
 
@@ -20,14 +20,14 @@ RAW = Path("data/raw")
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """A folder of four images, one hidden, and a text."""
+    """A folder of five images, two of them hidden, and a text."""
     folder = tmp_path / "photographs"
     (folder / "holiday").mkdir(parents=True)
     (folder / ".thumbnails").mkdir()
     for number, name in enumerate(("b.png", "a.JPG", "holiday/c d.webp", ".thumbnails/e.png", ".f.png")):
         image = Image.fromarray(np.full((8, 8, 3), number, dtype=np.uint8))
         image.save(folder / name)
-    (folder / "notes.txt").write_text("notes")
+    (folder / "notes.md").write_text("notes")
     return folder
 
 
@@ -73,10 +73,10 @@ def test_the_built_in_photographs_are_those_of_the_packages_and_of_the_shipped_s
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", r"fetch\.source: nowhere: there is no such folder; use 'builtin' or a folder of images"),
-        ("s3://bucket/x", r"fetch\.source: s3://bucket/x: 's3' is not supported yet"),
-        ("params.yaml", r"fetch\.source: params\.yaml: there is no such folder"),
-        ("tune_spaces", r"fetch\.source: tune_spaces: 1 files, none of them an image"),
+        ("nowhere", r"fetch\.source: nowhere: there is no such folder; use 'builtin', a folder, an archive, s3://"),
+        ("gs://bucket/x", r"fetch\.source: gs://bucket/x: 'gs' is not supported; use builtin, a path, s3://"),
+        ("params.yaml", r"fetch\.source: params\.yaml: neither a folder nor an archive nor a file of a known kind"),
+        ("tune_spaces", r"fetch\.source: tune_spaces: 1 files \(1 \.yaml\), none of a known kind: images, \.npy"),
     ],
 )
 def test_a_source_without_images_is_refused_and_leaves_what_was_there(
@@ -92,32 +92,52 @@ def test_a_source_without_images_is_refused_and_leaves_what_was_there(
 
 def test_an_empty_folder_is_refused(project: Project) -> None:
     Path("empty").mkdir()
-    with pytest.raises(UserError, match=r"fetch\.source: empty: 0 files, none of them an image"):
+    with pytest.raises(UserError, match=r"fetch\.source: empty: 0 files, none of a known kind"):
         fetch(project.params(fetch__source="empty"))
 
 
-def test_a_copy_that_fails_half_way_names_the_file_and_leaves_what_was_there(
-    project: Project, photographs: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_kind_of_data_is_taken_and_the_rest_is_counted(
+    project: Project, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    scan = bytes(128) + b"DICM"
+    kinds = {"a.npz": b"z", "b.MAT": b"m", "c.dcm": b"d", "d.h5": b"h", "list.csv": b"c", "scans/IM0001": scan}
+    kinds |= {"scans/1.2.840.10008": scan, "cifar/data_batch_1": b"p", "cifar/batches.meta": b"p", "cifar/test": b"p"}
+    others = {"a.py": b"p", "LICENSE": b"l", "scans/NOTES": b"n", "in.tar.gz": b"t", "b.py": b""}
+    for name, data in (kinds | others).items():
+        (photographs / name).parent.mkdir(exist_ok=True)
+        (photographs / name).write_bytes(data)
+    fetch(project.params(fetch__source=str(photographs)))
+    names = {record["name"] for record in json.loads((RAW / "manifest.json").read_text())["images"]}
+    assert names == {"a.JPG", "b.png", "holiday/c d.webp", *kinds}
+    output = capsys.readouterr().out
+    for count in ("2 .py", "2 no suffix", "1 .gz", "1 .md"):
+        assert count in output
+
+
+def test_sums_that_lie_beside_the_files_are_checked(project: Project, photographs: Path) -> None:
+    digest = hashlib.sha256((photographs / "a.JPG").read_bytes()).hexdigest()
+    (photographs / "SHA256SUMS").write_text(f"# of today\n{digest}  a.JPG\n")
     params = project.params(fetch__source=str(photographs))
     fetch(params)
-    before = (RAW / "manifest.json").read_bytes()
-    (photographs / "z.png").write_bytes(b"new")
-    import shutil
-
-    copy = shutil.copyfile
-
-    def fails_at_the_last(source: Path, target: Path) -> None:
-        if source.name == "z.png":
-            target.write_bytes(b"ne")
-            raise OSError(28, "No space left on device")
-        copy(source, target)
-
-    monkeypatch.setattr(shutil, "copyfile", fails_at_the_last)
-    with pytest.raises(UserError, match=r"z\.png: cannot be copied \(No space left on device\)"):
+    (photographs / "a.JPG").write_bytes(b"altered")
+    with pytest.raises(UserError, match=r"a\.JPG: the bytes that arrived are not those recorded"):
         fetch(params)
-    assert (RAW / "manifest.json").read_bytes() == before
-    assert [file.name for file in Path("data").iterdir()] == ["raw"]
+    (photographs / "SHA256SUMS").write_text("what is this\n")
+    with pytest.raises(UserError, match=r"SHA256SUMS, line 1: expected a SHA-256 and a name"):
+        fetch(params)
+
+
+def test_a_changed_folder_is_noticed(project: Project, photographs: Path) -> None:
+    params = project.params(fetch__source=str(photographs))
+    fetch(params)
+    assert changes_at_source(params) == []
+    (photographs / "a.JPG").touch()
+    assert changes_at_source(params) == []
+    data = bytearray((photographs / "b.png").read_bytes())
+    data[-1] ^= 1
+    (photographs / "b.png").write_bytes(data)
+    (photographs / "a.JPG").rename(photographs / "z.JPG")
+    assert changes_at_source(params) == ["changed: b.png", "new: z.JPG", "gone: a.JPG"]
 
 
 def test_an_output_that_cannot_be_written_is_named(project: Project, photographs: Path) -> None:
@@ -129,4 +149,5 @@ def test_an_output_that_cannot_be_written_is_named(project: Project, photographs
 
 def test_a_home_folder_may_be_written_with_a_tilde(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(photographs.parent))
-    assert open_source("~/photographs").names() == ["a.JPG", "b.png", "holiday/c d.webp"]
+    names = [item.name for item in open_source("~/photographs").listing().objects]
+    assert names == ["a.JPG", "b.png", "holiday/c d.webp"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.data.items import scene_of
 from components.data.packs import Pack
 from pipeline.errors import UserError
 from pipeline.fetch import fetch
 from pipeline.params import Preprocess
-from pipeline.preprocess import centre_crop, preprocess, read_raw, scene_of, split_scenes
+from pipeline.packing import centre_crop
+from pipeline.preprocess import preprocess, split_scenes
 from tests.pipeline.conftest import Project
 
 PACKED = Path("data/packed")
@@ -39,7 +40,7 @@ def small(project: Project) -> Project:
         "fetch.source": "photographs",
         "preprocess.splits": SPLITS | {"test": ["test*", "sub__*"]},
         "preprocess.crop": 32,
-        "preprocess.draws": {"val": 2, "test": 3},
+        "preprocess.draws": {"train": 1, "val": 2, "test": 3},
         "train.patch_size": 16,
         "tasks.denoise.degradation": {"sigma": 25},
         "tasks.denoise.out_of_distribution": {"sigma_15": {"sigma": 15}, "sigma_50": {"sigma": 50}},
@@ -99,8 +100,14 @@ def test_a_second_run_gives_the_same_bytes(small: Project) -> None:
     assert _bytes(PACKED) == first
     assert sorted(first) == sorted(
         f"{part}/{file}"
-        for part in ("train", "val", "test", "out_of_distribution/sigma_15", "out_of_distribution/sigma_50")
-        for file in ("images.safetensors", "index.json")
+        for part, number in (
+            ("train", 0),
+            ("val", 1),
+            ("test", 2),
+            ("out_of_distribution/sigma_15", 2),
+            ("out_of_distribution/sigma_50", 2),
+        )
+        for file in (f"chunk-{number:05d}-00000.safetensors", "index.json")
     )
 
 
@@ -155,11 +162,14 @@ def test_the_first_group_of_the_pattern_is_the_scene_else_the_name(name: str, pa
 def _settings(shares: tuple[float, float] = (0.2, 0.2), **splits: list[str]) -> Preprocess:
     return Preprocess.model_validate(
         {
+            "colour": "rgb",
+            "pairs": "none",
+            "unusable": "refuse",
             "scene_pattern": "^$",
             "splits": {"train": [], "val": [], "test": [], **splits},
             "remaining": {"val": shares[0], "test": shares[1]},
             "crop": 64,
-            "draws": {"val": 1, "test": 1},
+            "draws": {"train": 1, "val": 1, "test": 1},
         }
     )
 
@@ -221,7 +231,7 @@ def test_a_crop_is_central_and_never_larger_than_the_image() -> None:
 def test_a_patch_larger_than_the_smallest_image_is_refused_and_leaves_what_was_there(small: Project) -> None:
     preprocess(small.params())
     before = _bytes(PACKED)
-    with pytest.raises(UserError, match=r"train\.patch_size: 48 is larger than .* \(56x40 pixels\): use 40 or less"):
+    with pytest.raises(UserError, match=r"(?s)2 of the images cannot be used.*a1: 56x40 pixels, and 48 are needed: use a"):
         preprocess(small.params(train__patch_size=48))
     assert _bytes(PACKED) == before
     assert sorted(file.name for file in Path("data").iterdir()) == ["packed", "raw"]
@@ -255,14 +265,14 @@ def test_without_fetched_images_the_command_to_run_is_named(project: Project) ->
 def test_two_images_of_one_name_are_refused(project: Project, names: list[str]) -> None:
     _save(Path("photographs"), names)
     fetch(project.params(fetch__source="photographs"))
-    with pytest.raises(UserError, match=r"another image would also be called (a|s__a); rename one of them"):
-        read_raw(Path("data/raw"))
+    with pytest.raises(ValueError, match=r"would both be called (a|s__a)"):
+        preprocess(project.params())
 
 
 def test_a_file_that_is_no_image_is_refused_by_name(small: Project) -> None:
     Path("photographs/a9.png").write_text("no image")
     fetch(small.params())
-    with pytest.raises(ValueError, match=r"data/raw/images/a9\.png: not a readable image"):
+    with pytest.raises(UserError, match=r"(?s)1 of the images cannot be used.*a9: not a readable image"):
         preprocess(small.params())
     assert not PACKED.exists()
 
@@ -280,4 +290,4 @@ def test_rain_is_the_same_in_all_channels_never_darkens_and_stays_an_image(small
         assert light.max() > 0.1
         assert degraded.max() <= 1
         assert np.allclose(light[:, free], light[:1, free], atol=1e-6)
-    assert json.loads((PACKED / "out_of_distribution/more/index.json").read_text())["entries"]
+    assert len(Pack(PACKED / "out_of_distribution/more")) == len(Pack(PACKED / "test"))

@@ -164,7 +164,7 @@ def _results(levels: float) -> str:
     save_model(train / "model.safetensors", network, {"network": network_params, "lineage": lineage, "task": "denoise"})
     (train / "lineage.json").write_text(json.dumps(lineage))
     (train / "params.yaml").write_text(yaml.safe_dump(read_values(Path("params.yaml"))))
-    (train / "history.csv").write_text("step,task_loss,val_psnr\n25,0.5,\n50,0.25,21.5\n")
+    (train / "history.csv").write_text("step,task_loss,val_score\n25,0.5,\n50,0.25,21.5\n")
     scores = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6}
     figures: dict[str, Any] = {"test": {"input": scores, "classical": scores, "restored": scores | {"psnr": 30.0}}}
     (evaluate / "metrics.json").write_text(json.dumps(figures))

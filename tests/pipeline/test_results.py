@@ -24,7 +24,7 @@ def test_every_step_is_in_the_store_once_whatever_it_knew(
     (folder / "lineage.json").write_text(json.dumps(LINEAGE))
     (folder / "params.yaml").write_text(yaml.safe_dump({"seed": 0}))
     rows = "25,0.5,,0.25\n50,0.25,21.5,0.125\n75,0.125,,0.0625\n"
-    (folder / "history.csv").write_text(f"step,task_loss,val_psnr,penalty/down.0.conv1\n{rows}")
+    (folder / "history.csv").write_text(f"step,task_loss,val_score,penalty/down.0.conv1\n{rows}")
     run_id = store.parent_run(LINEAGE)
     for step in steps_known:  # then the server was away
         loss = {25: 0.5, 50: 0.25, 75: 0.125}[step]

@@ -64,7 +64,7 @@ def test_the_last_step_is_the_highest_that_was_logged(store: Store) -> None:
     for step in (25, 75, 50):
         store.log(run_id, step, {"task_loss": 1 / step, "penalty/down.0.conv1": 1.0})
     assert store.last_step(run_id, "task_loss") == 75
-    assert store.last_step(run_id, "val_psnr") == -1
+    assert store.last_step(run_id, "val_score") == -1
     history = store.client.get_metric_history(run_id, "penalty/down.0.conv1")
     assert sorted(entry.step for entry in history) == [25, 50, 75]
 

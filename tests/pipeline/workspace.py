@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 SMALL = {
     "preprocess.crop": 64,
-    "preprocess.draws": {"val": 1, "test": 2},
+    "preprocess.draws": {"train": 1, "val": 1, "test": 2},
     "network.name": "dncnn",
     "network.width": 8,
     "network.depth": 4,

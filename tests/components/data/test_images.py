@@ -1,14 +1,18 @@
-"""Whatever lies on disk becomes 8-bit RGB, or is refused by name."""
+"""Whatever lies on disk becomes 8- or 16-bit RGB or grey, or is refused by name."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from components.data.images import is_image_name, read_image, to_float, to_uint8, write_image
+from components.data import images
+from components.data.images import image_size, is_image_name, read_image, to_float, to_uint8, write_image
 
 HEIGHT, WIDTH = 9, 14
 
@@ -17,6 +21,32 @@ HEIGHT, WIDTH = 9, 14
 def pixels() -> np.ndarray:
     """(H, W, 3) uint8, of many colours."""
     return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def deep() -> np.ndarray:
+    """(H, W, 3) uint16, of many colours, with every high and low byte in use."""
+    return np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH, 3), dtype=np.uint16)
+
+
+def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def _png_chunks(values: np.ndarray, bits: int, colour_type: int) -> list[tuple[bytes, bytes]]:
+    """Header, pixels and end of ``(H, W, C)``, row r with filter r mod 3: none, sub, up (PNG specification, 9.2)."""
+    height, width, channels = values.shape
+    rows = np.frombuffer(values.astype(f">u{bits // 8}").tobytes(), np.uint8).reshape(height, -1)
+    step = channels * bits // 8
+    left = np.pad(rows, ((0, 0), (step, 0)))[:, :-step]
+    above = np.pad(rows, ((1, 0), (0, 0)))[:-1]
+    filtered = [row - [0 * row, left[r], above[r]][r % 3] for r, row in enumerate(rows)]
+    pixels = b"".join(bytes([r % 3]) + row.tobytes() for r, row in enumerate(filtered))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    return [(b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
 
 
 def _smooth() -> np.ndarray:
@@ -92,27 +122,208 @@ ORIENTATIONS: dict[int, Any] = {
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_a_camera_held_sideways_gives_an_upright_image(tmp_path: Path, pixels: np.ndarray, orientation: int) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_a_camera_held_sideways_gives_an_upright_image(
+    tmp_path: Path, pixels: np.ndarray, orientation: int, suffix: str
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
     expected = ORIENTATIONS[orientation](pixels)
-    assert np.array_equal(read_image(tmp_path / "a.png"), expected.transpose(2, 0, 1))
+    assert np.array_equal(read_image(path), expected.transpose(2, 0, 1))
+    assert image_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_grey_of_a_sideways_tiff_is_upright(tmp_path: Path, pixels: np.ndarray, orientation: int) -> None:
+    """Pillow itself mixes up the rows of such a file where it maps it into memory."""
+    tifffile.imwrite(tmp_path / "a.tif", pixels[..., 0], extratags=[(274, 3, 1, orientation, True)])
+    assert np.array_equal(read_image(tmp_path / "a.tif", "grey")[0], ORIENTATIONS[orientation](pixels[..., :1])[..., 0])
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_sixteen_bits_are_turned_upright_too(tmp_path: Path, deep: np.ndarray, orientation: int) -> None:
+    expected = ORIENTATIONS[orientation](deep).transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
+    tifffile.imwrite(tmp_path / "b.tif", deep[..., 0], extratags=[(274, 3, 1, orientation, True)])
+    assert np.array_equal(read_image(tmp_path / "b.tif", "grey"), expected[:1])
+    assert image_size(tmp_path / "a.tif") == image_size(tmp_path / "b.tif") == expected.shape[1:]
+
+
+def test_orientation_written_behind_the_pixels_of_a_png_counts(tmp_path: Path, pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunks = _png_chunks(pixels, bits=8, colour_type=2)
+    (tmp_path / "a.png").write_bytes(_png([*chunks[:-1], (b"eXIf", exif.tobytes()[6:]), chunks[-1]]))
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, -1).transpose(2, 0, 1))
+    assert image_size(tmp_path / "a.png") == (WIDTH, HEIGHT)
+
+
+def test_the_size_is_read_without_the_pixels(tmp_path: Path, pixels: np.ndarray) -> None:
+    (header, _, end) = _png_chunks(pixels, bits=8, colour_type=2)
+    (tmp_path / "a.png").write_bytes(_png([header, (b"IDAT", b"no pixels"), end]))
+    assert image_size(tmp_path / "a.png") == (HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_all_16_bits_of_a_png_are_kept_whatever_its_filters(tmp_path: Path, deep: np.ndarray, channels: int) -> None:
+    values = deep[..., [0, 1, 2, 1]][..., :channels]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    (tmp_path / "a.png").write_bytes(_png(_png_chunks(values, bits=16, colour_type=colour_type)))
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == np.uint16
+    colour = values[..., :3] if channels > 2 else values[..., [0, 0, 0]]  # the last of 2 and 4 is alpha
+    assert np.array_equal(image, colour.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("kind", ["grey", "rgb", "rgba", "strips", "tiles"])
+def test_all_16_bits_of_a_tiff_are_kept(
+    tmp_path: Path, deep: np.ndarray, byteorder: Any, compression: str | None, kind: str
+) -> None:
+    values = {"grey": deep[..., 0], "rgba": deep[..., [0, 1, 2, 0]]}.get(kind, deep)
+    options: dict[str, Any] = {"strips": {"rowsperstrip": 2}, "tiles": {"tile": (16, 16)}}.get(kind, {})
+    if kind == "rgba":
+        options["extrasamples"] = ["unassalpha"]
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values,
+        photometric="minisblack" if kind == "grey" else "rgb",
+        byteorder=byteorder,
+        compression=compression,
+        **options,
+    )
+    image = read_image(tmp_path / "a.tif")
+    assert image.dtype == np.uint16
+    expected = np.stack([deep[..., 0]] * 3) if kind == "grey" else deep.transpose(2, 0, 1)
+    assert np.array_equal(image, expected)
+
+
+def test_a_16_bit_tiff_whose_zero_is_white_is_inverted(tmp_path: Path, deep: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", 65535 - deep[..., 0], photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "a.tif", "grey"), deep[None, ..., 0])
+
+
+def test_grey_is_the_luma_of_bt601_in_8_and_16_bits(tmp_path: Path, pixels: np.ndarray, deep: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", deep, photometric="rgb")
+    for name, values, dtype in (("a.png", pixels, np.uint8), ("b.tif", deep, np.uint16)):
+        grey = read_image(tmp_path / name, "grey")
+        assert grey.dtype == dtype
+        assert grey.shape == (1, HEIGHT, WIDTH)
+        exact = values @ np.array([0.299, 0.587, 0.114])
+        assert np.abs(grey[0] - exact).max() <= (0.51 if dtype == np.uint8 else 1.5)  # weights of 16 bits
+
+
+def test_white_is_white_in_16_bit_grey(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 4, 3), 65535, dtype=np.uint16), photometric="rgb")
+    assert (read_image(tmp_path / "a.tif", "grey") == 65535).all()
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "black and white", "LA", "CMYK"])
+def test_grey_of_any_file_is_grey_of_its_rgb(tmp_path: Path, pixels: np.ndarray, kind: str) -> None:
+    colour = Image.fromarray(pixels)
+    stored = {
+        "grey": colour.convert("L"),
+        "palette": colour.quantize(8),
+        "black and white": colour.convert("1"),
+        "LA": colour.convert("LA"),
+        "CMYK": colour.convert("CMYK"),
+    }[kind]
+    path = tmp_path / ("a.jpg" if kind == "CMYK" else "a.png")
+    stored.save(path)
+    expected = np.asarray(Image.fromarray(read_image(path).transpose(1, 2, 0)).convert("L"))
+    assert np.array_equal(read_image(path, "grey"), expected[None])
+
+
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode="P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "a.png", transparency=0)
+    assert read_image(tmp_path / "a.png")[:, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
+
+
+def test_ycck_becomes_the_rgb_of_its_inks(tmp_path: Path) -> None:
+    """A CMYK JPEG whose Adobe marker says YCCK: the bands are luma and colour differences of the inks, and 255 - K.
+
+    libjpeg's specification has C = 255 - R of the bands, and Adobe stores 255 - ink: the inversions cancel.
+    """
+    inks = np.zeros((16, 16, 4), dtype=np.uint8)
+    luma, blue_difference, red_difference, black = 105, 130, 170, 55
+    inks[:] = (255 - luma, 255 - blue_difference, 255 - red_difference, black)
+    content = io.BytesIO()
+    Image.fromarray(inks, mode="CMYK").save(content, "jpeg", quality=100)
+    data = bytearray(content.getvalue())
+    marker = data.index(b"Adobe")
+    assert data[marker + 11] == 0
+    data[marker + 11] = 2  # ColorTransform: YCCK
+    (tmp_path / "a.jpg").write_bytes(data)
+    converted = Image.new("YCbCr", (1, 1), (luma, blue_difference, red_difference)).convert("RGB").getpixel((0, 0))
+    expected = (255 - np.array(converted)) * (255 - black) / 255
+    assert np.abs(read_image(tmp_path / "a.jpg").reshape(3, -1).T - expected).max() < 4
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    ("name", "values", "why"),
     [
-        ("a.png", np.full((8, 8), 40_000, dtype=np.uint16)),
-        ("a.tif", np.full((8, 8), 40_000, dtype=np.uint16)),
-        ("b.tif", np.full((8, 8), 40_000, dtype=np.int32)),
-        ("c.tif", np.full((8, 8), 0.5, dtype=np.float32)),
+        ("a.tif", np.full((8, 8), 40_000, dtype=np.int32), "signed or 32-bit pixels"),
+        ("b.tif", np.full((8, 8), -5, dtype=np.int16), "signed or 32-bit pixels"),
+        ("c.tif", np.full((8, 8), 0.5, dtype=np.float32), "floating-point pixels"),
     ],
 )
-def test_more_than_8_bits_are_refused_with_the_remedy(tmp_path: Path, name: str, values: np.ndarray) -> None:
-    Image.fromarray(values).save(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name}.*not 8 bit: convert it to 8-bit RGB"):
+def test_pixels_whose_white_is_unknown_are_refused_with_the_remedy(
+    tmp_path: Path, name: str, values: np.ndarray, why: str
+) -> None:
+    tifffile.imwrite(tmp_path / name, values)
+    with pytest.raises(ValueError, match=rf"{name}.*{why}.*convert it to 8 or 16 bits"):
         read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"photometric": "rgb", "planarconfig": "separate"},
+        {"photometric": "rgb", "planarconfig": "separate", "compression": "zlib"},
+        {"photometric": "rgb", "extrasamples": ["assocalpha"]},
+        {"photometric": "separated"},
+    ],
+)
+def test_16_bits_that_would_be_cut_to_8_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    planar = "planarconfig" in options
+    values = np.full((3, 8, 9) if planar else (8, 9, 4), 40_000, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, **options)
+    with pytest.raises(ValueError, match=r"a\.tif: not a readable image"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_several_frames_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+    for read in (read_image, image_size):
+        with pytest.raises(ValueError, match=rf"a\{suffix}.*several frames or pages"):
+            read(tmp_path / f"a{suffix}")
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    for side, name in ((8193, "a.png"), (60_000, "b.png")):
+        header = (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        (tmp_path / name).write_bytes(_png([header, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]))
+        for read in (read_image, image_size):
+            with pytest.raises(ValueError, match=rf"{name}: not a readable image \(.*pixels"):
+                read(tmp_path / name)
+    assert images.MAX_PIXELS == 8192 * 8192
+
+
+def test_only_the_decoders_of_photographs_are_tried(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])
@@ -211,6 +422,16 @@ def test_8_bits_survive_the_way_to_float_and_back() -> None:
     assert to_float(levels).dtype == np.float32
     assert to_float(levels)[[0, 51, 255]] == pytest.approx([0, 0.2, 1])
     assert np.array_equal(to_uint8(to_float(levels)), levels)
+
+
+def test_16_bits_become_a_share_of_65535_and_float32_is_left_alone() -> None:
+    levels = np.array([0, 257, 13107, 65535], dtype=np.uint16)
+    assert to_float(levels) == pytest.approx([0, 1 / 255, 0.2, 1])
+    assert to_float(levels).dtype == np.float32
+    floats = np.array([-0.5, 1.7], dtype=np.float32)
+    assert np.array_equal(to_float(floats), floats)
+    with pytest.raises(ValueError, match=r"int64.*uint8, uint16, or float32"):
+        to_float(np.zeros(3, dtype=np.int64))
 
 
 def test_the_suffix_says_what_is_an_image() -> None:

@@ -163,9 +163,27 @@ def test_nothing_to_measure_is_refused() -> None:
             equivariance_error(network, images, turns)
 
 
-def test_a_network_that_returns_no_image_is_refused() -> None:
+def test_a_network_that_returns_neither_image_nor_class_scores_is_refused() -> None:
     with pytest.raises(ValueError, match="returns one tensor"):
-        equivariance_error(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten()), torch.rand(1, 3, 6, 6))
+        equivariance_error(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2)), torch.rand(1, 3, 6, 6))
+
+
+def test_class_scores_are_measured_as_invariants() -> None:
+    images = random_images(2, 3, 6, 6)
+    invariant = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).double()
+    assert equivariance_error(invariant, images)["output"] < 1e-6
+    other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 5)).double()
+    with torch.no_grad():
+        expected = [
+            (
+                (other(image.rot90(n, (-2, -1))) - other(image)).square().mean()
+                / ((other(image.rot90(n, (-2, -1))).square().mean() + other(image).square().mean()) / 2)
+            )
+            for image in images.split(1)
+            for n in (1, 2, 3)
+        ]
+    error = equivariance_error(other, images)["output"]
+    assert error == pytest.approx(float(torch.stack(expected).mean().sqrt()), rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- elements and other groups

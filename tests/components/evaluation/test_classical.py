@@ -14,10 +14,12 @@ from skimage.restoration import denoise_nl_means, estimate_sigma
 
 from components.evaluation.classical import (
     CANDIDATES,
+    CANDIDATES_BY_TASK,
     METHODS,
     ClassicalBaseline,
     choose_classical,
     noise_levels,
+    super_resolution_candidates,
 )
 
 COFFEE = (skimage.data.coffee().transpose(2, 0, 1) / 255).astype(np.float32)
@@ -90,7 +92,7 @@ def test_the_order_of_the_grid_and_the_number_of_threads_have_no_say() -> None:
     assert choose_classical(pairs) == choose_classical(pairs, candidates=shuffled, num_workers=2)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted({candidate.name for candidate in CANDIDATES}))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_method_but_the_identity_lessens_noise(name: str, channels: int) -> None:
     clean = CLEAN[:channels, :, :100]
@@ -165,3 +167,83 @@ def test_turned_and_read_only_images_serve_as_pairs() -> None:
 def test_nothing_to_choose_from_is_refused(pairs: list, candidates: list) -> None:
     with pytest.raises(ValueError, match="at least one of each"):
         choose_classical(pairs, candidates=candidates)
+
+
+def test_the_choice_follows_the_score_it_is_given() -> None:
+    pairs = [(noisy(CLEAN[:, :48, :48]), CLEAN[:, :48, :48])]
+
+    def smoothness(restored: np.ndarray, inputs: np.ndarray, clean: np.ndarray) -> float:
+        assert inputs is pairs[0][0]
+        assert clean is pairs[0][1]
+        return -float(np.abs(np.diff(restored)).mean())
+
+    chosen, scores = choose_classical(pairs, score=smoothness, num_workers=2)
+    expected = {str(c): smoothness(c(pairs[0][0]), *pairs[0]) for c in CANDIDATES}
+    assert {str(s.baseline): s.score for s in scores} == pytest.approx(expected)
+    assert str(chosen) == max(expected, key=expected.__getitem__)
+    assert chosen != choose_classical(pairs)[0]
+    assert all(s.psnr == s.score for s in scores)
+
+
+def test_the_choice_takes_inputs_of_other_channels_and_another_size_than_the_truth() -> None:
+    clean = CLEAN[:, :64, :64]
+    mask = np.zeros((1, 64, 64), dtype=np.float32)
+    mask[:, ::4, ::3] = 1
+    inputs = np.concatenate([clean * (1 - mask), mask])
+    assert choose_classical([(inputs, clean)], candidates=CANDIDATES_BY_TASK["inpaint"])[0].name == "biharmonic"
+    small = clean.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
+    assert choose_classical([(small, clean)], candidates=super_resolution_candidates(2))[0].settings["scale"] == 2
+
+
+def test_a_score_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"identity.* scores NaN"):
+        choose_classical(
+            [(CLEAN, CLEAN)], candidates=[ClassicalBaseline("identity")], score=lambda *images: float("nan")
+        )
+
+
+def test_every_task_has_candidates_and_every_method_a_task() -> None:
+    assert set(CANDIDATES_BY_TASK) == {"denoise", "derain", "deblur", "inpaint", "jpeg", "ct_mar"}
+    assert CANDIDATES_BY_TASK["denoise"] == CANDIDATES_BY_TASK["derain"] == CANDIDATES
+    used = {candidate.name for candidates in CANDIDATES_BY_TASK.values() for candidate in candidates}
+    assert used | {candidate.name for candidate in super_resolution_candidates(2)} == set(METHODS)
+    for candidates in (*CANDIDATES_BY_TASK.values(), super_resolution_candidates(3)):
+        assert len({str(candidate) for candidate in candidates}) == len(candidates)
+
+
+NEW = [
+    (task, candidate) for task in ("deblur", "inpaint", "jpeg", "ct_mar") for candidate in CANDIDATES_BY_TASK[task]
+] + [("super_resolution", candidate) for candidate in super_resolution_candidates(3)]
+
+
+@pytest.mark.parametrize(("task", "candidate"), NEW, ids=lambda x: x if isinstance(x, str) else str(vars(x)))
+@pytest.mark.parametrize("shape", [(1, 33, 47), (3, 17, 12)])
+def test_every_candidate_of_the_other_tasks_is_deterministic_silent_and_leaves_its_input(
+    task: str, candidate: ClassicalBaseline, shape: tuple[int, int, int]
+) -> None:
+    channels, height, width = shape
+    image = np.clip(noisy(np.ascontiguousarray(CLEAN[:channels, :height, :width])), 0, 1)
+    mask = np.zeros((1, height, width), dtype=np.float32)
+    mask[:, 4:9, :7] = mask[:, ::5, ::3] = 1
+    if task == "inpaint":
+        image = np.concatenate([image * (1 - mask), mask])
+    if task == "ct_mar":
+        channels, image = 1, np.concatenate([image[:1], image[:1] + 0.1, mask])
+    before = image.copy()
+    flat, black = np.full_like(image, 0.25), np.zeros_like(image)
+    for other in (flat, black):
+        if task in ("inpaint", "ct_mar"):
+            other[-1] = mask
+        if task == "inpaint":
+            other[:-1] *= 1 - mask
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, two, grey, nothing = (candidate(x) for x in (image, image, flat, black))
+    scale = 3 if task == "super_resolution" else 1
+    assert np.array_equal(image, before)
+    assert np.array_equal(one, two)
+    assert (one.shape, one.dtype) == ((channels, scale * height, scale * width), np.float32)
+    assert np.isfinite(one).all()
+    tolerance = 9 / 255 if candidate.name == "shifted_jpeg" else 1e-5  # half a step of the coarsest quality's means
+    np.testing.assert_allclose(nothing, 0, atol=tolerance)
+    np.testing.assert_allclose(grey, 0.25, atol=tolerance)

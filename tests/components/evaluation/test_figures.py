@@ -171,7 +171,7 @@ def test_more_networks_than_colours_are_refused(tmp_path: Path) -> None:
 
 
 def trial(weight: float, psnr: float, penalty: str = "regular", **flags: bool) -> dict[str, Any]:
-    return {"weight": weight, "penalty": penalty, "psnr": psnr, "stopped_early": False, "is_control": False} | flags
+    return {"weight": weight, "penalty": penalty, "score": psnr, "stopped_early": False, "is_control": False} | flags
 
 
 def markers(figure: Figure) -> list[tuple[float, float, str, bool]]:
@@ -201,7 +201,7 @@ def test_trials_stand_at_their_weight_and_psnr_hollow_if_stopped_early(tmp_path:
     assert sorted(markers(figure)) == [(0.01, 30.1, blue, False), (0.1, 30.4, orange, False), (1.0, 29.9, blue, True)]
     (line,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert list(line.get_ydata()) == [30.0, 30.0]
-    assert legend(figure) == ["regular", "rotation", "stopped early", "weight 0: 30.00 dB"]
+    assert legend(figure) == ["regular", "rotation", "stopped early", "weight 0: 30.00"]
     assert axes.get_xscale() == "log"
     assert "one seed: not evidence" in axes.get_title()
     assert read(tmp_path / "trials.png").shape == (540, 900, 3)
@@ -212,10 +212,10 @@ def test_a_collapsed_trial_does_not_flatten_the_others(tmp_path: Path) -> None:
     figure = save_trials(tmp_path / "trials.png", trials)
     (axes,) = figure.axes
     assert axes.get_ylim()[0] > 28
-    assert [text.get_text() for text in axes.texts] == ["↓ 8.2 dB"]
+    assert [text.get_text() for text in axes.texts] == ["↓ 8.2"]
     assert (10.0, 8.2) not in [marker[:2] for marker in markers(figure)]
     assert len(markers(figure)) == 7
-    assert "1 without a finite PSNR" in axes.get_xlabel()
+    assert "1 without a finite score" in axes.get_xlabel()
 
 
 @pytest.mark.parametrize("trials", [[], [trial(0.0, 30.0, is_control=True)], [trial(0.1, 30.0)]])
@@ -226,7 +226,7 @@ def test_a_sweep_of_one_trial_or_none_has_a_figure(tmp_path: Path, trials: list[
 
 
 def test_the_history_draws_loss_and_validation_against_the_step(tmp_path: Path) -> None:
-    history = {50: {"task_loss": 0.1, "val_psnr": 28.0}, 25: {"task_loss": 0.2}, 75: {"task_loss": 0.05}}
+    history = {50: {"task_loss": 0.1, "val_score": 28.0}, 25: {"task_loss": 0.2}, 75: {"task_loss": 0.05}}
     figure = save_history(tmp_path / "history.png", history)
     loss, validation = (axes.lines[0] for axes in figure.axes)
     assert loss.get_xydata().tolist() == [[25, 0.2], [50, 0.1], [75, 0.05]]

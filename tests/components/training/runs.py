@@ -152,4 +152,4 @@ class Run:
         with torch.inference_mode():
             output = network.eval()(image).mean()
         network.train()
-        return {"val_psnr": float(self.worker.mean(output))}
+        return {"val_score": float(self.worker.mean(output))}

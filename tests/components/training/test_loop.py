@@ -221,7 +221,7 @@ def test_the_result_is_the_average_and_the_first_update_is_copied() -> None:
 def test_reports_validations_and_checkpoints_keep_their_rhythm_and_all_come_at_the_end() -> None:
     run = Run(settings(steps=10, report_every=3, validate_every=4, checkpoint_every=5)).start()
     assert [step for step, _ in run.reports] == [3, 4, 6, 8, 9, 10]
-    assert [step for step, metrics in run.reports if "val_psnr" in metrics] == [4, 8, 10]
+    assert [step for step, metrics in run.reports if "val_score" in metrics] == [4, 8, 10]
     assert [step for step, _ in run.checkpoints] == [5, 10]
     assert run.checkpoints[0][1] == run.reports[1][1]  # the last report's
     assert run.checkpoints[1][1] == run.reports[-1][1]

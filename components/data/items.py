@@ -1,0 +1,243 @@
+"""What is to be packed: images, pairs, CT slices or labelled images among the files of a folder, and how each is read.
+
+Files are named by their path relative to the folder, with "/". Names of items hold no "/" and no suffix.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
+from components.data.images import is_image_name, read_image
+from components.data.labelled import read_labelled
+from components.data.pair_names import Naming, find_pairs
+
+Colour = Literal["rgb", "grey"]
+Reads = Literal["images", "ct", "labelled"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to pack.
+
+    Attributes:
+        name: unique.
+        scene: what it shows, if the files say so; else its name.
+        files: where it lies; of a pair the degraded image, then the clean one.
+        number: which of the slices or images of its file.
+        part: "train" or "test" where the data set has a split of its own, else "".
+    """
+
+    name: str
+    scene: str
+    files: tuple[str, ...]
+    number: int = 0
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An item read.
+
+    Attributes:
+        clean: ``(C, H, W)`` uint8, uint16 or float32; a CT slice ``(1, H, W)`` in Hounsfield units.
+        degraded: ``(C', h, w)`` of a given pair.
+        label: of a labelled image.
+        pixel_spacing_mm: of a CT slice, where it is known.
+    """
+
+    item: Item
+    clean: np.ndarray
+    degraded: np.ndarray | None = None
+    label: int | None = None
+    pixel_spacing_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file, or item, that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attributes: what is to be packed, what cannot be used, and the naming by which pairs were found, if any."""
+
+    items: list[Item]
+    unused: list[Problem]
+    naming: str = ""
+
+
+def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | Naming | None, pattern: str) -> Found:
+    """What files of a folder hold for a task that reads images, CT slices or labelled images.
+
+    Args:
+        names: relative paths of the files.
+        folder: where they lie. Image files are not opened; those of slices and labelled images are.
+        reads: what is wanted; other files are left out without a word.
+        naming: how names of pairs are formed; None if the images are all clean.
+        pattern: a regular expression whose first group is the scene of a name (`scene_of`).
+
+    Raises:
+        ValueError: no naming fits, or two items would have one name.
+    """
+    if reads == "ct":
+        found = _slices(names, folder, pattern)
+    elif reads == "labelled":
+        found = _labelled(names, folder)
+    else:
+        images = [name for name in names if is_image_name(Path(name))]
+        found = _images(images, pattern) if naming is None else _pairs(images, naming, pattern)
+    seen: dict[str, Item] = {}
+    for item in found.items:
+        if item.name in seen:
+            raise ValueError(f"{seen[item.name].files[-1]} and {item.files[-1]} would both be called {item.name}")
+        seen[item.name] = item
+    return found
+
+
+def scene_of(name: str, pattern: str, own: str = "") -> str:
+    """The scene that an image shows: the pattern's first group where it matches, else its own, else the name."""
+    match = re.search(pattern, name)
+    return match.group(1) if match and match.re.groups and match.group(1) else own or name
+
+
+def _flat(name: str) -> str:
+    """A relative path as a name without "/" and suffix."""
+    return str(PurePosixPath(name).with_suffix("")).replace("/", "__")
+
+
+def _images(names: Sequence[str], pattern: str) -> Found:
+    return Found([Item(_flat(name), scene_of(_flat(name), pattern), (name,)) for name in names], [])
+
+
+def _pairs(names: Sequence[str], naming: str | Naming, pattern: str) -> Found:
+    paired = find_pairs(names, naming)
+    items = []
+    for pair in paired.pairs:
+        name = pair.key.replace("/", "__")
+        items.append(Item(name, scene_of(name, pattern, pair.scene.replace("/", "__")), (pair.degraded, pair.clean)))
+    unused = [Problem(name, "it has no partner in a pair") for name in paired.unpaired]
+    return Found(items, unused, paired.naming)
+
+
+def _slices(names: Sequence[str], folder: Path, pattern: str) -> Found:
+    """CT slices, or SynDeepLesion's pairs where its layout is found."""
+    if any(PurePosixPath(name).name == "gt.h5" for name in names):
+        return _metal_pairs(names, pattern)
+    items, unused = [], []
+    for name in names:
+        if not is_ct_name(Path(name)):
+            continue
+        try:
+            for number, each in enumerate(read_ct(folder / name)):
+                is_stack = Path(name).suffix.lower() in (".npz", ".npy")
+                own = f"{_flat(name)}-{number:04d}" if is_stack else _flat(name)
+                items.append(Item(own, scene_of(own, pattern, each.patient), (name,), number))
+        except ValueError as error:
+            unused.append(Problem(name, str(error).removeprefix(f"{folder / name}: ")))
+    return Found(items, unused)
+
+
+def _metal_pairs(names: Sequence[str], pattern: str) -> Found:
+    """``.../CASE/SLICE/N.h5`` with its ``gt.h5``; beside CASE lies the ``*mask.npy`` of all, if there is one."""
+    known, items = set(names), []
+    for name in names:
+        path = PurePosixPath(name)
+        truth = str(path.with_name("gt.h5"))
+        if path.suffix == ".h5" and path.stem.isdecimal() and truth in known:
+            case, above = path.parent.parent, set(map(str, path.parents))
+            masks = [other for other in names if other.endswith("mask.npy") and _folder(other) in above]
+            own = "-".join((case.name, path.parent.name, path.stem))
+            files = (name, truth, *sorted(masks, key=len)[-1:])  # the nearest
+            items.append(Item(own, scene_of(own, pattern, case.name.split("_")[0]), files))
+    return Found(items, [])
+
+
+def _folder(name: str) -> str:
+    return str(PurePosixPath(name).parent)
+
+
+def _labelled(names: Sequence[str], folder: Path) -> Found:
+    """The images of the one data set that the files are."""
+    root = labelled_root(names)
+    labelled = read_labelled(folder / root)
+    items = []
+    for number, (label, part) in enumerate(zip(labelled.labels, labelled.split, strict=True)):
+        name = f"{labelled.classes[label]}-{number:06d}".replace("/", "_")
+        items.append(Item(name, name, (root,), number, part))
+    return Found(items, [])
+
+
+def labelled_root(names: Sequence[str]) -> str:
+    """What of a folder `read_labelled` is to read: its one npz file, the folder of CIFAR's files, or the whole."""
+    archives = [name for name in names if name.lower().endswith(".npz")]
+    if len(archives) == 1:
+        return archives[0]
+    batches = {"data_batch_1", "data_batch_1.bin", "train.bin", "test.bin", "meta", "batches.meta"}
+    folders = {_folder(name) for name in names if PurePosixPath(name).name in batches}
+    return min(folders, key=len) if folders else "."
+
+
+def load(items: Sequence[Item], folder: Path, reads: Reads, colour: Colour) -> Iterator[Loaded | Problem]:
+    """Each item read, in order, or why it cannot be.
+
+    Items of one file that follow each other are read in one go.
+    """
+    if reads == "labelled":
+        yield from _load_labelled(items, folder)
+        return
+    for files, group in itertools.groupby(items, key=lambda item: item.files):
+        chosen = list(group)
+        try:
+            if reads == "images":
+                yield _load_image(chosen[0], folder, colour)
+            elif len(files) > 1:
+                yield _load_metal_pair(chosen[0], folder)
+            else:
+                yield from _load_slices(chosen, folder)
+        except ValueError as error:
+            shown = str(error)
+            for file in files:
+                shown = shown.removeprefix(f"{folder / file}: ")
+            yield from (Problem(item.name, shown) for item in chosen)
+
+
+def _load_image(item: Item, folder: Path, colour: Colour) -> Loaded:
+    *degraded, clean = (read_image(folder / file, colour) for file in item.files)
+    return Loaded(item, clean, degraded[0] if degraded else None)
+
+
+def _load_slices(items: Sequence[Item], folder: Path) -> Iterator[Loaded | Problem]:
+    wanted = {item.number: item for item in items}
+    for number, each in enumerate(read_ct(folder / items[0].files[0])):
+        if number in wanted:
+            item = wanted[number]
+            if holds_metal(each.hu):
+                yield Problem(item.name, "metal in it (above 2500 HU): no clean slice")
+            elif each.hu.shape[0] != each.hu.shape[1]:
+                yield Problem(item.name, f"{each.hu.shape[1]}x{each.hu.shape[0]} pixels: not square")
+            else:
+                yield Loaded(item, each.hu[None], pixel_spacing_mm=each.pixel_spacing_mm)
+
+
+def _load_metal_pair(item: Item, folder: Path) -> Loaded:
+    file, _, *masks = (folder / name for name in item.files)
+    pair = read_metal_pair(file, masks[0] if masks else None)
+    inputs = np.concatenate([pair.linear_interpolation, pair.artifact, pair.mask.astype(np.float32)])
+    return Loaded(item, np.clip(pair.clean, 0, 1), np.clip(inputs, 0, 1))
+
+
+def _load_labelled(items: Sequence[Item], folder: Path) -> Iterator[Loaded]:
+    labelled = read_labelled(folder / items[0].files[0])
+    for item in items:
+        yield Loaded(item, labelled.images[item.number], label=int(labelled.labels[item.number]))

@@ -1,0 +1,20 @@
+"""CT metal artifacts, simulated: geometry, projection, physics, reconstruction and the usual corrections."""
+
+from components.degradations.ct.artifacts import WHITE, MetalArtifactCase, MetalArtifacts, scan
+from components.degradations.ct.attenuation import WATER
+from components.degradations.ct.geometry import FanBeam
+from components.degradations.ct.interpolation import linear_interpolation
+from components.degradations.ct.projection import project
+from components.degradations.ct.reconstruction import filtered_back_projection
+
+__all__ = [
+    "WATER",
+    "WHITE",
+    "FanBeam",
+    "MetalArtifactCase",
+    "MetalArtifacts",
+    "filtered_back_projection",
+    "linear_interpolation",
+    "project",
+    "scan",
+]

@@ -1,0 +1,175 @@
+"""Every task from files on disk to a table of figures, in this process: each stage's own function, on tiny data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from components.data.packs import Pack
+from components.tasks import TASKS
+from components.training.loop import Metrics
+from components.training.state import TrainingState
+from pipeline.evaluate import evaluate
+from pipeline.fetch import fetch
+from pipeline.job import TrainingJob, load_model, save_model
+from pipeline.lineage import trace
+from pipeline.params import load_params
+from pipeline.paths import EVALUATE, MODEL, PACKED, SCRATCH, TRAIN, replaced_folder
+from pipeline.preprocess import preprocess
+from pipeline.resolve import resolve
+from pipeline.summary import summary
+from pipeline.tracking.store import Store
+from pipeline.train import _write as write_results
+from tests.pipeline.conftest import Project
+
+SMALL: dict[str, Any] = {
+    "fetch.source": "source",
+    "preprocess.crop": 48,
+    "preprocess.draws": {"train": 1, "val": 1, "test": 1},
+    "preprocess.splits": {"train": ["train*"], "val": ["val*"], "test": ["test*"]},
+    "network.width": 8,
+    "network.depth": 2,
+    "train.steps": 4,
+    "train.batch_size": 4,
+    "train.patch_size": 24,
+    "train.warmup_steps": 1,
+    "train.validate_every": 4,
+    "train.report_every": 2,
+    "equivariance.warmup_steps": 0,
+    "tune.trials": 0,
+    "evaluate.pictures": 1,
+}
+
+
+def _photographs(folder: Path) -> None:
+    """Smooth coloured images of 100 x 90 pixels: three to train, one to validate, two to test."""
+    rows, columns = np.mgrid[:100, :90]
+    for number, name in enumerate(("train1", "train2", "train3", "val1", "test1", "test2")):
+        waves = [np.sin(rows / (5 + number + c)) * np.cos(columns / (7 + 2 * c - number)) for c in range(3)]
+        Image.fromarray((127 + 100 * np.stack(waves, -1)).astype(np.uint8)).save(folder / f"{name}.png")
+
+
+def _slices(folder: Path) -> None:
+    """Bodies of water with bone in them, in Hounsfield units, one patient each; 64 x 64 pixels of 6 mm."""
+    rows, columns = np.mgrid[-1:1:64j, -1:1:64j]
+    patients = ("train1", "train2", "val1", "test1")
+    slices = []
+    for number, _ in enumerate(patients):
+        body = (rows / (0.6 + 0.02 * number)) ** 2 + (columns / 0.85) ** 2 < 1
+        bone = (rows - 0.3) ** 2 + (columns - 0.1 * number) ** 2 < 0.02
+        slices.append(np.where(bone, 900, np.where(body, 30, -1000)))
+    np.savez(folder / "slices.npz", hu=np.array(slices, np.int16), patient=np.array(patients))
+
+
+def _classes(folder: Path) -> None:
+    """Two classes, bright and dark, in folders: 12 images of 32 x 32 of each."""
+    random = np.random.default_rng(0)
+    for name, level in (("bright", 200), ("dark", 60)):
+        (folder / name).mkdir()
+        for number in range(12):
+            pixels = random.normal(level, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+DATA = {"images": _photographs, "ct": _slices, "labelled": _classes}
+OF_TASK: dict[str, dict[str, Any]] = {
+    "ct_mar": {
+        "tasks.ct_mar.degradation.size": 48,
+        "tasks.ct_mar.out_of_distribution.gold.size": 48,
+        "tasks.ct_mar.out_of_distribution.few_photons.size": 48,
+    },
+    "classify": {
+        "preprocess.splits": {"train": [], "val": [], "test": []},
+        "preprocess.remaining": {"val": 0.2, "test": 0.3},
+    },
+    "super_resolution": {
+        "tasks.super_resolution.degradation.scale": 3,
+        "tasks.super_resolution.out_of_distribution": {},
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_a_task_runs_from_files_to_figures(name: str, project: Project, store: Store) -> None:
+    source = Path("source")
+    source.mkdir()
+    DATA[TASKS[name].reads](source)
+    project.set({**SMALL, "task": name, **OF_TASK.get(name, {})})
+    params = load_params()
+    fetch(params)
+    preprocess(params)
+    for part in (
+        "train",
+        "val",
+        "test",
+        *(f"out_of_distribution/{key}" for key in params.task_params.out_of_distribution),
+    ):
+        pack = Pack(PACKED / part)
+        pack.verify()
+        assert len(pack) >= 1
+
+    job = TrainingJob(params, PACKED.resolve())
+    job.check(num_workers=1)
+    history: dict[int, Metrics] = {}
+
+    def report(step: int, metrics: Metrics) -> None:
+        history[step] = metrics
+
+    def checkpoint(state: TrainingState, metrics: Metrics) -> None: ...
+
+    state = job.run(report, checkpoint)
+    assert list(history) == [2, 4]
+    assert all(np.isfinite(value) for metrics in history.values() for value in metrics.values())
+    assert {"val_score", "penalty", "task_loss"} <= history[4].keys()
+
+    lineage = trace(params)
+    SCRATCH.mkdir(exist_ok=True)
+    with replaced_folder(TRAIN) as folder:
+        metadata = {"network": job.network_settings(), "task": name, "lineage": lineage.tags()}
+        save_model(SCRATCH / MODEL.name, state.averaged.module, metadata)
+        write_results(folder, job, 1, lineage, history, resolve())
+    loaded, _ = load_model(MODEL)
+    inputs, _, _ = next(iter(_batches(job)))
+    with torch.inference_mode():
+        assert torch.equal(loaded(inputs), state.averaged.module.eval()(inputs))
+
+    evaluate(params)
+    metrics = json.loads((EVALUATE / "metrics.json").read_text())
+    keys = [metric.key for metric in job.task.metrics]
+    for group in ("test", "rotated"):
+        for method in ("input", "classical", "restored"):
+            assert all(np.isfinite(metrics[group][method][key]) for key in keys)
+    others = set(params.task_params.out_of_distribution)
+    if others:
+        assert set(metrics["out_of_distribution"].get("conditions", others)) == others
+    assert np.isfinite(metrics["equivariance_error"]["output"])
+    assert len(list(EVALUATE.glob("strip-*.png"))) == (0 if name == "classify" else 1)
+    summary(params)
+
+
+def _batches(job: TrainingJob) -> Any:
+    for entry, inputs, reference in job.task.pairs(Pack(PACKED / "val")):
+        yield torch.from_numpy(inputs)[None], reference, entry
+
+
+def test_the_score_of_validation_is_that_of_a_network_that_does_nothing(project: Project) -> None:
+    Path("source").mkdir()
+    _photographs(Path("source"))
+    project.set({**SMALL, "task": "super_resolution"})
+    params = load_params()
+    fetch(params)
+    preprocess(params)
+    job = TrainingJob(params, PACKED.resolve())
+    from components.training.worker import Worker
+
+    network = job.network()  # its residual is zero at first: it enlarges by bicubic interpolation
+    ((inputs, reference, _),) = _batches(job)
+    enlarged = torch.nn.functional.interpolate(inputs, scale_factor=2, mode="bicubic", align_corners=False)
+    expected = job.task.scores(enlarged, inputs, torch.from_numpy(reference)[None]).item()
+    assert job.validate(network, Worker.current())["val_score"] == pytest.approx(expected, abs=1e-3)

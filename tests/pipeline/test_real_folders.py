@@ -1,0 +1,255 @@
+"""Folders as people have them: pairs by name, files that cannot be used, twins, auxiliary data, and many chunks."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.data.packs import Pack
+from pipeline.errors import UserError
+from pipeline.fetch import fetch
+from pipeline.paths import PACKED
+from pipeline.preprocess import preprocess
+from tests.pipeline.conftest import Project
+
+SETTINGS: dict[str, Any] = {
+    "fetch.source": "source",
+    "preprocess.crop": 32,
+    "preprocess.draws": {"train": 1, "val": 1, "test": 1},
+    "preprocess.splits": {"train": ["a*"], "val": ["b*"], "test": ["c*"]},
+    "train.patch_size": 16,
+}
+NAMES = ("a1", "a2", "b1", "c1")
+
+
+def _pixels(name: str, size: tuple[int, int] = (40, 44)) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(name.encode())).integers(20, 200, (*size, 3), dtype=np.uint8)
+
+
+def _save(path: str, pixels: np.ndarray) -> None:
+    file = Path("source") / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+def _packed(project: Project, changes: dict[str, Any]) -> None:
+    project.set({**SETTINGS, **changes})
+    fetch(project.params())
+    preprocess(project.params())
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_pairs_are_found_by_name_packed_as_they_are_and_cropped_alike(project: Project) -> None:
+    for name in NAMES:
+        clean = _pixels(name)
+        _save(f"clean/{name}.png", clean)
+        _save(f"noisy/{name}.png", (clean // 2).astype(np.uint8))
+    _packed(project, {"preprocess.pairs": "auto", "tasks.denoise.out_of_distribution": {"sigma_50": {"sigma": 50}}})
+    train, test = Pack(PACKED / "train"), Pack(PACKED / "test")
+    assert [entry.name for entry in train.entries] == ["a1", "a2"]
+    assert train.holds_pairs
+    for pack in (train, test):
+        for entry, degraded, clean in pack.pairs():
+            whole = _pixels(entry.name).transpose(2, 0, 1)
+            expected = whole if pack is train else whole[:, 4:36, 6:38]
+            assert np.array_equal(np.rint(clean * 255), expected)
+            assert np.array_equal(np.rint(degraded * 255), expected // 2)
+    (pair,) = Pack(PACKED / "out_of_distribution/sigma_50").pairs()
+    assert (pair[1] - pair[2]).std() == pytest.approx(50 / 255, rel=0.1)  # drawn on the clean image
+
+
+def test_patterns_of_ones_own_pair_what_no_known_layout_does(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}--x.png", _pixels(name))
+        _save(f"{name}--y.png", _pixels(name) // 2)
+    patterns = {"degraded": r"(?P<name>.+)--y\.png", "clean": r"(?P<name>.+)--x\.png"}
+    _packed(project, {"preprocess.pairs": patterns, "tasks.denoise.out_of_distribution": {}})
+    assert [entry.name for entry in Pack(PACKED / "train").entries] == ["a1", "a2"]
+
+
+def test_patterns_that_share_nothing_are_refused_with_the_key(project: Project) -> None:
+    _save("a1.png", _pixels("a1"))
+    with pytest.raises(UserError, match=r"preprocess\.pairs: .*name what a pair shares in both"):
+        _packed(project, {"preprocess.pairs": {"degraded": "y", "clean": "x"}})
+
+
+def test_names_that_pair_in_no_known_way_are_refused_with_the_key(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    with pytest.raises(UserError, match=r"preprocess\.pairs: "):
+        _packed(project, {"preprocess.pairs": "auto"})
+
+
+def test_low_resolution_folders_are_super_resolution(project: Project) -> None:
+    for name in NAMES:
+        clean = _pixels(name, (40, 48))
+        _save(f"HR/{name}.png", clean)
+        _save(f"LR_bicubic/X2/{name}x2.png", clean[::2, ::2])
+    changes = {"task": "super_resolution", "preprocess.pairs": "auto", "tasks.super_resolution.out_of_distribution": {}}
+    _packed(project, changes)
+    (pair,) = Pack(PACKED / "test").pairs()
+    assert pair[2].shape == (3, 32, 32)
+    assert np.array_equal(pair[1], pair[2][:, ::2, ::2])
+
+
+def test_a_pair_that_does_not_fit_and_a_file_without_partner_are_named(project: Project) -> None:
+    for name in (*NAMES, "a3"):
+        _save(f"clean/{name}.png", _pixels(name))
+        _save(f"noisy/{name}.png", _pixels(name, (40, 44) if name != "a3" else (40, 45)))
+    project.set({**SETTINGS, "preprocess.pairs": "noisy/clean"})
+    _save("clean/alone.png", _pixels("alone"))
+    fetch(project.params())
+    with pytest.raises(UserError) as error:
+        preprocess(project.params())
+    assert "2 of the images cannot be used" in str(error.value)
+    assert "clean/alone.png: it has no partner in a pair" in str(error.value)
+    assert "a3: the degraded image is 45x40, the clean one 44x40: they must be of one size" in str(error.value)
+
+
+def _odd_folder() -> None:
+    """Good images of every kind, and bad ones."""
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    Image.fromarray(_pixels("a_grey")[..., 0]).save("source/a_grey.png")
+    Image.fromarray(_pixels("a_cmyk")).convert("CMYK").save("source/a_cmyk.jpg")
+    Image.fromarray(_pixels("a_palette")).convert("P").save("source/a_palette.png")
+    Image.fromarray(np.dstack([_pixels("a_alpha"), _pixels("x")[..., :1]])).save("source/a_alpha.png")
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 44), dtype=np.uint16)
+    Image.fromarray(deep).save("source/a_deep.png")
+    turned = Image.fromarray(_pixels("a_turned", (30, 50)))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save("source/a_turned.jpg", exif=exif)
+    (Path("source") / "a_broken.png").write_bytes((Path("source") / "a1.png").read_bytes()[:200])
+    _save("a_small.png", _pixels("a_small", (10, 44)))
+    _save("a_twin.png", _pixels("c1"))
+
+
+def test_an_odd_folder_is_refused_with_every_name_and_skipped_on_demand(project: Project) -> None:
+    Path("source").mkdir()
+    _odd_folder()
+    project.set(SETTINGS)
+    fetch(project.params())
+    with pytest.raises(UserError) as error:
+        preprocess(project.params())
+    for part in (
+        "3 of the images cannot be used (preprocess.unusable: skip leaves them out)",
+        "a_broken: ",
+        "a_small: 44x10 pixels, and 16 are needed",
+        "a_twin: the same clean image is in test as c1",
+    ):
+        assert part in str(error.value)
+    assert not PACKED.exists()
+
+    preprocess(project.params(preprocess__unusable="skip"))
+    train = Pack(PACKED / "train")
+    shapes = {entry.name: train.stored(index).shape for index, entry in enumerate(train.entries)}
+    assert set(shapes) == {"a1", "a2", "a_grey", "a_cmyk", "a_palette", "a_alpha", "a_deep", "a_turned"}
+    assert shapes["a_turned"] == (3, 50, 30)
+    assert {shape[0] for shape in shapes.values()} == {3}
+    deep = [entry.name for entry in train.entries].index("a_deep")
+    assert train.stored(deep).dtype == np.uint16
+    with (PACKED / "unusable.csv").open() as file:
+        assert sorted(row["name"] for row in csv.DictReader(file)) == ["a_broken", "a_small", "a_twin"]
+    assert [entry.name for entry in Pack(PACKED / "test").entries] == ["c1-0"]
+
+
+def test_grey_is_asked_for_in_params(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    _packed(project, {"preprocess.colour": "grey"})
+    assert Pack(PACKED / "train").stored(0).shape == (1, 40, 44)
+    assert next(Pack(PACKED / "test").pairs())[1].shape == (1, 32, 32)
+
+
+def test_streaks_of_auxiliary_pairs_fall_on_the_images_and_those_of_the_test_are_others(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    for number in range(1, 9):
+        clean = np.full((50, 60, 3), 100, dtype=np.uint8)
+        rainy = clean.copy()
+        rainy[10:30, 5 * number] = 100 + 10 * number
+        for kind, image in (("rain", rainy), ("norain", clean)):
+            file = Path(f"pairs/{kind}/{kind}-{number:03d}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    changes = {
+        "task": "derain",
+        "fetch.auxiliary": "pairs",
+        "tasks.derain.degradation": {"streaks": "auxiliary"},
+        "tasks.derain.out_of_distribution": {},
+    }
+    _packed(project, changes)
+    train, fixed = (Pack(PACKED / "auxiliary" / part) for part in ("train", "fixed"))
+    assert len(train) + len(fixed) == 8
+    assert len(fixed) >= 1
+    brightest = {int(fixed.stored(index).max()) for index in range(len(fixed))}
+    assert not brightest & {int(train.stored(index).max()) for index in range(len(train))}
+    for part in ("val", "test"):
+        for _, degraded, clean in Pack(PACKED / part).pairs():
+            light = np.rint((degraded - clean) * 255)
+            assert set(np.unique(light)) <= {0.0, *map(float, brightest)}
+
+
+def test_auxiliary_data_that_is_none_is_refused(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    Path("notes").mkdir()
+    Path("notes/readme.txt").write_text("no kernels here")
+    changes = {
+        "task": "deblur",
+        "fetch.auxiliary": "notes",
+        "tasks.deblur.degradation.kernels": "auxiliary",
+        "tasks.deblur.out_of_distribution": {},
+    }
+    with pytest.raises(UserError, match=r"fetch\.auxiliary: notes: no blur kernels in it, which tasks\.deblur wants"):
+        _packed(project, changes)
+
+
+def test_the_wrong_kind_of_files_is_refused_with_what_the_task_needs(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    project.set({**SETTINGS, "task": "ct_mar"})
+    fetch(project.params())
+    with pytest.raises(UserError, match=r"no CT slices \(npz, DICOM, h5\) among 4 files, which task ct_mar needs"):
+        preprocess(project.params())
+
+
+def test_a_slice_with_metal_in_it_is_no_clean_slice(project: Project) -> None:
+    rows, columns = np.mgrid[-1:1:64j, -1:1:64j]
+    body = np.where((rows / 0.6) ** 2 + (columns / 0.8) ** 2 < 1, 30, -1000)
+    slices = np.stack([body, body + 1, body + 2, np.where(np.abs(rows) + np.abs(columns) < 0.1, 3000, body)])
+    Path("source").mkdir()
+    np.savez("source/slices.npz", hu=slices.astype(np.int16), patient=np.array(["a", "b", "c", "a"]))
+    project.set({**SETTINGS, "task": "ct_mar", "tasks.ct_mar.degradation.size": 32})
+    project.set({"tasks.ct_mar.out_of_distribution": {}})
+    fetch(project.params())
+    with pytest.raises(UserError, match=r"slices-0003: metal in it \(above 2500 HU\)"):
+        preprocess(project.params())
+    preprocess(project.params(preprocess__unusable="skip"))
+    assert [(entry.name, entry.scene) for entry in Pack(PACKED / "train").entries] == [("slices-0000-0", "a")]
+
+
+@pytest.mark.end_to_end
+def test_many_chunks_on_ray_give_the_bytes_of_one_process(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(24):
+        name = f"{'aaab'[number % 4] if number % 8 else 'c'}{number:02d}"
+        _save(f"{name}.png", _pixels(name))
+    monkeypatch.setattr("pipeline.preprocess.CHUNK_ITEMS", {"images": 2})
+    project.set(SETTINGS)
+    fetch(project.params())
+    preprocess(project.params())  # more than FEW chunks: Ray
+    on_ray = _bytes(PACKED)
+    monkeypatch.setattr("pipeline.cluster.spread.FEW", 1000)
+    preprocess(project.params())
+    assert _bytes(PACKED) == on_ray
+    assert len(on_ray) > 15
