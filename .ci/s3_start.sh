@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real S3 server for the tests: Ceph's, on loopback, all in one folder and in memory (2 GiB).
+# A real S3 server for the tests: Ceph's, on loopback, all in one folder and in memory (4 GiB at most).
 #
 #   .ci/s3_start.sh FOLDER [PORT]
 #
@@ -37,7 +37,7 @@ mon allow pool size one = true
 mon max pg per osd = 2000
 osd data = $folder/storage
 osd objectstore = memstore
-memstore device bytes = 2147483648
+memstore device bytes = 4294967296
 osd crush chooseleaf type = 0
 osd pool default size = 1
 osd pool default min size = 1
@@ -45,7 +45,12 @@ osd pool default pg num = 8
 osd pool default pg autoscale mode = off
 rgw dynamic resharding = false
 rgw thread pool size = 16
+rgw gc obj min wait = 5
+rgw gc processor period = 5
+rgw gc processor max time = 5
 EOF
+
+# rgw gc: what is deleted gives its memory back in seconds; by default in hours, and a full store hangs.
 
 log() { echo "s3: $*" >&2; }
 
@@ -73,7 +78,7 @@ timeout 120 radosgw-admin -c "$configuration" -k "$keyring" user create --uid te
 daemon radosgw -n client.admin -k "$keyring" --rgw-data "$folder/gateway" \
   --rgw-frontends "beast endpoint=127.0.0.1:$port" --pid-file "$folder/run/gateway.pid"
 for _ in $(seq 120); do
-  if curl -fs "http://127.0.0.1:$port" > /dev/null; then
+  if curl -fs "http://127.0.0.1:$port" > /dev/null && kill -0 "$(cat "$folder/run/gateway.pid")" 2> /dev/null; then
     log "answers on http://127.0.0.1:$port"
     echo "export EQREG_TEST_S3_ENDPOINT=http://127.0.0.1:$port EQREG_TEST_S3_KEY=$key EQREG_TEST_S3_SECRET=$secret"
     exit 0

@@ -184,7 +184,7 @@ def build_regularizer(arm: str, network: nn.Module) -> EquivarianceRegularizer |
 def build_denoiser(seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.set_rng_state(torch_generator(seed, Stream.INITIAL_WEIGHTS).get_state())
-        return build_network("dncnn", channels=1, width=32, depth=8, norm="none")
+        return build_network("dncnn", in_channels=1, out_channels=1, width=32, depth=8, norm="none")
 
 
 def train(run: Run, images: np.ndarray) -> tuple[nn.Module, Record]:

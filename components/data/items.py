@@ -17,7 +17,7 @@ import numpy as np
 from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
 from components.data.images import is_image_name, read_image
 from components.data.labelled import read_labelled
-from components.data.pair_names import Naming, find_pairs
+from components.data.pair_names import NAMINGS, Naming, find_pairs
 
 Colour = Literal["rgb", "grey"]
 Reads = Literal["images", "ct", "labelled"]
@@ -126,7 +126,10 @@ def _pairs(names: Sequence[str], naming: str | Naming, pattern: str) -> Found:
     for pair in paired.pairs:
         name = pair.key.replace("/", "__")
         items.append(Item(name, scene_of(name, pattern, pair.scene.replace("/", "__")), (pair.degraded, pair.clean)))
-    unused = [Problem(name, "it has no partner in a pair") for name in paired.unpaired]
+    known = naming if isinstance(naming, Naming) else NAMINGS.get(paired.naming)
+    spare = known.spare if known else ""  # what a data set holds beside its pairs, as GoPro's blur_gamma
+    alone = [name for name in paired.unpaired if not (spare and re.fullmatch(spare, name, re.IGNORECASE))]
+    unused = [Problem(name, "it has no partner in a pair") for name in alone]
     return Found(items, unused, paired.naming)
 
 

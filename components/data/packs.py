@@ -146,7 +146,8 @@ def write_pack(
         ValueError: the folder cannot be written.
     """
     writer = ShardWriter(folder)
-    for entry, image, other in zip(entries, clean, degraded or [None] * len(entries), strict=True):
+    pairs: Sequence[np.ndarray | None] = degraded or [None] * len(entries)
+    for entry, image, other in zip(entries, clean, pairs, strict=True):
         writer.add(entry, image, other)
     write_index(folder, writer.close())
 

@@ -34,13 +34,13 @@ def equivariance_error(
 
     ``sqrt( mean [ mean |f(x') - rho(n) f(x)|^2 / ((mean |f(x')|^2 + mean |f(x)|^2) / 2) ] )``: 0 is exact, sqrt(2)
     unrelated. Sizes are averaged over images, elements of the group and calls of a layer, then one root is taken.
-    Hidden layers are regular fields, the last one and the output trivial; class scores ``(B, K)`` are to be invariant. Layers that can be no such field (channels
-    not divisible by the group's order, a window not square, no place for each entry) are left out; one whose grid is
-    not symmetric at this size shows it.
+    Hidden layers are regular fields, the last one and the output trivial; class scores ``(B, K)`` are to be invariant.
+    Layers that can be no such field (channels not divisible by the group's order, a window not square, no place for
+    each entry) are left out; one whose grid is not symmetric at this size shows it.
 
     Args:
-        network: takes ``(B, C, H, W)`` and returns the like or ``(B, K)``: a module, or an exported program's (as from an MLflow registry);
-            measured in evaluation mode, then put back as it was.
+        network: takes ``(B, C, H, W)`` and returns the like or ``(B, K)``: a module, or an exported program's (as from
+            an MLflow registry); measured in evaluation mode, then put back as it was.
         images: ``(B, C, H, W)``, not necessarily square: ``x' = n x`` has its own forward. Measured one at a time, and
             in pieces of at most `max_side` pixels a side, so that memory is bounded by one such piece.
         turns: elements of the group, for C4 quarter turns; all but the identity if None.

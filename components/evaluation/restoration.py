@@ -102,7 +102,11 @@ def _restore_tiles(network: Restorer, image: Tensor, tile: int, overlap: int) ->
                     f"network: gives {tuple(result.shape)} for {tuple(part.shape)}, but must keep the shape or enlarge "
                     "it by a whole number: run this network on whole images instead"
                 )
-            restored[:, _scaled(rows.keep_start, rows.keep_stop, scale), _scaled(columns.keep_start, columns.keep_stop, scale)] = result[
+            restored[
+                :,
+                _scaled(rows.keep_start, rows.keep_stop, scale),
+                _scaled(columns.keep_start, columns.keep_stop, scale),
+            ] = result[
                 0,
                 :,
                 _scaled(rows.keep_start - rows.start, rows.keep_stop - rows.start, scale),

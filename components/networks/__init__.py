@@ -33,18 +33,13 @@ def build_network(name: str, **settings: object) -> nn.Module:
 
     Args:
         name: one of ``NETWORKS``.
-        settings: of the network's class; ``channels`` is short for equal ``in_channels`` and ``out_channels`` (of a
-            classifier, for ``in_channels``).
+        settings: of the network's class.
 
     Raises:
         ValueError: no network has this name, or as the class.
     """
     if name not in NETWORKS:
         raise ValueError(f"network '{name}' is unknown: use one of {', '.join(sorted(NETWORKS))}")
-    if "channels" in settings:
-        settings["in_channels"] = channels = settings.pop("channels")
-        if NETWORKS[name] is not ResNet:
-            settings["out_channels"] = channels
     return NETWORKS[name](**settings)
 
 

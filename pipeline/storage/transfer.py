@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import queue
 import random
 import re
@@ -24,42 +23,13 @@ from pathlib import Path
 from components.data.packs import file_sha256
 from pipeline.console import progress
 from pipeline.errors import UserError
+from pipeline.storage.digests import Digests
 from pipeline.storage.names import shown
 from pipeline.storage.objects import CHUNK, InterruptedTransferError, Listing, RemoteObject, Reply, Source, too_large
 
 PART = 8 << 20  # bytes; larger objects are fetched in parts of this size
 ATTEMPTS = 5
 FIRST_WAIT = 0.2  # seconds before the second attempt; doubled for each further one, and varied
-
-# In MiB, of the usual programs: nothing else says how an object put in parts was cut.
-_PART_SIZES = (
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    15,
-    16,
-    20,
-    24,
-    25,
-    32,
-    40,
-    48,
-    50,
-    64,
-    80,
-    96,
-    100,
-    128,
-    200,
-    250,
-    256,
-    500,
-    512,
-    1024,
-)
 
 
 @dataclass(frozen=True)
@@ -146,94 +116,6 @@ def _check_space(listing: Listing, missing: list[RemoteObject], folder: Path, wh
             f"{where}: {needed / 2**20:.0f} MiB to fetch, and {free / 2**20:.0f} MiB are free on the disk of {folder}; "
             "make room"
         )
-
-
-class Digests:
-    """SHA-256 and, if it is asked for, MD5 of an object's bytes as they pass by.
-
-    Args:
-        sha256: recorded at the source; with it the MD5 is not looked at.
-        md5: HEX or HEX-N, as in `Reply`.
-        size: of the object, if known.
-    """
-
-    def __init__(self, sha256: str | None, md5: str | None, size: int | None) -> None:
-        self._recorded = sha256
-        self._sha256 = hashlib.sha256()
-        self._md5 = None if sha256 else md5
-        self._parts: dict[int, _PartsMd5] = {}
-        if self._md5 and "-" in self._md5 and size is not None:
-            self._parts = {side: _PartsMd5(side) for side in part_sizes(size, int(self._md5.split("-")[1]))}
-        self._whole = hashlib.md5(usedforsecurity=False) if self._md5 and "-" not in self._md5 else None
-
-    def update(self, chunk: bytes) -> None:
-        for update in self.updates:
-            update(chunk)
-
-    @property
-    def updates(self) -> list[Callable[[bytes], None]]:
-        """What `update` does, apart: each may go through the bytes in a thread of its own."""
-        return [self._sha256.update] + ([self._update_md5] if self._whole or self._parts else [])
-
-    def _update_md5(self, chunk: bytes) -> None:
-        if self._whole:
-            self._whole.update(chunk)
-        for parts in self._parts.values():
-            parts.update(chunk)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    def agree(self) -> bool | None:
-        """Whether the bytes are those recorded; None where nothing recorded can tell."""
-        if self._recorded:
-            return self.sha256 == self._recorded.lower()
-        if self._whole:
-            return self._whole.hexdigest() == self._md5
-        if self._md5:  # in parts of a size that is not recorded: equal for one size is proof, equal for none is not
-            return True if any(parts.hexdigest() == self._md5 for parts in self._parts.values()) else None
-        return None
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether there is an MD5 of parts that could not be matched."""
-        return self.agree() is None and self._md5 is not None
-
-
-def part_sizes(size: int, num_parts: int) -> list[int]:
-    """The usual part sizes of which ``num_parts`` make an object of ``size`` bytes."""
-    sides = [side << 20 for side in _PART_SIZES] + [size]
-    return [side for side in sides if side and -(-size // side) == num_parts]
-
-
-class _PartsMd5:
-    """The MD5 of the MD5s of parts, as S3 has it."""
-
-    def __init__(self, side: int) -> None:
-        self.side = side
-        self._digests: list[bytes] = []
-        self._current = hashlib.md5(usedforsecurity=False)
-        self._left = side
-
-    def update(self, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:
-            piece, view = view[: self._left], view[self._left :]
-            self._current.update(piece)
-            self._left -= len(piece)
-            if not self._left:
-                self._end()
-
-    def _end(self) -> None:
-        self._digests.append(self._current.digest())
-        self._current, self._left = hashlib.md5(usedforsecurity=False), self.side
-
-    def hexdigest(self) -> str:
-        if self._left < self.side:
-            self._end()
-        joined = hashlib.md5(b"".join(self._digests), usedforsecurity=False).hexdigest()
-        return f"{joined}-{len(self._digests)}"
 
 
 class _Cancelled(Exception):  # noqa: N818

@@ -31,7 +31,7 @@ NETWORK = {"name": "unet", "width": 8, "depth": 2, "norm": "batch"}
 
 
 def _network(seed: int = 0) -> nn.Module:
-    network, generator = build_network(channels=3, **NETWORK), torch.Generator().manual_seed(seed)  # type: ignore[arg-type]
+    network, generator = build_network(**NETWORK), torch.Generator().manual_seed(seed)  # type: ignore[arg-type]
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     return network.eval()

@@ -81,7 +81,7 @@ DATA = {"images": _photographs, "ct": _slices, "labelled": _classes}
 OF_TASK: dict[str, dict[str, Any]] = {
     "ct_mar": {
         "tasks.ct_mar.degradation.size": 48,
-        "tasks.ct_mar.out_of_distribution.gold.size": 48,
+        "tasks.ct_mar.out_of_distribution.copper.size": 48,
         "tasks.ct_mar.out_of_distribution.few_photons.size": 48,
     },
     "classify": {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.fetch import changes_at_source, fetch
 from pipeline.storage import open_source
-from tests.pipeline.conftest import Project
+from tests.pipeline.conftest import ROOT, Project
 
 RAW = Path("data/raw")
 
@@ -138,6 +141,25 @@ def test_a_changed_folder_is_noticed(project: Project, photographs: Path) -> Non
     (photographs / "b.png").write_bytes(data)
     (photographs / "a.JPG").rename(photographs / "z.JPG")
     assert changes_at_source(params) == ["changed: b.png", "new: z.JPG", "gone: a.JPG"]
+
+
+def test_the_command_compares_without_fetching(project: Project, photographs: Path) -> None:
+    project.set({"fetch.source": str(photographs)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*options: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "pipeline.cli", "fetch", *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run()[0] == 0
+    assert run("--check") == (0, "data/raw is what its sources hold\n")
+    (photographs / "b.png").unlink()
+    before = (RAW / "manifest.json").read_bytes()
+    code, output = run("--check")
+    assert code == 2
+    assert output.startswith("error: data/raw is not what its sources hold now: gone: b.png\n")
+    assert (RAW / "manifest.json").read_bytes() == before
 
 
 def test_an_output_that_cannot_be_written_is_named(project: Project, photographs: Path) -> None:

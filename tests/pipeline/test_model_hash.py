@@ -16,7 +16,7 @@ SETTINGS = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
 
 def saved(path: Path, *, bump: float = 0.0, commit: str = "a", **settings: object) -> str:
     torch.manual_seed(0)
-    network = build_network(channels=3, **SETTINGS)
+    network = build_network(**SETTINGS)
     next(network.parameters()).data[0] += bump
     save_model(path, network, {"network": SETTINGS | settings, "task": "denoise", "lineage": {"commit": commit}})
     return model_sha256(path)

@@ -14,8 +14,8 @@ from components.data.items import scene_of
 from components.data.packs import Pack
 from pipeline.errors import UserError
 from pipeline.fetch import fetch
-from pipeline.params import Preprocess
 from pipeline.packing import centre_crop
+from pipeline.params import Preprocess
 from pipeline.preprocess import preprocess, split_scenes
 from tests.pipeline.conftest import Project
 
@@ -231,7 +231,9 @@ def test_a_crop_is_central_and_never_larger_than_the_image() -> None:
 def test_a_patch_larger_than_the_smallest_image_is_refused_and_leaves_what_was_there(small: Project) -> None:
     preprocess(small.params())
     before = _bytes(PACKED)
-    with pytest.raises(UserError, match=r"(?s)2 of the images cannot be used.*a1: 56x40 pixels, and 48 are needed: use a"):
+    with pytest.raises(
+        UserError, match=r"(?s)2 of the images cannot be used.*a1: 56x40 pixels, and 48 are needed: use a"
+    ):
         preprocess(small.params(train__patch_size=48))
     assert _bytes(PACKED) == before
     assert sorted(file.name for file in Path("data").iterdir()) == ["packed", "raw"]

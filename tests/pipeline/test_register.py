@@ -153,7 +153,7 @@ def _results(levels: float) -> str:
     from components.networks import build_network
 
     network_params = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
-    network = build_network(channels=3, **network_params)  # type: ignore[arg-type]
+    network = build_network(**network_params)  # type: ignore[arg-type]
     last = network.layers.conv2  # type: ignore[union-attr]
     nn.init.zeros_(last.weight)  # type: ignore[arg-type,union-attr]
     nn.init.constant_(last.bias, levels / 255)  # type: ignore[arg-type,union-attr]

@@ -19,7 +19,7 @@ LINEAGE = {"eqreg.lineage": "0123456789ab"}
 
 
 def _network(seed: int = 0) -> nn.Module:
-    network = build_network("dncnn", channels=3, width=4, depth=2, norm="none")
+    network = build_network("dncnn", width=4, depth=2, norm="none")
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)

@@ -20,7 +20,7 @@ NETWORK = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
 
 
 def _network() -> nn.Module:
-    network, generator = build_network(channels=3, **NETWORK), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+    network, generator = build_network(**NETWORK), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     return network.eval()

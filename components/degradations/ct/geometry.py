@@ -26,8 +26,8 @@ class FanBeam:
     """A full turn of a fan-beam scanner with a flat detector.
 
     The defaults are the geometry of the SynDeepLesion data: 416 x 416 pixels of 512 / 416 x 0.3 mm, 640 views, 641
-    bins, the source 1075 pixels from the centre. (Its patients are thus 15 cm wide, where they
-    are some 36 cm.)
+    bins, the source 1075 pixels from the centre. (The field is thus 15 cm wide,
+    where that of a chest is some 36 cm.)
 
     Attributes:
         size: S, side of the image in pixels.

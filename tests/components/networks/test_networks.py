@@ -120,13 +120,13 @@ def test_the_names_in_a_state_dict_are_those_of_stored_models() -> None:
 @pytest.mark.parametrize(("channels", "depth", "published"), [(1, 17, 555_137), (3, 20, 668_227)])
 def test_dncnn_has_the_published_parameter_count(channels: int, depth: int, published: int) -> None:
     """DnCNN-S (grey, 17 layers) and CDnCNN-B (colour, 20), as released: with the normalisation merged into it."""
-    network = build_network("dncnn", channels=channels, width=64, depth=depth, norm="none")
+    network = build_network("dncnn", in_channels=channels, out_channels=channels, width=64, depth=depth, norm="none")
     assert num_parameters(network) == published
 
 
 def test_unet_doubles_its_channels_at_every_resolution() -> None:
     """FBPConvNet: 1 channel, width 64, 5 resolutions."""
-    network = build_network("unet", channels=1, width=64, depth=5, norm="none")
+    network = build_network("unet", in_channels=1, out_channels=1, width=64, depth=5, norm="none")
     widths = [64, 128, 256, 512, 1024]
 
     def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
@@ -231,10 +231,3 @@ def test_an_unknown_norm_is_refused(name: str) -> None:
 def test_an_unknown_network_is_refused_with_the_known_names() -> None:
     with pytest.raises(ValueError, match="dncnn, resnet, unet"):
         build_network("restormer")
-
-
-@pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_channels_is_short_for_the_channels_of_both_ends(name: str) -> None:
-    network = build_network(name, channels=1, width=8, depth=2)
-    assert network.in_channels == 1
-    assert network.is_classifier or network.out_channels == 1

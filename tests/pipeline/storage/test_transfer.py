@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.fetch import fetch
+from pipeline.storage.digests import Digests, part_sizes
 from pipeline.storage.folder import Folder
-from pipeline.storage.transfer import Digests, download, part_sizes
+from pipeline.storage.transfer import download
 from tests.pipeline.conftest import ROOT, Project
 from tests.pipeline.storage.conftest import MIB, RAW, check_raw, files_below, settings
 
