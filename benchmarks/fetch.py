@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import json
 import os
-import resource
+import re
 import secrets
 import shutil
 import statistics
@@ -130,10 +130,17 @@ def transfer(address: str, folder: Path) -> int:
 def print_memory(address: str) -> None:
     """How much the largest resident size grows, in MiB."""
     open_source(address)  # imports boto3, and its descriptions of services
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     with tempfile.TemporaryDirectory() as folder:
         transfer(address, Path(folder) / "ours")
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak() - before)
+
+
+def peak() -> float:
+    """The largest resident size of this process, in MiB. (The kernel's ru_maxrss counts the parent's before exec.)"""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def empty(client: Any, bucket: str) -> None:

@@ -23,12 +23,13 @@ from pipeline.console import console, progress
 from pipeline.errors import UserError
 from pipeline.packing import SPLITS, TEST_PACKS, Chunk, Packed, pack_chunk
 from pipeline.params import PairPatterns, Params, Preprocess
-from pipeline.paths import MANIFEST, PACKED, RAW, existing, replaced_folder
+from pipeline.paths import MANIFEST, PACKED, RAW, SCRATCH, existing, replaced_folder
 
 OUT_OF_DISTRIBUTION = TEST_PACKS
 CHUNK_ITEMS = {"images": 32, "ct": 8, "labelled": 10_000}
 CHUNK_BYTES = 1 << 25  # of files: 32 MiB, some ten photographs
-_SHOWN = 8  # names in a message
+_SHOWN = 8  # scenes in a message
+_SHOWN_PROBLEMS = 3
 _FEW_AUXILIARY = 100
 
 
@@ -223,17 +224,21 @@ def _judge(problems: Sequence[Problem], params: Params, folder: Path) -> None:
     """
     if not problems:
         return
-    shown = "\n".join(f"  {problem.name}: {problem.reason}" for problem in problems[:_SHOWN])
-    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    if params.preprocess.unusable == "refuse":
-        raise UserError(
-            f"{len(problems)} of the images cannot be used (preprocess.unusable: skip leaves them out):\n{shown}{more}"
-        )
-    with (folder / "unusable.csv").open("w", newline="") as file:
+    is_refused = params.preprocess.unusable == "refuse"
+    listed = SCRATCH / "unusable.csv" if is_refused else folder / "unusable.csv"
+    listed.parent.mkdir(exist_ok=True)
+    with listed.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "reason"])
         writer.writerows([problem.name, problem.reason] for problem in problems)
-    console.print(f"{len(problems)} left out, listed in {PACKED / 'unusable.csv'}:\n{shown}{more}", markup=False)
+    shown = "; ".join(f"{problem.name}: {problem.reason}" for problem in problems[:_SHOWN_PROBLEMS])
+    more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    if is_refused:
+        raise UserError(
+            f"{len(problems)} of the images cannot be used, listed in {listed} (preprocess.unusable: skip leaves them "
+            f"out)\n{shown}{more}"
+        )
+    console.print(f"{len(problems)} left out, listed in {PACKED / listed.name}: {shown}{more}", markup=False)
 
 
 def _join(packed: Sequence[Packed], dropped: set[str], folder: Path) -> None:

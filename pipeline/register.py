@@ -78,7 +78,7 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
     differences = [mine - other for mine, other in zip(own, its, strict=True)]
     scenes = [entry.scene for entry in validation.entries]
     interval = clustered_interval(differences, scenes, seed=params.seed)
-    shown = f"{task.score.title} {interval.mean:+.3f} on validation"
+    shown = f"{interval.mean:+.3f} ({task.score.title}) on validation"
     if interval.low is None:
         return Decision(CHALLENGER, f"{shown} to version {champion.number}, no interval with one scene")
     shown += f" [{interval.low:+.3f}, {interval.high:+.3f}] to version {champion.number}"

@@ -87,6 +87,7 @@ class LayerFacts:
         writes_image: its output is the image.
         reads_unshuffled: its input comes from PixelUnshuffle.
         has_trivial_input: its input's channels are trivial fields, as where nothing else is declared.
+        has_no_place: its output is one vector an image, as class scores are.
     """
 
     inputs: int
@@ -98,6 +99,7 @@ class LayerFacts:
     writes_image: bool = False
     reads_unshuffled: bool = False
     has_trivial_input: bool = False
+    has_no_place: bool = False
 
     @classmethod
     def of(cls, module: Layer) -> LayerFacts:
@@ -121,6 +123,7 @@ class LayerFacts:
             factor=call.sub_pixel or 1,
             reads_image=call.reads_image,
             reads_unshuffled=call.reads_unshuffled,
+            has_no_place=len(call.output_shape) == 2,
         )
 
     @property
@@ -174,6 +177,8 @@ def kernel_obstacle(facts: LayerFacts, field: Field, group: Group) -> str | None
     """Why a layer's kernel cannot be compared with its average over the group, or None."""
     if not group.is_on_grid:
         return f"projection: kernels cannot be turned exactly by {group.name}"
+    if facts.has_no_place:
+        return "projection: its output has no place in the image, so that its kernel keeps no field"
     if facts.factor > 1 or facts.reads_unshuffled:
         return "projection: its channels are sub-pixels of a finer grid, which a turn of the kernel does not describe"
     if facts.num_groups > 1:

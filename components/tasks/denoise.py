@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from components.data.sampler import Degradation
 from components.degradations.noise import GaussianNoise, PoissonGaussianNoise
-from components.tasks.base import PSNR, PSNR_Y, SSIM, SSIM_Y, Auxiliary, Task
+from components.tasks.base import Auxiliary, Task
 
 
 class Denoise(Task):
     """Settings: ``sigma``, and ``gain`` for the Poisson part, if any."""
 
     name = "denoise"
-    metrics = (PSNR, SSIM, PSNR_Y, SSIM_Y)
 
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
         if "gain" in self.settings:

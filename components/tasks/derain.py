@@ -14,14 +14,14 @@ from components.data.sampler import Degradation
 from components.degradations.rain import Rain
 from components.degradations.streak_layers import StreakLayers, streak_layer
 from components.evaluation.metrics import as_saved, luma, psnr
-from components.tasks.base import PSNR, PSNR_Y, SSIM, SSIM_Y, Auxiliary, Task, needed
+from components.tasks.base import PSNR_Y, SSIM_Y, Auxiliary, Task, needed
 
 
 class Derain(Task):
     """Settings: the ranges of `Rain`, or ``streaks: auxiliary``."""
 
     name = "derain"
-    metrics = (PSNR_Y, SSIM_Y, PSNR, SSIM)
+    metrics = (PSNR_Y, SSIM_Y)
 
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
         if "streaks" in self.settings:

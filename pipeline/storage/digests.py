@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 # In MiB, of the usual programs: nothing else says how an object put in parts was cut.
 _PART_SIZES = (
@@ -36,6 +37,14 @@ _PART_SIZES = (
 )
 
 
+class Sha256(Protocol):
+    """What `hashlib.sha256` gives."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
 class Digests:
     """SHA-256 and, if it is asked for, MD5 of an object's bytes as they pass by.
 
@@ -43,11 +52,12 @@ class Digests:
         sha256: recorded at the source; with it the MD5 is not looked at.
         md5: HEX or HEX-N, as in `Reply`.
         size: of the object, if known.
+        so_far: SHA-256 of bytes that passed before.
     """
 
-    def __init__(self, sha256: str | None, md5: str | None, size: int | None) -> None:
+    def __init__(self, sha256: str | None, md5: str | None, size: int | None, so_far: Sha256 | None = None) -> None:
         self._recorded = sha256
-        self._sha256 = hashlib.sha256()
+        self._sha256 = so_far or hashlib.sha256()
         self._md5 = None if sha256 else md5
         self._parts: dict[int, _PartsMd5] = {}
         if self._md5 and "-" in self._md5 and size is not None:
@@ -89,6 +99,12 @@ class Digests:
         return self.agree() is None and self._md5 is not None
 
 
+def etag_of_parts(parts_md5: Sequence[str]) -> str:
+    """What S3 calls an object that was put in parts of these MD5s, HEX each: HEX-N."""
+    joined = b"".join(bytes.fromhex(part) for part in parts_md5)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts_md5)}"
+
+
 def part_sizes(size: int, num_parts: int) -> list[int]:
     """The usual part sizes of which ``num_parts`` make an object of ``size`` bytes."""
     sides = [side << 20 for side in _PART_SIZES] + [size]
@@ -100,7 +116,7 @@ class _PartsMd5:
 
     def __init__(self, side: int) -> None:
         self.side = side
-        self._digests: list[bytes] = []
+        self._digests: list[str] = []
         self._current = hashlib.md5(usedforsecurity=False)
         self._left = side
 
@@ -114,11 +130,10 @@ class _PartsMd5:
                 self._end()
 
     def _end(self) -> None:
-        self._digests.append(self._current.digest())
+        self._digests.append(self._current.hexdigest())
         self._current, self._left = hashlib.md5(usedforsecurity=False), self.side
 
     def hexdigest(self) -> str:
         if self._left < self.side:
             self._end()
-        joined = hashlib.md5(b"".join(self._digests), usedforsecurity=False).hexdigest()
-        return f"{joined}-{len(self._digests)}"
+        return etag_of_parts(self._digests)

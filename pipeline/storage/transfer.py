@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import queue
 import random
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 from components.data.packs import file_sha256
 from pipeline.console import progress
 from pipeline.errors import UserError
-from pipeline.storage.digests import Digests
+from pipeline.storage.digests import Digests, Sha256, etag_of_parts
 from pipeline.storage.names import shown
 from pipeline.storage.objects import CHUNK, InterruptedTransferError, Listing, RemoteObject, Reply, Source, too_large
 
@@ -122,6 +123,43 @@ class _Cancelled(Exception):  # noqa: N818
     """The fetch has failed elsewhere, or was interrupted."""
 
 
+class _Prefix:
+    """The SHA-256 of a file whose parts arrive in nearly their order: whoever brings one takes up what can be."""
+
+    def __init__(self, path: Path, there: set[int]) -> None:
+        self._path, self._there = path, there
+        self._sha256 = hashlib.sha256()
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        """A part is there. Never waits for another thread: what stays behind is for `finish`."""
+        self._there.add(number)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_up(lambda: False)
+            finally:
+                self._lock.release()
+
+    def finish(self, stop: threading.Event) -> Sha256:
+        """That of the whole file; all parts are there."""
+        with self._lock:
+            self._take_up(stop.is_set)
+        return self._sha256
+
+    def _take_up(self, is_stopped: Callable[[], bool]) -> None:
+        with self._path.open("rb") as file:
+            while self._next in self._there:
+                if is_stopped():
+                    raise _Cancelled
+                file.seek(self._next * PART)
+                left = PART
+                while left and (chunk := file.read(min(CHUNK, left))):
+                    left -= len(chunk)
+                    self._sha256.update(chunk)
+                self._next += 1
+
+
 @dataclass
 class _Large:
     """The state of an object that is fetched in parts. Only the main thread touches it.
@@ -129,6 +167,8 @@ class _Large:
     Attributes:
         item: the object.
         missing: numbers of parts still to come.
+        parts_md5: number -> MD5 of a part that is there.
+        prefix: the SHA-256 of the first parts.
         sha256, md5: what the source said of the whole object.
         attempts: whole fetches that did not verify.
         seen: the SHA-256 of those.
@@ -136,6 +176,8 @@ class _Large:
 
     item: RemoteObject
     missing: set[int]
+    parts_md5: dict[int, str]
+    prefix: _Prefix
     sha256: str | None = None
     md5: str | None = None
     attempts: int = 0
@@ -277,14 +319,15 @@ class _Transfer:
     def _start_large(self, item: RemoteObject) -> _Large:
         assert item.size is not None
         partial, journal = self._partial(item)
-        there: set[int] = set()
+        there: dict[int, str] = {}
         if partial.is_file() and partial.stat().st_size == item.size and journal.is_file():
-            there = {int(line) for line in re.findall(r"^(\d+)$", journal.read_text(), re.MULTILINE)}
+            lines = re.findall(r"^(\d+) ([0-9a-f]{32})$", journal.read_text(), re.MULTILINE)
+            there = {int(number): md5 for number, md5 in lines}
         else:
             journal.unlink(missing_ok=True)
             with partial.open("wb") as file:
                 file.truncate(item.size)
-        large = _Large(item, set(range(-(-item.size // PART))) - there)
+        large = _Large(item, set(range(-(-item.size // PART))) - set(there), there, _Prefix(partial, set(there)))
         self._submit(large)
         return large
 
@@ -293,40 +336,50 @@ class _Transfer:
 
     def _submit(self, large: _Large) -> None:
         for number in sorted(large.missing):
-            self.work.put(lambda number=number: self._fetch_part(large.item, number))  # type: ignore[misc]
+            self.work.put(lambda number=number: self._fetch_part(large.item, number, large.prefix))  # type: ignore[misc]
         if not large.missing:  # all was there: one byte tells what is recorded of it
-            self.work.put(lambda: self._fetch_part(large.item, 0))
+            self.work.put(lambda: self._fetch_part(large.item, 0, large.prefix))
             large.missing = {0}
 
-    def _fetch_part(self, item: RemoteObject, number: int) -> _PartDone:
+    def _fetch_part(self, item: RemoteObject, number: int, prefix: _Prefix) -> _PartDone:
         assert item.size is not None
         partial, journal = self._partial(item)
         start, stop = number * PART, min((number + 1) * PART, item.size)
         for failed in self._attempts(item.name):
             try:
                 reply = self.source.read(item, start, stop)
+                digest = hashlib.md5(usedforsecurity=False)
                 with partial.open("r+b") as file:
                     file.seek(start)
                     for chunk in self._pieces(reply, stop - start):
+                        digest.update(chunk)
                         file.write(chunk)
                 with journal.open("a") as lines:
-                    lines.write(f"{number}\n")
-                return _PartDone(item.key, number, stop - start, reply.sha256, reply.md5)
+                    lines.write(f"{number} {digest.hexdigest()}\n")
+                prefix.add(number)
+                return _PartDone(item.key, number, stop - start, digest.hexdigest(), reply.sha256, reply.md5)
             except InterruptedTransferError as error:
                 failed(error)
         raise AssertionError("attempts end with an error")
 
     def _part_done(self, large: _Large, part: _PartDone) -> None:
         large.missing.discard(part.number)
+        large.parts_md5[part.number] = part.part_md5
         large.sha256, large.md5 = part.sha256, part.md5
         if not large.missing:
-            self.work.put(lambda: self._verify_large(large.item, large.sha256, large.md5, set(large.seen)))
+            # Most large objects were put in parts of this very size: then nothing but the SHA-256 is still to do.
+            fits = etag_of_parts([large.parts_md5[number] for number in sorted(large.parts_md5)]) == large.md5
+            self.work.put(lambda: self._verify_large(large, None if fits else large.md5))
 
-    def _verify_large(self, item: RemoteObject, sha256: str | None, md5: str | None, seen: set[str]) -> _Verified:
+    def _verify_large(self, large: _Large, md5: str | None) -> _Verified:
+        item, seen = large.item, set(large.seen)
         partial, journal = self._partial(item)
-        digests = Digests(item.sha256 or sha256, md5, item.size)
-        with ThreadPoolExecutor(2) as pool:  # SHA-256 and MD5 beside each other
-            list(pool.map(lambda update: self._read_through(partial, update), digests.updates))
+        if (recorded := item.sha256 or large.sha256) or md5 is None:
+            digests = Digests(recorded, None, item.size, large.prefix.finish(self.stop))
+        else:
+            digests = Digests(None, md5, item.size)
+            with ThreadPoolExecutor(2) as pool:  # SHA-256 and MD5 beside each other
+                list(pool.map(lambda update: self._read_through(partial, update), digests.updates))
         path = self.folder / f"{item.key}-{digests.sha256}"
         try:
             self._judge(digests, seen)
@@ -354,6 +407,7 @@ class _Transfer:
             raise UserError(f"{self.where}: {shown(large.item.name)}: {result.problem}, {ATTEMPTS} times")
         assert large.item.size is not None
         large.missing = set(range(-(-large.item.size // PART)))
+        large.prefix = _Prefix(self._partial(large.item)[0], set())
         self._submit(large)
         return False
 
@@ -363,6 +417,7 @@ class _PartDone:
     key: str
     number: int
     size: int
+    part_md5: str
     sha256: str | None
     md5: str | None
 

@@ -85,8 +85,9 @@ def test_an_error_worded_by_a_component_is_the_users_too(project: Project) -> No
     assert _run("fetch").returncode == 0
     finished = _run("preprocess")
     assert finished.returncode == 2
-    assert finished.stderr.startswith("error: data/raw/images/a.png: not a readable image")
-    assert len(finished.stderr.splitlines()) == 1
+    assert finished.stderr.startswith("error: 3 of the images cannot be used")
+    assert "a: not a readable image" in finished.stderr
+    assert len(finished.stderr.splitlines()) == 2
 
 
 def test_params_are_printed_as_training_would_use_them_with_their_origin(project: Project) -> None:

@@ -111,7 +111,7 @@ def _save_checkpoint(folder: Path) -> nn.Module:
 @pytest.mark.parametrize("name", ["kept/checkpoint", "kept/checkpoint/state.pt"])
 def test_a_checkpoint_is_its_averaged_network(project: Project, name: str) -> None:
     network = _save_checkpoint(Path("kept/checkpoint"))
-    network_params = load_params().network.model_dump()
+    network_params = TrainingJob(load_params(), Path().absolute()).network_settings()
     save_model(Path("averaged.safetensors"), network, {"network": network_params})
     diagnosis = doctor(name, 16, "C4")
     assert diagnosis == doctor("averaged.safetensors", 16, "C4")

@@ -142,7 +142,7 @@ def test_an_odd_folder_is_refused_with_every_name_and_skipped_on_demand(project:
     with pytest.raises(UserError) as error:
         preprocess(project.params())
     for part in (
-        "3 of the images cannot be used (preprocess.unusable: skip leaves them out)",
+        "3 of the images cannot be used, listed in .eqreg/unusable.csv (preprocess.unusable: skip leaves them out)",
         "a_broken: ",
         "a_small: 44x10 pixels, and 16 are needed",
         "a_twin: the same clean image is in test as c1",

@@ -129,7 +129,7 @@ def test_a_champion_falls_only_if_beaten_by_more_than_the_margin_with_the_interv
     assert decision.alias == alias, decision.reason
     pairs = [(own[scene % len(own)], champions[scene % len(champions)]) for scene in range(3)]
     difference = np.mean([20 * np.log10(champion / mine) for mine, champion in pairs])
-    assert decision.reason.startswith(f"{difference:+.3f} dB on validation [")
+    assert decision.reason.startswith(f"{difference:+.3f} (PSNR, dB) on validation [")
     assert decision.reason.endswith("to version 7, margin 0.5")
 
 
@@ -142,7 +142,9 @@ def test_the_margin_is_that_of_params(project: Project) -> None:
 def test_one_scene_gives_no_interval_and_no_new_champion(params: Params) -> None:
     _pack([1, 1, 1])
     decision = _decide(params, _Off(5), _Off(10))
-    assert decision == Decision("challenger", "+6.021 dB on validation to version 7, no interval with one scene")
+    assert decision == Decision(
+        "challenger", "+6.021 (PSNR, dB) on validation to version 7, no interval with one scene"
+    )
 
 
 # The whole stage, with a real registry.
@@ -225,7 +227,7 @@ def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Para
     decision = json.loads(Path("results/register/decision.json").read_text())
     assert decision == {"name": "eqreg-denoise", "version": "1", "alias": "", "reason": "there was no champion"}
     reasons = [store.client.get_model_version("eqreg-denoise", number).tags["eqreg.reason"] for number in "23"]
-    assert [reason.split(" dB")[0] for reason in reasons] == ["-6.021", "+6.021"]
+    assert [reason.split(" (")[0] for reason in reasons] == ["-6.021", "+6.021"]
 
 
 def test_a_known_model_takes_the_alias_of_a_champion_whose_files_are_gone(params: Params, store: Store) -> None:

@@ -28,7 +28,7 @@ def _network(seed: int = 0) -> nn.Module:
 
 def _add(registry: Registry, sha256: str, seed: int = 0) -> Version:
     run_id = registry.store.parent_run(LINEAGE)
-    return registry.add(run_id, _network(seed), 3, sha256, {"eqreg.reason": "why", **LINEAGE})
+    return registry.add(run_id, _network(seed), sha256, {"eqreg.reason": "why", **LINEAGE})
 
 
 @pytest.fixture

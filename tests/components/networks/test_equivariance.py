@@ -134,3 +134,13 @@ def test_the_regulariser_penalises_all_convolutions_of_a_classifier_and_leaves_i
     assert max(found.values()) < 1e-20
     assert min(penalties(other).values()) > 0.1
     assert all(bool(parameter.grad.isfinite().all()) for parameter in other.parameters())  # type: ignore[union-attr]
+
+
+def test_kernels_of_a_classifier_are_projected_but_for_its_linear_layer() -> None:
+    network = exact_network("resnet", in_channels=3, classes=8, width=8, depth=2).train()
+    regularizer = EquivarianceRegularizer(network, penalty="projection", pairing="none")
+    images, labels = random_images(4, 3, 16, 16), torch.arange(4)
+    batch = regularizer.pair(images, labels, fields={"targets": "invariant"})
+    network(batch.inputs)
+    assert regularizer.penalty() < 1e-20  # its kernels are exact; the linear layer's are anything
+    assert "no place" in regularizer.skipped["classifier"]
