@@ -30,10 +30,10 @@ _PENALTY = "equivariance.penalty"
 
 def tune(params: Params) -> None:
     """Searches the space with short one-worker trainings, the control (weight 0, same pairs) among them."""
-    values = read_values(PARAMS)
+    values, score = read_values(PARAMS), params.build_task().score.title
     if params.tune.trials == 0:
         with replaced_folder(TUNE) as folder:
-            _write(folder, [], values, params)
+            _write(folder, [], values, score)
         console.print("tune.trials is 0: no sweep")
         return
     space = load_space(params.tune.space, values)
@@ -44,9 +44,9 @@ def tune(params: Params) -> None:
     with log.ended_if_broken_off():
         trials = _run(params, _trial_values(values, params), space, log)
     with replaced_folder(TUNE) as folder:
-        _write(folder, trials, values, params)
+        _write(folder, trials, values, score)
     log.end(trials, TUNE)
-    _print(trials, values, params)
+    _print(trials, values, score)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -132,7 +132,7 @@ class _TrialLog:
         self._store.log_files(self._parent, folder, "tune")
 
 
-def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any], params: Params) -> None:
+def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any], score: str) -> None:
     """best.yaml, trials.csv and, if there are trials, trials.png."""
     best, control = best_trial(trials), next((trial for trial in trials if trial.is_control), None)
     keys = sorted({key for trial in trials for key in trial.params})
@@ -161,14 +161,14 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any], params
         )
         for trial in trials:
             cells = [trial.params.get(key, get_value(values, key)) for key in keys]
-            score, difference = trial.metrics.get("val_score"), _difference(trial, control)
+            reached, difference = trial.metrics.get("val_score"), _difference(trial, control)
             writer.writerow(
                 [
                     trial.number,
                     trial.is_control,
                     *cells,
                     trial.steps,
-                    score,
+                    reached,
                     difference,
                     trial.stopped_early,
                     trial.failure,
@@ -190,15 +190,14 @@ def _write(folder: Path, trials: Sequence[Trial], values: dict[str, Any], params
                 for trial in trials
                 if trial.failure is None
             ],
-            params.build_task().score.title,
+            score,
         )
 
 
-def _print(trials: Sequence[Trial], values: dict[str, Any], params: Params) -> None:
+def _print(trials: Sequence[Trial], values: dict[str, Any], score: str) -> None:
     control, best = next(trial for trial in trials if trial.is_control), best_trial(trials)
     table = Table(title=f"trials ({NOTE})", title_justify="left")
-    score = f"validation {params.build_task().score.title}"
-    for column in ("trial", "weight", "penalty", "steps", score, "to control"):
+    for column in ("trial", "weight", "penalty", "steps", f"validation {score}", "to control"):
         table.add_column(column, justify="right")
     for trial in trials:
         difference = _difference(trial, control)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from components.data.images import read_image, to_float
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.job import save_model
@@ -202,7 +203,7 @@ class _Choosy(nn.Module):
 
 
 def test_an_image_that_the_network_fails_on_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.restore._load", lambda model: _Choosy())
+    monkeypatch.setattr("pipeline.restore._load", lambda model: (_Choosy(), 3))
     _save(Path("in.png"), (3, 5))
     expected = "in.png: 5x3 pixels, which this model fails on (Output size is too small)"
     assert _refusal("in.png", "out.png", model) == expected
@@ -238,3 +239,74 @@ def test_tiles_that_do_not_fit_are_refused_with_ones_that_do(model: str, tile: i
 def test_user_errors_are_of_the_one_kind(model: str) -> None:
     with pytest.raises(UserError):
         _run("nowhere.png", "out.png", model)
+
+
+def _keep(path: str, **settings: object) -> None:
+    """A model whose residual is zero: it gives back its image, enlarged by its scale."""
+    chosen = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none", **settings}
+    save_model(Path(path), build_network(**chosen), {"network": chosen, "task": "any"})  # type: ignore[arg-type]
+
+
+def test_a_model_that_enlarges_writes_a_larger_picture(project: Project) -> None:
+    _keep("enlarge.safetensors", scale=3)
+    _save(Path("in.png"), (90, 130))
+    restore(Path("in.png"), Path("out.png"), "enlarge.safetensors", 64, 16, False)
+    whole = torch.nn.functional.interpolate(
+        torch.from_numpy(to_float(read_image(Path("in.png"))))[None],
+        scale_factor=3,
+        mode="bicubic",
+        align_corners=False,
+    )
+    written = to_float(read_image(Path("out.png")))
+    assert written.shape == (3, 270, 390)
+    assert np.abs(written - whole[0].clamp(0, 1).numpy()).max() < 1 / 255  # tiles have joined without a seam
+
+
+def test_a_model_of_grey_images_reads_a_colour_file_as_grey(project: Project) -> None:
+    _keep("grey.safetensors", in_channels=1, out_channels=1)
+    _save(Path("in.png"), (20, 30))
+    restore(Path("in.png"), Path("out.png"), "grey.safetensors", 64, 16, False)
+    assert np.array_equal(read_image(Path("out.png"), "grey"), read_image(Path("in.png"), "grey"))
+
+
+def test_missing_pixels_are_filled_and_known_ones_kept(project: Project) -> None:
+    _keep("fill.safetensors", in_channels=4, out_channels=3)
+    _save(Path("in.png"), (20, 30))
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[4:9, 7:21] = 255
+    Image.fromarray(mask).save("mask.png")
+    restore(Path("in.png"), Path("out.png"), "fill.safetensors", 64, 16, False, Path("mask.png"))
+    before, after = read_image(Path("in.png")), read_image(Path("out.png"))
+    assert np.array_equal(after[:, mask == 0], before[:, mask == 0])
+    assert (after[:, mask > 0] == 128).all()  # the grey that holes are filled with, which this model keeps
+
+
+@pytest.mark.parametrize(
+    ("settings", "mask", "message"),
+    [
+        ({"in_channels": 4, "out_channels": 3}, None, "it wants an image and a mask: add --mask"),
+        ({"in_channels": 3, "out_channels": 1}, None, "it wants a scan's LI image, artifact image and metal mask"),
+        ({"in_channels": 5, "out_channels": 3}, None, "it wants 5 channels: call it from Python"),
+        ({}, "mask.png", "--mask mask.png: model odd.safetensors takes an image alone"),
+        ({"in_channels": 4, "out_channels": 3}, "small.png", "small.png: 30x20 pixels, its image has 31x21"),
+    ],
+)
+def test_a_model_of_other_inputs_says_what_it_wants(
+    project: Project, settings: dict[str, object], mask: str | None, message: str
+) -> None:
+    _keep("odd.safetensors", **settings)
+    _save(Path("in.png"), (21, 31))
+    for name in ("mask.png", "small.png"):
+        Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(name)
+    with pytest.raises(UserError) as error:
+        restore(Path("in.png"), Path("out.png"), "odd.safetensors", 64, 16, False, Path(mask) if mask else None)
+    assert message in str(error.value)
+    assert not Path("out.png").exists()
+
+
+def test_a_classifier_restores_nothing(project: Project) -> None:
+    settings = {"name": "resnet", "width": 8, "depth": 2, "norm": "none", "classes": 5}
+    save_model(Path("classes.safetensors"), build_network(**settings), {"network": settings})  # type: ignore[arg-type]
+    _save(Path("in.png"), (21, 31))
+    with pytest.raises(UserError, match="it recognises images and restores none"):
+        restore(Path("in.png"), Path("out.png"), "classes.safetensors", 64, 16, False)

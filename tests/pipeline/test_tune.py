@@ -104,7 +104,7 @@ def test_the_best_trial_is_the_best_of_those_that_ran_to_their_end() -> None:
 def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(tmp_path: Path) -> None:
     failed = Trial(0, {}, True, False, 0, {}, "NaN")
     best = Trial(1, {"equivariance.weight": 0.1}, False, False, 8, {"val_score": 28.0}, None)
-    _write(tmp_path, [failed, best], {"equivariance": {"weight": 0.03}})
+    _write(tmp_path, [failed, best], {"equivariance": {"weight": 0.03}}, "PSNR, dB")
     summary = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert summary["params"] == {"equivariance.weight": 0.1}
     assert "difference_to_control" not in summary

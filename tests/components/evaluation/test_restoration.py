@@ -57,7 +57,7 @@ def test_tiles_keep_the_grid_of_four_poolings(size: tuple[int, int]) -> None:
 
 def test_tiles_equal_one_pass_of_the_unet_at_sizes_that_its_poolings_divide() -> None:
     torch.manual_seed(0)
-    network = build_network("unet", channels=3, width=8, depth=3).eval()
+    network = build_network("unet", width=8, depth=3).eval()
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape))
     image = torch.rand(3, 236, 180)
