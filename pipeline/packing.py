@@ -152,9 +152,10 @@ class _Packer:
 
     def _add_degraded(self, loaded: Loaded) -> None:
         assert self.degradation is not None  # of all but training images
-        margin, scale, crop = margin_of(self.degradation), self.task.scale, self.params.preprocess.crop
+        margin, scale, grid = margin_of(self.degradation), self.task.scale, self.task.grid
+        crop = self.params.preprocess.crop
         whole = loaded.clean if loaded.label is not None else centre_crop(loaded.clean, crop + 2 * margin)
-        height, width = ((side - 2 * margin) // scale * scale for side in whole.shape[-2:])
+        height, width = ((side - 2 * margin) // grid * grid for side in whole.shape[-2:])
         whole = whole[:, : max(height, 0) + 2 * margin, : max(width, 0) + 2 * margin]
         if loaded.label is None:
             self._check_size(whole, SSIM_WINDOW + 2 * scale, margin)

@@ -146,7 +146,8 @@ def write_pack(
         ValueError: the folder cannot be written.
     """
     writer = ShardWriter(folder)
-    pairs: Sequence[np.ndarray | None] = degraded or [None] * len(entries)
+    nothing: list[np.ndarray | None] = [None] * len(entries)
+    pairs: Sequence[np.ndarray | None] = degraded or nothing
     for entry, image, other in zip(entries, clean, pairs, strict=True):
         writer.add(entry, image, other)
     write_index(folder, writer.close())

@@ -70,6 +70,11 @@ class Task(ABC):
         return 1
 
     @property
+    def grid(self) -> int:
+        """What the sides of fixed clean images are cut to multiples of."""
+        return self.scale
+
+    @property
     def score(self) -> Metric:
         return self.metrics[0]
 

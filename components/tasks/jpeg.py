@@ -16,6 +16,11 @@ class JpegArtifacts(Task):
     name = "jpeg"
     metrics = (PSNR, SSIM, Metric("psnr_b", "PSNR-B of Y, dB"))
 
+    @property
+    def grid(self) -> int:
+        """The blocks, whose borders PSNR-B looks at: they then lie alike in a turned image."""
+        return 8
+
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
         return JPEG(self.settings["quality"], random_grid=is_training)
 

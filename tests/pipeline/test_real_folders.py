@@ -163,6 +163,14 @@ def test_an_odd_folder_is_refused_with_every_name_and_skipped_on_demand(project:
     assert [entry.name for entry in Pack(PACKED / "test").entries] == ["c1-0"]
 
 
+def test_images_of_blocks_are_cut_to_whole_ones(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name, (41, 47)))
+    _packed(project, {"task": "jpeg", "preprocess.crop": 100, "train.patch_size": 8})
+    for _, degraded, clean in Pack(PACKED / "test").pairs():
+        assert clean.shape == degraded.shape == (3, 40, 40)
+
+
 def test_grey_is_asked_for_in_params(project: Project) -> None:
     for name in NAMES:
         _save(f"{name}.png", _pixels(name))
