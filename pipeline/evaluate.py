@@ -47,7 +47,8 @@ def evaluate(params: Params) -> None:
     network, _ = load_model(existing(MODEL, "train"))
     task = params.build_task()
     test = Pack(PACKED / "test")
-    others = {folder.name: Pack(folder) for folder in sorted((PACKED / OUT_OF_DISTRIBUTION).glob("*"))}
+    packs = sorted(file.parent for file in (PACKED / OUT_OF_DISTRIBUTION).glob("*/index.json"))
+    others = {folder.name: Pack(folder) for folder in packs}
     torch.set_num_threads(1)  # images are worked on side by side
     num_workers = os.cpu_count() or 1
     console.print("choosing the classical baseline on the validation pairs")
@@ -65,10 +66,11 @@ def evaluate(params: Params) -> None:
     metrics["equivariance_error"] = errors
     with replaced_folder(EVALUATE) as folder:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        _write_tables(folder, rows, errors, candidates)
+        _write_tables(folder, rows, errors, candidates, task.score.key)
         save_equivariance_bars(folder / "equivariance.png", {"restored": errors})
         for entry, inputs, clean in draws[: params.evaluate.pictures] if task.reads != "labelled" else []:
-            columns = {"input": task.as_image(inputs), "restored": methods["restored"](inputs), "truth": clean}
+            restored = task.finished(methods["restored"](inputs), inputs)
+            columns = {"input": task.as_image(inputs), "restored": restored, "truth": clean}
             save_strip(folder / f"strip-{entry.scene}.png", columns)
     log_results(Store(params.task))
     console.print(f"{len(rows)} cases measured; tables and pictures in {EVALUATE}")
@@ -176,15 +178,17 @@ def _equivariance(network: nn.Module, draws: Sequence[Draw]) -> dict[str, float]
 
 
 def _write_tables(
-    folder: Path, rows: Sequence[Row], errors: Mapping[str, float], candidates: Sequence[CandidateScore]
+    folder: Path, rows: Sequence[Row], errors: Mapping[str, float], candidates: Sequence[CandidateScore], score: str
 ) -> None:
     """A row for each image and condition in images.csv, layer in equivariance.csv, candidate in classical.csv."""
     with (folder / "images.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         columns = [(method, metric) for method, scores in rows[0].scores.items() for metric in scores]
-        writer.writerow(["group", "condition", "image", "scene", *(f"{of}_{metric}" for of, metric in columns)])
+        scored = [(method, score) for method in rows[0].scores]
+        titles = [f"{of}_score" for of, _ in scored] + [f"{of}_{metric}" for of, metric in columns]
+        writer.writerow(["group", "condition", "image", "scene", *titles])
         for row in rows:
-            figures = [f"{row.scores[method][metric]:.4f}" for method, metric in columns]
+            figures = [f"{row.scores[method][metric]:.4f}" for method, metric in scored + columns]
             writer.writerow([row.group, row.condition, row.image, row.scene, *figures])
     with (folder / "equivariance.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -47,13 +47,15 @@ class Chunk:
 
 @dataclass
 class Packed:
-    """Attributes: the part, the shards written (pack, relative to data/packed -> shards), the item that each entry was
-    made of, the SHA-256 of the clean pixels of each item, and what could not be used.
+    """Attributes: the part and number of items of the chunk, the shards written (pack, relative to data/packed ->
+    shards), the item that each entry (pack, name) was made of, the SHA-256 of the clean pixels of each item, and what
+    could not be used.
     """
 
     part: str
+    num_items: int
     shards: dict[str, list[Shard]] = field(default_factory=dict)
-    owners: dict[str, str] = field(default_factory=dict)
+    owners: dict[tuple[str, str], str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -62,7 +64,7 @@ def pack_chunk(chunk: Chunk) -> Packed:
     """Packs the items of a chunk; what cannot be used is told by name, not raised."""
     torch.set_num_threads(1)  # chunks are worked on side by side
     params = check_params(chunk.params, "params")
-    packed = Packed(chunk.part)
+    packed = Packed(chunk.part, len(chunk.items))
     altered = {
         file: f"{chunk.raw / file}: missing or altered since it was fetched; run 'eqreg fetch' again"
         for file in chunk.sums
@@ -81,8 +83,11 @@ def pack_chunk(chunk: Chunk) -> Packed:
                 packer.add(loaded)
         except UnusableError as error:
             packed.problems.append(Problem(loaded.item.name, str(error)))
-    packed.shards = {packer.name: packer.writer.close() for packer in packers}
-    packed.owners = {entry: item for packer in packers for entry, item in packer.owners.items()}
+    try:
+        packed.shards = {packer.name: packer.writer.close() for packer in packers}
+    except ValueError as error:  # a full disk
+        raise UserError(str(error)) from error
+    packed.owners = {(packer.name, entry): item for packer in packers for entry, item in packer.owners.items()}
     return packed
 
 
@@ -137,28 +142,29 @@ class _Packer:
 
     def _add_pair(self, loaded: Loaded, degraded: np.ndarray) -> None:
         scale, clean = self.task.scale, loaded.clean
-        expected = tuple(scale * side for side in degraded.shape[-2:])
-        if clean.shape[-2:] != expected:
+        height, width = (scale * side for side in degraded.shape[-2:])
+        # A clean image that was not cut to a multiple of the scale before it was shrunk has a remainder.
+        if not all(0 <= own - of < scale for own, of in zip(clean.shape[-2:], (height, width), strict=True)):
             shown = [f"{image.shape[-1]}x{image.shape[-2]}" for image in (degraded, clean)]
-            times = f", {scale} times as large" if scale > 1 else " of one size"
-            raise UnusableError(f"the degraded image is {shown[0]}, the clean one {shown[1]}: they must be{times}")
+            times = f"{scale} times as large" if scale > 1 else "of one size"
+            raise UnusableError(f"the degraded image is {shown[0]}, the clean one {shown[1]}: they must be {times}")
+        clean = clean[:, :height, :width]
         if self.name != "train":
-            crop = self.params.preprocess.crop
-            clean, degraded = centre_crop(clean, crop), centre_crop(degraded, crop // scale)
-            if scale > 1:
-                clean = _matching(loaded.clean, loaded.degraded, crop, scale)
-        self._check_size(clean, self.params.train.patch_size if self.name == "train" else SSIM_WINDOW + 2 * scale)
+            rows, columns = (_central(side, self.params.preprocess.crop, self.task.grid) for side in clean.shape[-2:])
+            clean = clean[:, rows, columns]
+            rows, columns = (slice(each.start // scale, each.stop // scale) for each in (rows, columns))
+            degraded = degraded[:, rows, columns]
+        self._check_size(clean, self.params.train.patch_size if self.name == "train" else self._least, margin=0)
         self._write(loaded.item.name, loaded, clean, degraded)
 
     def _add_degraded(self, loaded: Loaded) -> None:
         assert self.degradation is not None  # of all but training images
-        margin, scale, grid = margin_of(self.degradation), self.task.scale, self.task.grid
-        crop = self.params.preprocess.crop
+        margin, grid, crop = margin_of(self.degradation), self.task.grid, self.params.preprocess.crop
         whole = loaded.clean if loaded.label is not None else centre_crop(loaded.clean, crop + 2 * margin)
         height, width = ((side - 2 * margin) // grid * grid for side in whole.shape[-2:])
         whole = whole[:, : max(height, 0) + 2 * margin, : max(width, 0) + 2 * margin]
         if loaded.label is None:
-            self._check_size(whole, SSIM_WINDOW + 2 * scale, margin)
+            self._check_size(whole, self._least, margin)
         clean = whole[:, margin : margin + height, margin : margin + width]
         for draw in range(self.draws):
             degraded = self.degradation(to_float(whole), self._draw(loaded.item, draw))
@@ -166,8 +172,16 @@ class _Packer:
 
     def _write(self, name: str, loaded: Loaded, clean: np.ndarray, degraded: np.ndarray | None = None) -> None:
         entry = Entry(name, loaded.item.scene, clean.shape[-2], clean.shape[-1], loaded.label)
-        self.writer.add(entry, clean, degraded)
+        try:
+            self.writer.add(entry, clean, degraded)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         self.owners[name] = loaded.item.name
+
+    @property
+    def _least(self) -> int:
+        """The side of the smallest image that can be measured."""
+        return SSIM_WINDOW + 2 * (self.task.scale if self.task.scale > 1 else 0)
 
     def _check_size(self, image: np.ndarray, least: int, margin: int | None = None) -> None:
         beyond = 2 * (margin_of(self.degradation) if margin is None else margin)
@@ -198,6 +212,7 @@ def _packers(chunk: Chunk, params: Params) -> list[_Packer]:
             auxiliary = read_auxiliary(chunk.packed, "train" if is_training else "fixed")
             degradation = task.degradation(auxiliary, is_training=is_training)
         number = 0 if is_training and not task.is_simulated_ahead else getattr(draws, chunk.part)
+        number = min(number, 1) if not task.is_random else number
         folder = chunk.packed / name
         folder.mkdir(parents=True, exist_ok=True)
         writer = ShardWriter(folder, f"chunk-{chunk.number:05d}")
@@ -212,16 +227,17 @@ def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(image[:, top : top + height, left : left + width])
 
 
-def _matching(clean: np.ndarray, degraded: np.ndarray | None, crop: int, scale: int) -> np.ndarray:
-    """The part of a clean image that shows what the central crop of its smaller degraded image does."""
-    assert degraded is not None
-    height, width = (min(size, crop // scale) for size in degraded.shape[-2:])
-    top, left = (degraded.shape[-2] - height) // 2, (degraded.shape[-1] - width) // 2
-    return clean[:, top * scale : (top + height) * scale, left * scale : (left + width) * scale]
+def _central(side: int, crop: int, grid: int) -> slice:
+    """The central part of an axis, of at most ``crop`` pixels, that begins and ends at multiples of ``grid``."""
+    length = min(side, crop) // grid * grid
+    start = (side - length) // 2 // grid * grid
+    return slice(start, start + length)
 
 
 def _digest(pixels: np.ndarray) -> str:
-    """The SHA-256 of an image's pixels and shape: the same for one image in two files."""
+    """The SHA-256 of an image's pixels and shape: the same for one image in two files, of 8 and of 16 bits too."""
+    if pixels.dtype == np.uint16 and not (pixels % 257).any():  # 8 bits, stretched to 16
+        pixels = (pixels // 257).astype(np.uint8)
     digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
     digest.update(np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()

@@ -349,10 +349,14 @@ def _check_task(params: Params, origin: str) -> None:
     if (params.loss == "cross_entropy") != is_recognition:
         others = "cross_entropy" if is_recognition else "mse, l1"
         raise UserError(f"{origin}: train.loss: {params.loss} does not fit task {params.task}: use auto or {others}")
-    if params.preprocess.pairs != "none" and task.reads != "images":
+    if params.preprocess.pairs != "none" and (task.reads != "images" or task.channels(3) != (3, 3)):
         raise UserError(f"{origin}: preprocess.pairs: task {params.task} reads no pairs of image files: use none")
+    if params.preprocess.colour == "grey" and is_recognition:
+        raise UserError(f"{origin}: preprocess.colour: grey: task {params.task} takes colour images: use rgb")
     sections = {"degradation": params.task_params.degradation}
     sections |= {f"out_of_distribution.{key}": other for key, other in params.task_params.out_of_distribution.items()}
+    if reserved := sections.keys() & {f"out_of_distribution.{part}" for part in ("train", "val", "test")}:
+        raise UserError(f"{origin}: tasks.{params.task}.{min(reserved)}: the name of a part: use another")
     for key, section in sections.items():
         place = f"{origin}: tasks.{params.task}.{key}"
         if section.needs_auxiliary and params.fetch.auxiliary is None:
@@ -360,13 +364,25 @@ def _check_task(params: Params, origin: str) -> None:
         scale = build_task(params.task, section.model_dump(exclude_none=True)).scale
         if scale != task.scale:
             raise UserError(f"{place}: scale {scale}, but the network enlarges by {task.scale}: use {task.scale}")
-    sides = {"preprocess.crop": params.preprocess.crop}
-    if not is_recognition:
-        sides["train.patch_size"] = params.train.patch_size
+    sides = (
+        {}
+        if is_recognition
+        else {"preprocess.crop": params.preprocess.crop, "train.patch_size": params.train.patch_size}
+    )
+    if task.scale > 1 and params.preprocess.crop < 16 + 2 * task.scale:
+        raise UserError(
+            f"{origin}: preprocess.crop: {params.preprocess.crop} leaves too little to measure without the border: use "
+            f"{task.scale * -(-(16 + 2 * task.scale) // task.scale)} or more"
+        )
+    if task.is_simulated_ahead and params.train.patch_size > task.settings["size"]:
+        raise UserError(
+            f"{origin}: train.patch_size: {params.train.patch_size} is larger than a slice, tasks.{params.task}."
+            f"degradation.size {task.settings['size']}: use {task.settings['size']} or less"
+        )
     smallest = 1 if name == "dncnn" else 2 ** (network.depth - 1)
     for key, side in sides.items():
         if side % task.scale:
-            nearest_side = task.scale * round(side / task.scale)
+            nearest_side = task.scale * -(-side // task.scale)
             raise UserError(f"{origin}: {key}: {side} does not divide by the scale {task.scale}: use {nearest_side}")
         if side // task.scale < smallest:
             raise UserError(

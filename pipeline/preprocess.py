@@ -9,6 +9,7 @@ import csv
 import fnmatch
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -200,20 +201,26 @@ def _spread(chunks: list[Chunk], params: Params) -> list[Packed]:
             pack_chunk,
             chunks,
             params.cluster.address,
-            lambda packed: bars.update(bar, advance=len(packed.digests) + len(packed.problems)),
+            lambda packed: bars.update(bar, advance=packed.num_items),
         )
 
 
 def _twins(packed: Sequence[Packed]) -> list[Problem]:
-    """Clean images of validation or test that training has too, by content, whatever they are called."""
-    trained_on = {digest: name for each in packed if each.part == "train" for name, digest in each.digests.items()}
-    return [
-        Problem(trained_on[digest], f"the same clean image is in {each.part} as {name}")
-        for each in packed
-        if each.part != "train"
-        for name, digest in each.digests.items()
-        if digest in trained_on
-    ]
+    """Images that are in two parts by content, whatever they are called: all but those of the later part are to go.
+
+    So nothing is tested on that was trained on, and nothing chosen by what it is tested on.
+    """
+    places: dict[str, list[tuple[int, str]]] = {}
+    for each in packed:
+        for name, digest in each.digests.items():
+            places.setdefault(digest, []).append((SPLITS.index(each.part), name))
+    found = []
+    for twins in places.values():
+        last, kept = max(twins)
+        found += [
+            Problem(name, f"the same clean image is in {SPLITS[last]} as {kept}") for part, name in twins if part < last
+        ]
+    return found
 
 
 def _judge(problems: Sequence[Problem], params: Params, folder: Path) -> None:
@@ -250,14 +257,35 @@ def _join(packed: Sequence[Packed], dropped: set[str], folder: Path) -> None:
     shards: dict[str, list[Shard]] = {}
     for each in packed:
         for pack, written in each.shards.items():
+            shards.setdefault(pack, [])
             for shard in written:
-                entries = tuple(entry for entry in shard.entries if each.owners[entry.name] not in dropped)
-                shards.setdefault(pack, []).append(replace(shard, entries=entries))
+                entries = tuple(entry for entry in shard.entries if each.owners[pack, entry.name] not in dropped)
+                shards[pack].append(replace(shard, entries=entries))
     for part in SPLITS:
         if not any(shard.entries for shard in shards.get(part, [])):
             raise UserError(f"preprocess.splits: no usable image for {part} is left: see the names above")
+    _check_labels(shards)
     for pack, written in shards.items():
-        write_index(folder / pack, [shard for shard in written if shard.entries])
+        if kept := [shard for shard in written if shard.entries]:
+            write_index(folder / pack, kept)
+        else:
+            shutil.rmtree(folder / pack)
+            console.print(f"{pack} is left out: these pairs are given, and cannot be degraded otherwise")
+
+
+def _check_labels(shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Refuses a class that training does not know."""
+    labels = {
+        part: {entry.label: entry.name for shard in shards[part] for entry in shard.entries if entry.label is not None}
+        for part in SPLITS
+    }
+    for part in SPLITS[1:]:
+        if unknown := labels[part].keys() - labels["train"].keys():
+            name = labels[part][min(unknown)]
+            raise UserError(
+                f"preprocess.splits: {len(unknown)} classes of {part} have no image in train, the first is that of "
+                f"{name}: bring more images of each class, or lower preprocess.remaining"
+            )
 
 
 def _pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder: Path) -> None:

@@ -24,8 +24,7 @@ class Degradation(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.needs_auxiliary:
-            TASKS[self.task_name](self.model_dump(exclude_none=True)).check()
+        TASKS[self.task_name](self.model_dump(exclude_none=True)).check()
         return self
 
 

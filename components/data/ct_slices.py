@@ -88,9 +88,9 @@ def read_ct(path: Path, report: Report | None = None) -> Iterator[Slice]:
     - ``.npz``: ``hu`` (N, H, W) or (H, W); if there, ``patient`` and ``fname`` (N,), ``pixel_spacing_mm`` (N,) or
       (N, 2). Without ``patient`` the file is one patient.
     - ``.npy``: (N, H, W) or (H, W), one patient.
-    - ``.dcm``, ``.ima`` or no suffix: DICOM, one CT slice a file; series after series, in the order of the slices'
-      positions. ``RescaleSlope`` and ``RescaleIntercept`` are applied. MONOCHROME1 only concerns how an image is shown
-      (DICOM PS3.3, C.7.6.3.1.2). The patient is a hash of ``PatientID``, which itself goes nowhere.
+    - ``.dcm``, ``.dicom``, ``.ima`` or no suffix: DICOM, one CT slice a file; series after series, in the order of the
+      slices' positions. ``RescaleSlope`` and ``RescaleIntercept`` are applied. MONOCHROME1 only concerns how an image
+      is shown (DICOM PS3.3, C.7.6.3.1.2). The patient is a hash of ``PatientID``, which itself goes nowhere.
 
     Args:
         path: of the file or folder.
@@ -155,7 +155,9 @@ def read_metal_pair(path: Path, masks: Path | None) -> MetalPair:
 def is_ct_name(file: Path) -> bool:
     """Whether `read_ct` would look into a file of this relative path."""
     hidden = any(part.startswith(".") for part in file.parts)
-    known = file.suffix.lower() in (".npz", ".npy", ".dcm", ".ima", "") or file.suffix[1:].isdecimal()  # 1.2.840.3
+    known = (
+        file.suffix.lower() in (".npz", ".npy", ".dcm", ".dicom", ".ima", "") or file.suffix[1:].isdecimal()
+    )  # 1.2.840.3
     return known and not hidden and file.name != "DICOMDIR"
 
 
@@ -171,7 +173,7 @@ def _usable(report: Report | None, read: Callable[..., Iterable[T]], *arguments:
 def _name(file: Path, root: Path) -> str:
     """The relative path with ``__`` for ``/``, without a suffix that says the format."""
     name = file.relative_to(root).as_posix().replace("/", "__")
-    return re.sub(r"\.(npz|npy|dcm|ima)$", "", name, flags=re.IGNORECASE)
+    return re.sub(r"\.(npz|npy|dcm|dicom|ima)$", "", name, flags=re.IGNORECASE)
 
 
 def _array_slices(path: Path, name: str) -> Iterator[Slice]:

@@ -15,9 +15,11 @@ from typing import Literal
 import numpy as np
 
 from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
-from components.data.images import is_image_name, read_image
+from components.data.images import IMAGE_SUFFIXES, is_image_name, read_image
 from components.data.labelled import read_labelled
 from components.data.pair_names import NAMINGS, Naming, find_pairs
+
+_SUFFIXES = rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.npz|\.npy|\.dcm|\.dicom|\.ima)$"
 
 Colour = Literal["rgb", "grey"]
 Reads = Literal["images", "ct", "labelled"]
@@ -93,7 +95,7 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
     if reads == "ct":
         found = _slices(names, folder, pattern)
     elif reads == "labelled":
-        found = _labelled(names, folder)
+        found = _labelled(names, folder, pattern)
     else:
         images = [name for name in names if is_image_name(Path(name))]
         found = _images(images, pattern) if naming is None else _pairs(images, naming, pattern)
@@ -108,12 +110,13 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
 def scene_of(name: str, pattern: str, own: str = "") -> str:
     """The scene that an image shows: the pattern's first group where it matches, else its own, else the name."""
     match = re.search(pattern, name)
-    return match.group(1) if match and match.re.groups and match.group(1) else own or name
+    scene = match.group(1) if match and match.re.groups and match.group(1) else own or name
+    return scene.replace("/", "_")  # it names files
 
 
 def _flat(name: str) -> str:
-    """A relative path as a name without "/" and suffix."""
-    return str(PurePosixPath(name).with_suffix("")).replace("/", "__")
+    """A relative path as a name without "/", and without a suffix that says the format (1.2.840 has none)."""
+    return re.sub(_SUFFIXES, "", name, flags=re.IGNORECASE).replace("/", "__")
 
 
 def _images(names: Sequence[str], pattern: str) -> Found:
@@ -170,14 +173,14 @@ def _folder(name: str) -> str:
     return str(PurePosixPath(name).parent)
 
 
-def _labelled(names: Sequence[str], folder: Path) -> Found:
+def _labelled(names: Sequence[str], folder: Path, pattern: str) -> Found:
     """The images of the one data set that the files are."""
     root = labelled_root(names)
     labelled = read_labelled(folder / root)
     items = []
     for number, (label, part) in enumerate(zip(labelled.labels, labelled.split, strict=True)):
         name = f"{labelled.classes[label]}-{number:06d}".replace("/", "_")
-        items.append(Item(name, name, (root,), number, part))
+        items.append(Item(name, scene_of(name, pattern), (root,), number, part))
     return Found(items, [])
 
 

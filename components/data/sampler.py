@@ -127,6 +127,11 @@ class LabelledSampler:
         if len(sizes) > 1:
             shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
             raise ValueError(f"{self.pack.folder}: images of {len(sizes)} sizes ({shown}, ...): bring them to one")
+        ((height, width),) = sizes
+        if self.rotations and height != width:
+            raise ValueError(
+                f"train.rotations: images of {width}x{height} pixels cannot be turned by 90 degrees: use false"
+            )
 
     def pair(self, step: int, index: int) -> tuple[np.ndarray, int]:
         """(image ``(C, H, W)`` float32, class): the same for the same arguments."""

@@ -26,12 +26,11 @@ Auxiliary = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of one image: its key, its name for people, decimals to show; higher is better unless said."""
+    """A figure of one image: its key, its name for people, and decimals to show."""
 
     key: str
     title: str
     digits: int = 2
-    is_better_higher: bool = True
 
 
 PSNR, SSIM = Metric("psnr", "PSNR, dB"), Metric("ssim", "SSIM", 3)
@@ -70,6 +69,11 @@ class Task(ABC):
         return 1
 
     @property
+    def is_random(self) -> bool:
+        """Whether an image is degraded anew in each draw."""
+        return True
+
+    @property
     def grid(self) -> int:
         """What the sides of fixed clean images are cut to multiples of."""
         return self.scale
@@ -83,12 +87,12 @@ class Task(ABC):
         return colours, colours
 
     def check(self) -> None:
-        """Refuses impossible settings, but for those of auxiliary data.
+        """Refuses impossible settings.
 
         Raises:
             ValueError: with the setting and what would be right.
         """
-        self.degradation()
+        self.degradation([np.ones((1, 1), dtype=np.uint8)])
 
     @abstractmethod
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
@@ -113,6 +117,10 @@ class Task(ABC):
     def as_image(self, inputs: np.ndarray) -> np.ndarray:
         """What one would show and measure of the inputs ``(C', h, w)`` without a network: ``(C, H, W)``."""
         return inputs
+
+    def finished(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """What one would keep of outputs ``(C, H, W)``."""
+        return outputs
 
     def scores(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> Tensor:
         """The score alone, ``(B,)``: what validation computes often. Shapes as in `quality`."""

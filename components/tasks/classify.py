@@ -24,6 +24,10 @@ class Classify(Task):
     loss = "cross_entropy"
     validation_batch = 64
 
+    @property
+    def is_random(self) -> bool:
+        return max(self.settings["sigma"]) > 0
+
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
         return GaussianNoise(**self.settings)
 

@@ -22,7 +22,7 @@ class MetalArtifactReduction(Task):
     """Settings: ``size`` of the slices in pixels, ``photons``, ``area`` of the metal and odds of ``materials``."""
 
     name = "ct_mar"
-    metrics = (PSNR, SSIM, Metric("rmse", "RMSE, HU", 1, is_better_higher=False))
+    metrics = (PSNR, SSIM, Metric("rmse", "RMSE, HU (less is better)", 1))
     reads = "ct"
     is_simulated_ahead = True
 

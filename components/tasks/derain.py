@@ -32,7 +32,10 @@ class Derain(Task):
         """The streaks of given pairs, ``(1, h, w)`` uint8."""
         for pair in find_pairs(names).pairs:
             rainy, clean = (read_image(folder / name) for name in (pair.degraded, pair.clean))
-            yield pair.key, streak_layer(rainy, clean)[None]
+            try:
+                yield pair.key, streak_layer(rainy, clean)[None]
+            except ValueError as error:
+                raise ValueError(f"{pair.degraded}: {error}") from error
 
     def scores(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> Tensor:
         saved, truth = (luma(as_saved(images.double())) for images in (outputs, references))

@@ -40,6 +40,10 @@ class SuperResolution(Task):
     def scale(self) -> int:
         return int(self.settings["scale"])
 
+    @property
+    def is_random(self) -> bool:
+        return max(self.settings["sigma"]) > 0
+
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
         shrink, sigma = Bicubic(self.scale, rounded=True), self.settings["sigma"]
         return _Noisy(shrink, GaussianNoise(sigma)) if max(sigma) > 0 else shrink

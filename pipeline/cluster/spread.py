@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipeline.cluster.session import ray_session
+from pipeline.errors import UserError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -58,6 +59,14 @@ def _spread(
             try:
                 results[number] = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # what the function raised
+                if isinstance(error.cause, UserError):
+                    raise UserError(str(error.cause)) from None
+                raise  # a bug
+            except ray.exceptions.RayError as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"piece {number + 1} of {len(pieces)} was lost with its process, and again when it was repeated "
+                    f"({reason})\nlook at the memory of the nodes, then run the stage again"
+                ) from error
             done(results[number])
     return [results[number] for number in range(len(pieces))]

@@ -234,6 +234,37 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ({"tasks.denoise.degradation.sigma": [30, 20]}, ["tasks.denoise.degradation: sigma 30.0..20.0", "low <= high"]),
         ({"tasks.denoise.out_of_distribution": {"a": {"sigma": 300}}}, ["out_of_distribution.a: sigma 300.0", "255"]),
         ({"tasks.derain.degradation.density": [0.1, 5]}, ["tasks.derain.degradation: density 0.1..5.0", "0 <= low"]),
+        ({"task": "inpaint", "preprocess.pairs": "auto"}, ["preprocess.pairs", "reads no pairs", "use none"]),
+        ({"task": "classify", "preprocess.colour": "grey"}, ["preprocess.colour: grey", "use rgb"]),
+        ({"task": "classify", "network.name": "unet"}, ["network.name: unet does not fit", "auto or resnet"]),
+        ({"train.loss": "cross_entropy"}, ["train.loss: cross_entropy does not fit task denoise", "auto or mse, l1"]),
+        ({"preprocess.pairs": "polyyu"}, ["preprocess.pairs: 'polyyu': unknown; did you mean polyu?"]),
+        (
+            {"tasks.denoise.out_of_distribution": {"test": {"sigma": 5}}},
+            ["tasks.denoise.out_of_distribution.test: the name of a part"],
+        ),
+        (
+            {"task": "deblur", "tasks.deblur.degradation.kernels": "auxiliary"},
+            ["tasks.deblur.degradation: auxiliary needs", "fetch.auxiliary"],
+        ),
+        (
+            {"tasks.deblur.degradation": {"kernels": "auxiliary", "size": 3, "sigma": -5, "boundary": "valid"}},
+            ["tasks.deblur.degradation: sigma -5.0"],
+        ),
+        (
+            {"task": "super_resolution", "tasks.super_resolution.out_of_distribution": {"x": {"scale": 3, "sigma": 0}}},
+            ["out_of_distribution.x: scale 3, but the network enlarges by 2"],
+        ),
+        (
+            {"task": "super_resolution", "train.patch_size": 47},
+            ["train.patch_size: 47 does not divide by the scale 2", "use 48"],
+        ),
+        ({"task": "super_resolution", "preprocess.crop": 16}, ["preprocess.crop: 16 leaves too little", "use 20 or"]),
+        (
+            {"task": "ct_mar", "tasks.ct_mar.degradation.size": 32},
+            ["train.patch_size: 48 is larger than a slice", "32"],
+        ),
+        ({"tasks.ct_mar.degradation.materials": {"lead": 1.0}}, ["tasks.ct_mar.degradation: materials 'lead'"]),
         ({"preprocess.scene_pattern": "("}, ["preprocess.scene_pattern: '(' is no regular expression"]),
     ],
 )

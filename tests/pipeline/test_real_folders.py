@@ -7,10 +7,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from components.data.items import _flat
 from components.data.packs import Pack
 from pipeline.errors import UserError
 from pipeline.fetch import fetch
@@ -169,6 +171,107 @@ def test_images_of_blocks_are_cut_to_whole_ones(project: Project) -> None:
     _packed(project, {"task": "jpeg", "preprocess.crop": 100, "train.patch_size": 8})
     for _, degraded, clean in Pack(PACKED / "test").pairs():
         assert clean.shape == degraded.shape == (3, 40, 40)
+
+
+def test_every_twin_of_another_part_goes_whatever_its_depth_and_the_last_part_keeps_it(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    for name in ("a8", "a9", "b9"):
+        _save(f"{name}.png", _pixels("c1"))
+    grey = _pixels("deep")[..., 0]
+    _save("c2.png", np.stack([grey] * 3, axis=-1))
+    Image.fromarray(grey.astype(np.uint16) * 257).save("source/a_deep.png")
+    _packed(project, {"preprocess.unusable": "skip"})
+    with (PACKED / "unusable.csv").open() as file:
+        assert sorted(row["name"] for row in csv.DictReader(file)) == ["a8", "a9", "a_deep", "b9"]
+    assert [entry.name for entry in Pack(PACKED / "train").entries] == ["a1", "a2"]
+    assert [entry.scene for entry in Pack(PACKED / "val").entries] == ["b1"]
+
+
+def test_given_pairs_of_jpeg_keep_their_blocks(project: Project) -> None:
+    for name in NAMES:
+        clean = _pixels(name, (60, 77))
+        _save(f"clean/{name}.png", clean)
+        _save(f"noisy/{name}.png", clean // 2)
+    _packed(project, {"task": "jpeg", "preprocess.pairs": "auto", "preprocess.crop": 37})
+    for _, degraded, clean in Pack(PACKED / "test").pairs():
+        whole = _pixels("c1", (60, 77)).transpose(2, 0, 1)
+        assert np.array_equal(np.rint(clean * 255), whole[:, 8:40, 16:48])  # the blocks nearest to the centre
+        assert np.array_equal(np.rint(degraded * 255), whole[:, 8:40, 16:48] // 2)
+
+
+def test_given_pairs_need_no_room_for_what_a_degradation_would_look_at(project: Project) -> None:
+    for name in NAMES:
+        _save(f"sharp/{name}.png", _pixels(name, (30, 30)))
+        _save(f"blur/{name}.png", _pixels(name, (30, 30)) // 2)
+    changes = {"task": "deblur", "preprocess.pairs": "auto", "train.patch_size": 24}
+    _packed(project, {**changes, "tasks.deblur.out_of_distribution": {}})
+    assert len(Pack(PACKED / "train")) == 2
+
+
+def test_clean_images_that_were_not_cut_before_they_were_shrunk_are_cut(project: Project) -> None:
+    for name in NAMES:
+        clean = _pixels(name, (41, 49))
+        _save(f"HR/{name}.png", clean)
+        _save(f"LR_bicubic/X2/{name}x2.png", clean[:40:2, :48:2])
+    changes = {"task": "super_resolution", "preprocess.pairs": "auto", "tasks.super_resolution.out_of_distribution": {}}
+    _packed(project, changes)
+    train = Pack(PACKED / "train")
+    assert train.clean(0).shape == (3, 40, 48)
+    assert np.array_equal(train.degraded(0), train.clean(0)[:, ::2, ::2])
+
+
+def test_what_draws_nothing_is_degraded_once(project: Project) -> None:
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    _packed(project, {"task": "super_resolution", "preprocess.draws": {"train": 1, "val": 2, "test": 3}})
+    assert len(Pack(PACKED / "test")) == 1
+    assert len(Pack(PACKED / "out_of_distribution/noisy")) == 3
+
+
+def _scan(size: int = 48) -> dict[str, np.ndarray]:
+    rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    body = np.where((rows / 0.6) ** 2 + (columns / 0.8) ** 2 < 1, 0.2, 0.0).astype(np.float32)
+    metal = np.where(rows**2 + columns**2 < 0.01, 3.0, 0.0).astype(np.float32)
+    return {"image": body, "ma_CT": body + metal + 0.01, "LI_CT": body + 0.005}
+
+
+def test_given_scans_are_packed_as_the_inputs_of_the_network_and_have_no_other_conditions(project: Project) -> None:
+    for number, case in enumerate(("000001_01_01", "000002_01_01", "000003_01_01", "000004_01_01")):
+        folder = Path("source/train") / case / "100"
+        folder.mkdir(parents=True)
+        arrays = {name: array * (1 + 0.01 * number) for name, array in _scan().items()}
+        with h5py.File(folder / "gt.h5", "w") as file:
+            file["image"] = arrays["image"]
+        with h5py.File(folder / "0.h5", "w") as file:
+            for name in ("ma_CT", "LI_CT"):
+                file[name] = arrays[name]
+    splits = {"train": ["000001", "000002"], "val": ["000003"], "test": ["000004"]}
+    _packed(project, {"task": "ct_mar", "preprocess.splits": splits})
+    ((entry, inputs, clean),) = Pack(PACKED / "test").pairs()
+    assert (entry.name, entry.scene) == ("000004_01_01-100-0", "000004")
+    assert inputs.shape == (3, 32, 32)
+    tissue = inputs[2] == 0
+    assert np.allclose((inputs[0] - clean[0])[tissue], 0.005 * 1.03 / 0.5, atol=1e-5)  # LI, of 0.5 per cm
+    assert np.allclose((inputs[1] - clean[0])[tissue], 0.01 * 1.03 / 0.5, atol=1e-5)  # artifacts
+    assert inputs[2].sum() > 0
+    assert not list((PACKED / "out_of_distribution").glob("*"))
+
+
+def test_scans_named_by_their_unique_identifiers_are_told_apart() -> None:
+    names = ["s/1.2.840.1", "s/1.2.840.2", "photo.v2.png", "a/slice.dicom"]
+    assert [_flat(name) for name in names] == ["s__1.2.840.1", "s__1.2.840.2", "photo.v2", "a__slice"]
+
+
+def test_a_class_that_training_does_not_know_is_refused(project: Project) -> None:
+    labels = np.array([0] * 30 + [1] * 30 + [2])
+    Path("source").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (61, 16, 16, 3), dtype=np.uint8)
+    split = np.array(["train"] * 60 + ["test"])
+    np.savez("source/set.npz", x=images, y=labels, split=split)
+    splits = {"train": [], "val": [], "test": []}
+    with pytest.raises(UserError, match=r"1 classes of test have no image in train, the first is that of 2-000060"):
+        _packed(project, {"task": "classify", "preprocess.splits": splits})
 
 
 def test_grey_is_asked_for_in_params(project: Project) -> None:
