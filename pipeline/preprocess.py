@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from components.data.items import Found, Item, Problem, find_items
-from components.data.packs import Entry, Shard, ShardWriter, file_sha256, write_index
+from components.data.packs import Shard, write_index
 from components.data.pair_names import Naming
+from pipeline.auxiliary import pack_auxiliary, place_of
 from pipeline.cluster.spread import spread
 from pipeline.console import console, progress
 from pipeline.errors import UserError
@@ -31,7 +30,6 @@ CHUNK_ITEMS = {"images": 32, "ct": 8, "labelled": 10_000}
 CHUNK_BYTES = 1 << 25  # of files: 32 MiB, some ten photographs
 _SHOWN = 8  # scenes in a message
 _SHOWN_PROBLEMS = 3
-_FEW_AUXILIARY = 100
 
 
 def preprocess(params: Params) -> None:
@@ -40,7 +38,7 @@ def preprocess(params: Params) -> None:
     found = _found(params, list(manifest["images"]))
     split = split_items(found.items, params.preprocess)
     with replaced_folder(PACKED) as folder:
-        _pack_auxiliary(params, manifest["auxiliary"], folder)
+        pack_auxiliary(params, manifest["auxiliary"], folder)
         chunks = _chunks(found.items, split, manifest["images"], params, folder)
         packed = _spread(chunks, params)
         problems = list(found.unused) + [problem for each in packed for problem in each.problems]
@@ -105,7 +103,7 @@ def split_scenes(scenes: list[str], settings: Preprocess, parts: Sequence[str] =
         split[scene] = listed[0] if listed else ""
     rest = sorted((s for s in scenes if not split[s]), key=lambda s: hashlib.sha256(s.encode()).digest())
     for scene in rest:
-        place, shares = _place(scene), settings.remaining
+        place, shares = place_of(scene), settings.remaining
         split[scene] = "val" if place < shares.val else "test" if place < shares.val + shares.test else "train"
     # With few scenes the hash may leave a split empty: the scenes next in the order of hashes go there.
     for part in parts:
@@ -119,11 +117,6 @@ def split_scenes(scenes: list[str], settings: Preprocess, parts: Sequence[str] =
             "bring at least 3, or name them in preprocess.splits"
         )
     return split
-
-
-def _place(name: str) -> float:
-    """A place in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
 def _naming(settings: Preprocess) -> str | Naming | None:
@@ -286,61 +279,6 @@ def _check_labels(shards: Mapping[str, Sequence[Shard]]) -> None:
                 f"preprocess.splits: {len(unknown)} classes of {part} have no image in train, the first is that of "
                 f"{name}: bring more images of each class, or lower preprocess.remaining"
             )
-
-
-def _pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder: Path) -> None:
-    """Streak layers, masks or kernels, for training and for the fixed pairs."""
-    section = params.task_params
-    if not any(each.needs_auxiliary for each in (section.degradation, *section.out_of_distribution.values())):
-        return
-    task, source = params.build_task(), (RAW / "auxiliary").resolve()
-    for name, (sha256, _) in files.items():
-        if not (source / name).is_file() or file_sha256(source / name) != sha256:
-            path = RAW / "auxiliary" / name
-            raise UserError(f"{path}: missing or altered since it was fetched; run 'eqreg fetch' again")
-    parts = ("train", "fixed")
-    writers = {part: ShardWriter(_made(folder / "auxiliary" / part)) for part in parts}
-    number = 0
-    few: list[tuple[str, np.ndarray]] = []  # kept as long as they are few
-    try:
-        for number, (name, array) in enumerate(task.read_auxiliary(source, sorted(files)), start=1):
-            few = [*few, (name, array)] if number <= _FEW_AUXILIARY else []
-            for part in parts if not task.splits_auxiliary else [_auxiliary_part(name)]:
-                _add(writers[part], name, array)
-    except ValueError as error:
-        raise UserError(f"fetch.auxiliary: {error}") from error
-    what = _AUXILIARY.get(params.task, "data")
-    if not number:
-        raise UserError(f"fetch.auxiliary: {params.fetch.auxiliary}: no {what} in it, which tasks.{params.task} wants")
-    shards = {part: writer.close() for part, writer in writers.items()}
-    if not all(shards.values()):  # the hash left one side empty: the first by it goes there, a lone one to both
-        few.sort(key=lambda each: _place(each[0]))
-        for part, chosen in zip(parts, (few[1:] or few, few[:1]), strict=True):
-            writer = ShardWriter(folder / "auxiliary" / part)
-            for name, array in chosen:
-                _add(writer, name, array)
-            shards[part] = writer.close()
-    for part in parts:
-        write_index(folder / "auxiliary" / part, shards[part])
-    console.print(f"{number} {what} of '{params.fetch.auxiliary}'")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _add(writer: ShardWriter, name: str, array: np.ndarray) -> None:
-    flat = name.replace("/", "__")
-    writer.add(Entry(flat, flat, *array.shape[-2:]), array)
-
-
-_AUXILIARY = {"derain": "streak layers", "deblur": "blur kernels", "inpaint": "masks"}
-
-
-def _auxiliary_part(name: str) -> str:
-    """One in five, by the hash of the name, is for the fixed pairs."""
-    return "fixed" if _place(name) < 0.2 else "train"
 
 
 __all__ = ["OUT_OF_DISTRIBUTION", "SPLITS", "preprocess", "read_manifest", "split_items", "split_scenes"]
