@@ -12,7 +12,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import ImageFont
 from scipy import ndimage
 
-from components.degradations.holes import FONT_SIZES, WORDS, GivenHoles, Holes, render_strokes, with_holes
+from components.degradations.holes import (
+    FONT_SIZES,
+    NEAR,
+    SCALES,
+    WORDS,
+    GivenHoles,
+    Holes,
+    filled,
+    render_strokes,
+    with_holes,
+)
 
 KINDS = ("boxes", "strokes", "text")
 
@@ -27,7 +37,7 @@ def holes(kind: str, low: float, high: float | None = None) -> Holes:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_known_pixels_are_untouched_missing_ones_are_grey_and_the_mask_comes_last(kind: str, channels: int) -> None:
+def test_known_pixels_are_untouched_missing_ones_have_no_part_and_the_mask_comes_last(kind: str, channels: int) -> None:
     clean = picture(channels, 60, 80)
     degraded = holes(kind, 0.3)(clean, np.random.default_rng(2))
     mask = holes(kind, 0.3).mask(60, 80, np.random.default_rng(2))
@@ -36,7 +46,41 @@ def test_known_pixels_are_untouched_missing_ones_are_grey_and_the_mask_comes_las
     assert 0.05 < mask.mean() < 0.7
     np.testing.assert_array_equal(degraded[-1], np.where(mask, 1, 0))
     np.testing.assert_array_equal(degraded[:-1, ~mask], clean[:, ~mask])
-    assert (degraded[:-1, mask] == 0.5).all()
+    otherwise = np.where(mask, 0.9, clean).astype(np.float32)
+    np.testing.assert_array_equal(holes(kind, 0.3)(otherwise, np.random.default_rng(2)), degraded)
+
+
+def test_a_hole_is_filled_with_the_nearest_weighted_means_of_what_is_known() -> None:
+    random = np.random.default_rng(0)
+    clean = random.random((2, 21, 25)).astype(np.float32)
+    mask = random.random((21, 25)) < 0.3
+    mask[5:16, 4:15] = True
+    guess = filled(clean, mask)
+    rows, columns = np.mgrid[:21, :25]
+    for row, column in zip(*np.nonzero(mask), strict=True):
+        for scale in SCALES:  # by hand: Gaussian weights within a square of 2 standard deviations
+            reach = int(2 * scale + 0.5)
+            near = (abs(rows - row) <= reach) & (abs(columns - column) <= reach)
+            weights = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * scale**2)) * near
+            total = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * scale**2)).sum() ** 2
+            weights = weights / total * ~mask
+            if weights.sum() > NEAR:
+                break
+        expected = (clean * weights).sum(axis=(1, 2)) / weights.sum()
+        np.testing.assert_allclose(guess[:, row, column], expected, atol=1e-5)
+
+
+def test_filling_is_exact_on_a_plain_image_turns_with_it_and_bears_the_extremes() -> None:
+    plain, mask = np.full((3, 30, 30), 0.3, np.float32), np.random.default_rng(0).random((30, 30)) < 0.9
+    np.testing.assert_allclose(filled(plain, mask), 0.3, atol=1e-6)
+    image = picture(3, 30, 30)
+    turned = filled(np.rot90(image, 1, (1, 2)), np.rot90(mask))
+    np.testing.assert_allclose(turned, np.rot90(filled(image, mask), 1, (1, 2)), atol=1e-6)
+    assert (filled(image, np.ones((30, 30), dtype=bool)) == 0.5).all()
+    np.testing.assert_array_equal(filled(image, np.zeros((30, 30), dtype=bool)), image)
+    lone = np.ones((200, 200), dtype=bool)
+    lone[0, 0] = False  # one known pixel: nothing else is near it, and all are it
+    np.testing.assert_allclose(filled(np.full((1, 200, 200), 0.7, np.float32), lone), 0.7, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
