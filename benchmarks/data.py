@@ -12,6 +12,7 @@ as one worker has one for its data; of the training step, too: only ratios withi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -188,8 +189,8 @@ def _peer(files: list[Path], photographs: list[np.ndarray], packed: float, folde
     with webdataset.TarWriter(str(archive)) as writer:
         for number, file in enumerate(files):
             writer.write({"__key__": f"{number:05d}", "png": file.read_bytes()})
-    data = webdataset.WebDataset(str(archive), shardshuffle=False, repeat=True).decode("rgb8").to_tuple("png")
-    stream = iter(data)
+    data = webdataset.WebDataset(str(archive), shardshuffle=False).decode("rgb8").to_tuple("png")
+    stream = itertools.chain.from_iterable(data for _ in itertools.count())
 
     def crop(_: int) -> None:
         (image,) = next(stream)
