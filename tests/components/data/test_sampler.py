@@ -274,3 +274,10 @@ def test_images_without_a_label_or_of_two_sizes_are_refused(pack: Pack, tmp_path
     write_pack(tmp_path / "sizes", entries, [np.zeros((3, 8, 8), np.uint8), np.zeros((3, 9, 8), np.uint8)])
     with pytest.raises(ValueError, match=r"images of 2 sizes \(8x8, 8x9"):
         LabelledSampler(Pack(tmp_path / "sizes"), _identity, False, 0)
+
+
+def test_oblong_labelled_images_cannot_be_turned(tmp_path: Path) -> None:
+    write_pack(tmp_path, [Entry("a", "a", 8, 12, 0)], [np.zeros((3, 8, 12), np.uint8)])
+    assert LabelledSampler(Pack(tmp_path), _identity, False, 0).pair(0, 0)[0].shape == (3, 8, 12)
+    with pytest.raises(ValueError, match=r"train\.rotations: images of 12x8 pixels cannot be turned"):
+        LabelledSampler(Pack(tmp_path), _identity, True, 0)
