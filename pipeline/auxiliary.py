@@ -1,14 +1,16 @@
-"""What degradations are made of beside clean images: data/raw/auxiliary -> data/packed/auxiliary/{train,fixed}."""
+"""What degradations are made of beside clean images: packed in data/packed/auxiliary/{train,fixed}, and read from there."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from components.data.packs import Entry, ShardWriter, file_sha256, write_index
+from components.data.packs import Entry, Pack, ShardWriter, file_sha256, write_index
+from components.tasks import Auxiliary
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.params import Params
@@ -82,3 +84,22 @@ def _auxiliary_part(name: str) -> str:
 def place_of(name: str) -> float:
     """A place in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def read_auxiliary(packed: Path, part: str) -> Auxiliary | None:
+    """What degradations are made of beside clean images, for "train" or for the "fixed" pairs; None if nothing is."""
+    folder = packed / "auxiliary" / part
+    return PackedArrays(Pack(folder)) if folder.is_dir() else None
+
+
+class PackedArrays(Sequence[np.ndarray]):
+    """The arrays ``(h, w)`` of a pack in the type they are stored in, read when they are asked for."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+
+    def __len__(self) -> int:
+        return len(self._pack)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pack.stored(int(index))[0]

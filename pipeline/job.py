@@ -24,12 +24,13 @@ from components.data.randomness import Stream, torch_generator
 from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
 from components.networks import build_network
-from components.tasks import Auxiliary, Task
+from components.tasks import Task
 from components.training.global_batch import count_pairs, worker_share
 from components.training.loop import Listeners, Metrics, Sampler, train
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
 from components.training.worker import Worker
+from pipeline.auxiliary import read_auxiliary
 from pipeline.params import Params
 
 
@@ -209,25 +210,6 @@ def validation_scores(network: nn.Module, task: Task, pack: Pack, indices: Seque
     return scores
 
 
-def read_auxiliary(packed: Path, part: str) -> Auxiliary | None:
-    """What degradations are made of beside clean images, for "train" or for the "fixed" pairs; None if nothing is."""
-    folder = packed / "auxiliary" / part
-    return PackedArrays(Pack(folder)) if folder.is_dir() else None
-
-
-class PackedArrays(Sequence[np.ndarray]):
-    """The arrays ``(h, w)`` of a pack in the type they are stored in, read when they are asked for."""
-
-    def __init__(self, pack: Pack) -> None:
-        self._pack = pack
-
-    def __len__(self) -> int:
-        return len(self._pack)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._pack.stored(int(index))[0]
-
-
 def resolve_num_workers(chosen: int | str) -> int:
     """``train.num_workers``: as given, or one a GPU, or 2 where there are 2 cores, or 1."""
     if isinstance(chosen, int):
@@ -259,4 +241,4 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), metadata
 
 
-__all__ = ["TrainingJob", "load_model", "read_auxiliary", "resolve_num_workers", "save_model", "validation_scores"]
+__all__ = ["TrainingJob", "load_model", "resolve_num_workers", "save_model", "validation_scores"]

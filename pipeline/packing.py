@@ -22,8 +22,8 @@ from components.data.sampler import Degradation, margin_of
 from components.evaluation.metrics import SSIM_WINDOW
 from components.tasks import Task, build_task
 from components.tasks.ct_mar import MetalArtifactReduction
+from pipeline.auxiliary import read_auxiliary
 from pipeline.errors import UserError
-from pipeline.job import read_auxiliary
 from pipeline.params import Params, check_params
 
 SPLITS = ("train", "val", "test")

@@ -157,14 +157,15 @@ def _slices(names: Sequence[str], folder: Path, pattern: str) -> Found:
 def _metal_pairs(names: Sequence[str], pattern: str) -> Found:
     """``.../CASE/SLICE/N.h5`` with its ``gt.h5``; beside CASE lies the ``*mask.npy`` of all, if there is one."""
     known, items = set(names), []
+    masks = sorted((name for name in names if name.endswith("mask.npy")), key=len)
     for name in names:
         path = PurePosixPath(name)
         truth = str(path.with_name("gt.h5"))
         if path.suffix == ".h5" and path.stem.isdecimal() and truth in known:
             case, above = path.parent.parent, set(map(str, path.parents))
-            masks = [other for other in names if other.endswith("mask.npy") and _folder(other) in above]
+            own_masks = [mask for mask in masks if _folder(mask) in above]
             own = "-".join((case.name, path.parent.name, path.stem))
-            files = (name, truth, *sorted(masks, key=len)[-1:])  # the nearest
+            files = (name, truth, *own_masks[-1:])  # the nearest
             items.append(Item(own, scene_of(own, pattern, case.name.split("_")[0]), files))
     return Found(items, [])
 

@@ -84,6 +84,7 @@ class ShardWriter:
     shards: list[Shard] = field(default_factory=list, init=False)
     _tensors: dict[str, np.ndarray] = field(default_factory=dict, init=False)
     _entries: list[Entry] = field(default_factory=list, init=False)
+    _bytes: int = field(default=0, init=False)
 
     def add(self, entry: Entry, clean: np.ndarray, degraded: np.ndarray | None = None) -> None:
         """Takes one image ``(C, H, W)``, or a pair.
@@ -92,10 +93,11 @@ class ShardWriter:
             ValueError: the folder cannot be written.
         """
         self._entries.append(entry)
-        self._tensors[f"clean/{entry.name}"] = np.ascontiguousarray(clean)
-        if degraded is not None:
-            self._tensors[f"degraded/{entry.name}"] = np.ascontiguousarray(degraded)
-        if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.shard_bytes:
+        for kind, image in (("clean", clean), ("degraded", degraded)):
+            if image is not None:
+                self._tensors[f"{kind}/{entry.name}"] = np.ascontiguousarray(image)
+                self._bytes += image.nbytes
+        if self._bytes >= self.shard_bytes:
             self._write()
 
     def close(self) -> list[Shard]:
@@ -111,7 +113,7 @@ class ShardWriter:
         except SafetensorError as error:  # a full disk, for instance
             raise ValueError(f"{path}: cannot be written ({error})") from error
         self.shards.append(Shard(path.name, file_sha256(path), tuple(self._entries)))
-        self._tensors, self._entries = {}, []
+        self._tensors, self._entries, self._bytes = {}, [], 0
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
