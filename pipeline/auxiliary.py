@@ -1,4 +1,4 @@
-"""What degradations are made of beside clean images: packed in data/packed/auxiliary/{train,fixed}, and read from there."""
+"""What degradations are made of beside clean images: packed in data/packed/auxiliary/{train,fixed}, and read back."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from components.equivariance import equivariance_error
 from components.evaluation.classical import (
     CANDIDATES_BY_TASK,
     CandidateScore,
-    ClassicalBaseline,
     choose_classical,
     super_resolution_candidates,
 )
@@ -38,8 +37,7 @@ from pipeline.tracking.store import Store
 
 Draw = tuple[Entry, np.ndarray, np.ndarray]
 MOST_CHOSEN_BY = 24  # validation pairs by which the classical baseline is chosen
-MOST_RECOGNISED = 8000  # training images from which the classical recognition learns
-MOST_TURNED = 32  # scenes of which the equivariance error is measured
+MOST_TURNED = 32  # scenes of which the equivariance error is measured, and pictures made
 
 
 def evaluate(params: Params) -> None:
@@ -60,7 +58,7 @@ def evaluate(params: Params) -> None:
     }
     rows = _measure_all(test, others, methods, task, num_workers)
     draws = first_draws(test, task)
-    errors = _equivariance(network, draws[:MOST_TURNED])
+    errors = _equivariance(network, draws)
     metrics = summarise(rows, params.seed)
     metrics["classical_method"] = description
     metrics["equivariance_error"] = errors
@@ -77,7 +75,7 @@ def evaluate(params: Params) -> None:
 
 
 def first_draws(pack: Pack, task: Task) -> list[Draw]:
-    """The first pair of every scene."""
+    """The first pair of every scene, of so many scenes at most."""
     first: dict[str, int] = {}
     for index, entry in enumerate(pack.entries):
         first.setdefault(entry.scene, index)
@@ -89,10 +87,10 @@ def _classical(
 ) -> tuple[Method, list[CandidateScore], dict[str, object]]:
     """The classical method that is best on validation pairs, all candidates, and what it is in words."""
     if task.reads == "labelled":
-        from components.evaluation.recognition import fit
+        from components.evaluation.recognition import MOST_IMAGES, fit
 
         train = Pack(PACKED / "train")
-        chosen = np.random.default_rng(0).permutation(len(train))[:MOST_RECOGNISED]
+        chosen = np.random.default_rng(0).permutation(len(train))[:MOST_IMAGES]
         images = np.stack([_thumbnail(train.clean(index)) for index in chosen])
         labels = np.array([train.entries[index].label for index in chosen])
         recogniser = fit(images, labels, num_classes=num_classes)
@@ -111,8 +109,7 @@ def _classical(
 
     known = super_resolution_candidates(task.scale) if task.scale > 1 else CANDIDATES_BY_TASK[task.name]
     best, candidates = choose_classical(pairs, candidates=known, score=score, num_workers=num_workers)
-    baseline: ClassicalBaseline = best
-    return baseline, candidates, {"name": baseline.name, **baseline.settings}
+    return best, candidates, {"name": best.name, **best.settings}
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
