@@ -98,7 +98,8 @@ def test_the_history_has_every_report_once(workspace: Workspace) -> None:
 
 def test_the_champion_loads_without_the_project_and_restores_any_size(workspace: Workspace, tmp_path: Path) -> None:
     uri = f"sqlite:///{workspace.folder / 'mlflow.db'}"
-    run = subprocess.run([sys.executable, "-c", LOAD, uri], cwd=tmp_path, capture_output=True, text=True, check=False)
+    command, environment = [sys.executable, "-c", LOAD, uri], workspace.environment()
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert "loaded" in run.stdout, run.stderr
 
 
