@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -51,6 +52,39 @@ def _check_layer_weights(weights: dict[str, Any]) -> dict[str, Any]:
     return weights
 
 
+def _check_worker_range(numbers: list[int]) -> tuple[int, int]:
+    least, most = numbers
+    if not 1 <= least <= most:
+        raise ValueError(f"{numbers}: use [least, most] with 1 <= least <= most")
+    return least, most
+
+
+def _check_objectives(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{names}: name each objective once")
+    if "score" not in names:
+        raise ValueError(f"{names}: score, by which hopeless trials are stopped, must be among them")
+    return names
+
+
+def _check_study_storage(address: str) -> str:
+    parts = urlsplit(address)
+    if not re.fullmatch(r"(postgresql|sqlite)(\+\w+)?", parts.scheme):
+        raise ValueError(f"{address!r}: use null, or postgresql://USER@HOST/DATABASE, or sqlite:///PATH")
+    if parts.password:
+        raise ValueError("a password does not belong here: give it in PGPASSWORD or ~/.pgpass")
+    return address
+
+
+def _check_place(address: str) -> str:
+    parts = urlsplit(address)
+    if "://" in address and (parts.scheme != "s3" or not parts.netloc):
+        raise ValueError(f"{address!r}: use null, a folder that all nodes see, or s3://BUCKET/PREFIX")
+    if parts.username or parts.password:
+        raise ValueError("credentials do not belong here: give them by AWS_PROFILE or AWS_ACCESS_KEY_ID and its kin")
+    return address
+
+
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -65,6 +99,15 @@ WholeRange = Annotated[
     Field(description="a whole number or a range of them [lowest, highest]"),
 ]
 Auto = Literal["auto"]
+WorkerRange = Annotated[
+    list[int],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_check_worker_range),
+]
+Objective = Literal["score", "equivariance_error", "step_time"]
+Objectives = Annotated[list[Objective], Field(min_length=1), AfterValidator(_check_objectives)]
+StudyStorage = Annotated[str, AfterValidator(_check_study_storage)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_check_place)]
 FieldType = Literal["regular", "trivial"]
 LayerWeights = Annotated[dict[str, Any], AfterValidator(_check_layer_weights)]
 # Names of folders in data/packed.

@@ -17,14 +17,19 @@ from pipeline.errors import UserError
 from pipeline.param_types import (
     Auto,
     FieldType,
+    FolderName,
     GroupName,
     LayerWeights,
     NotNegative,
+    Objectives,
     Pattern,
+    Place,
     Positive,
     Section,
     Share,
+    StudyStorage,
     Text,
+    WorkerRange,
 )
 from pipeline.refusal import nearest, refusals
 from pipeline.task_params import Tasks, TaskSection
@@ -121,10 +126,12 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     gradient_clip: Annotated[float, Field(gt=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    num_workers: Auto | Positive
+    num_workers: Auto | Positive | WorkerRange
+    images_at_once: Positive | None
     report_every: Positive
     validate_every: Positive
     checkpoint_every: Positive
+    keep_best: NotNegative
 
 
 class Tune(Section):
@@ -132,8 +139,20 @@ class Tune(Section):
     space: Text
     steps: Positive
     grace_steps: Positive
+    reduction_factor: Annotated[int, Field(ge=2)]
+    objectives: Objectives
+    num_workers: Positive
+    gpu_share: Annotated[float, Field(gt=0, le=1)]
     concurrent: Auto | Positive
+    study: Auto | FolderName
+    study_storage: StudyStorage | None
     apply: bool
+
+
+class Ablate(Section):
+    space: Text
+    steps: Positive
+    seeds: Positive
 
 
 class Evaluate(Section):
@@ -148,7 +167,14 @@ class Register(Section):
 
 class Cluster(Section):
     address: Text
+    placement: Literal["pack", "spread", "strict_spread"]
+    cpus_per_worker: Auto | Positive
+    interface: Text
+    storage: Place | None
+    cache: Text
     max_failures: NotNegative
+    wait_s: Positive
+    resize_s: Positive
 
 
 class Params(Section):
@@ -163,6 +189,7 @@ class Params(Section):
     equivariance: Equivariance
     train: Train
     tune: Tune
+    ablate: Ablate
     evaluate: Evaluate
     register_: Register = Field(alias="register")
     cluster: Cluster
