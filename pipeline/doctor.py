@@ -29,7 +29,7 @@ GROUPS = ("C2", "C4", "D4")
 _CHANNELS = 3
 _WIDTH = 100
 _MOST_UNTIED = 8
-_CHECKPOINT = "state.pt"
+_CHECKPOINT = "step-*.pt"
 
 
 def doctor(name: str, size: int, group: str) -> Diagnosis:
@@ -80,13 +80,13 @@ def _load(name: str) -> tuple[nn.Module, str]:
             raise UserError(str(error).removeprefix("--model ")) from error
     path = Path(name).expanduser()
     if path.is_dir():
-        held = [path / part for part in (MODEL.name, _CHECKPOINT) if (path / part).is_file()]
-        if not held:
+        held = [path / MODEL.name, *sorted(path.glob(_CHECKPOINT), reverse=True)]
+        if not (held := [file for file in held if file.is_file()]):
             raise UserError(f"{name}: neither {MODEL.name} nor {_CHECKPOINT} in this folder")
         path = held[0]
     if not path.is_file():
         raise UserError(f"{name}: no such file or folder; give params, models:/NAME@ALIAS, {MODEL} or a checkpoint")
-    if path.name == _CHECKPOINT:
+    if path.match(_CHECKPOINT):
         return _checkpoint(path), f"{path}: averaged weights of a checkpoint"
     from pipeline.job import load_model
 
@@ -103,9 +103,9 @@ def _checkpoint(path: Path) -> nn.Module:
     """The averaged weights of a training checkpoint in the network of params.yaml: it does not say what its own is."""
     from pipeline.params import load_params
 
-    data, recorded = path.read_bytes(), path.with_name(f"{path.name}.sha256")
-    if not recorded.is_file() or hashlib.sha256(data).hexdigest() != recorded.read_text():
-        raise UserError(f"{path}: damaged or incomplete, its SHA-256 is not the one recorded beside it")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != path.stem.rpartition("_")[2]:
+        raise UserError(f"{path}: damaged or incomplete, its SHA-256 is not the one in its name")
     network = _initial(load_params())
     try:
         averaged = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)["averaged"]

@@ -6,8 +6,7 @@ It knows nothing of Ray or MLflow: reports and checkpoints go to the functions t
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
 from components.networks import build_network
 from components.tasks import Task
-from components.training.global_batch import count_pairs, worker_share
+from components.training.global_batch import Share, count_pairs, worker_share
 from components.training.loop import Listeners, Metrics, Sampler, train
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
@@ -46,8 +45,8 @@ class TrainingJob:
     params: Params
     packed: Path
 
-    def check(self, num_workers: int) -> None:
-        """Refuses what no worker could train on, before any process is started.
+    def check(self, num_workers: Iterable[int]) -> None:
+        """Refuses what no worker could train on, before any process is started; of any of these numbers of workers.
 
         Raises:
             ValueError: a damaged pack; layers or weights that fit no layer; a batch that cannot be shared out.
@@ -60,14 +59,8 @@ class TrainingJob:
             self.regularizer(network)
         except ValueError as error:
             raise ValueError(f"equivariance.{error}") from error
-        for rank in range(num_workers):
-            worker_share(
-                self.params.train.batch_size,
-                self.params.equivariance.pairing,
-                self._num_pairs(),
-                rank,
-                num_workers,
-            )
+        for number in num_workers:
+            self._share(0, number).parts(self.params.train.images_at_once)
 
     def settings(self) -> TrainingSettings:
         """The part of the params that the training loop wants."""
@@ -129,35 +122,36 @@ class TrainingJob:
         self,
         report: Callable[[int, Metrics], None],
         checkpoint: Callable[[TrainingState, Metrics], None],
-        resume_from: Path | None = None,
+        resume: bytes | None = None,
     ) -> TrainingState:
         """Trains to the end in this process, which may be one of several.
+
+        Args:
+            report: hears (steps done, metrics) of what is new.
+            checkpoint: is to keep ``state.to_bytes()``.
+            resume: what a checkpoint kept, the same on every worker.
 
         Raises:
             TrainingDivergedError: the loss is no longer finite.
         """
         worker = Worker.current()
-        chosen, settings = self.params.equivariance, self.settings()
-        network = self.network()
-        state = TrainingState(network, self.penalty_weight(), settings, worker)
-        if resume_from:
-            state.load(resume_from)
+        state = self.state(worker)
+        if resume is not None:
+            state.from_bytes(resume)
         train(
             state,
             self.sampler(),
-            worker_share(
-                self.params.train.batch_size,
-                chosen.pairing,
-                self._num_pairs(),
-                worker.rank,
-                worker.num_workers,
-            ),
+            self._share(worker.rank, worker.num_workers),
             self.regularizer(state.network),
-            settings,
+            self.settings(),
             worker,
             Listeners(report, checkpoint, lambda averaged: self.validate(averaged, worker)),
         )
         return state
+
+    def state(self, worker: Worker) -> TrainingState:
+        """The state of a run before its first step."""
+        return TrainingState(self.network(), self.penalty_weight(), self.settings(), worker)
 
     def sampler(self) -> Sampler:
         """Draws the training samples."""
@@ -181,12 +175,10 @@ class TrainingJob:
         total = worker.mean(torch.tensor(sum(scores), dtype=torch.float64, device=worker.device))
         return {"val_score": float(total) * worker.num_workers / len(pack)}
 
-    def _num_pairs(self) -> int:
-        return count_pairs(
-            self.params.train.batch_size,
-            self.params.equivariance.pairing,
-            self.params.equivariance.pair_fraction,
-        )
+    def _share(self, rank: int, num_workers: int) -> Share:
+        batch_size, chosen = self.params.train.batch_size, self.params.equivariance
+        num_pairs = count_pairs(batch_size, chosen.pairing, chosen.pair_fraction)
+        return worker_share(batch_size, chosen.pairing, num_pairs, rank, num_workers)
 
 
 @torch.inference_mode()
@@ -208,13 +200,6 @@ def validation_scores(network: nn.Module, task: Task, pack: Pack, indices: Seque
             raise ValueError(f"the network gives values that are not finite for {entries[0].name}")
         scores += task.scores(outputs, given, wanted).tolist()
     return scores
-
-
-def resolve_num_workers(chosen: int | str) -> int:
-    """``train.num_workers``: as given, or one a GPU, or 2 where there are 2 cores, or 1."""
-    if isinstance(chosen, int):
-        return chosen
-    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 
 def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None:
@@ -241,4 +226,4 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), metadata
 
 
-__all__ = ["TrainingJob", "load_model", "resolve_num_workers", "save_model", "validation_scores"]
+__all__ = ["TrainingJob", "load_model", "save_model", "validation_scores"]

@@ -52,10 +52,10 @@ def _check_layer_weights(weights: dict[str, Any]) -> dict[str, Any]:
     return weights
 
 
-def _check_worker_range(numbers: list[int]) -> tuple[int, int]:
+def _check_worker_range(numbers: tuple[int, int]) -> tuple[int, int]:
     least, most = numbers
     if not 1 <= least <= most:
-        raise ValueError(f"{numbers}: use [least, most] with 1 <= least <= most")
+        raise ValueError(f"{list(numbers)}: use [least, most] with 1 <= least <= most")
     return least, most
 
 
@@ -100,9 +100,10 @@ WholeRange = Annotated[
 ]
 Auto = Literal["auto"]
 WorkerRange = Annotated[
-    list[int],
-    Field(min_length=2, max_length=2),
+    tuple[int, int],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     AfterValidator(_check_worker_range),
+    Field(description="a range [least, most]"),
 ]
 Objective = Literal["score", "equivariance_error", "step_time"]
 Objectives = Annotated[list[Objective], Field(min_length=1), AfterValidator(_check_objectives)]

@@ -168,7 +168,7 @@ class Register(Section):
 class Cluster(Section):
     address: Text
     placement: Literal["pack", "spread", "strict_spread"]
-    cpus_per_worker: Auto | Positive
+    cpus_per_worker: Auto | Annotated[float, Field(gt=0)]
     interface: Text
     storage: Place | None
     cache: Text
@@ -344,8 +344,10 @@ def check_combinations(params: Params, origin: str) -> None:
     _check_task(params, origin)
     try:
         num_pairs = count_pairs(params.train.batch_size, equivariance.pairing, equivariance.pair_fraction)
-        if params.train.num_workers != "auto":
-            worker_share(params.train.batch_size, equivariance.pairing, num_pairs, 0, params.train.num_workers)
+        chosen = params.train.num_workers
+        for number in () if chosen == "auto" else (chosen,) if isinstance(chosen, int) else chosen:
+            share = worker_share(params.train.batch_size, equivariance.pairing, num_pairs, 0, number)
+            share.parts(params.train.images_at_once)
     except ValueError as error:
         raise UserError(f"{origin}: {error}") from None
     if tune.trials and tune.grace_steps >= tune.steps:

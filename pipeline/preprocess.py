@@ -193,7 +193,7 @@ def _spread(chunks: list[Chunk], params: Params) -> list[Packed]:
         return spread(
             pack_chunk,
             chunks,
-            params.cluster.address,
+            params.cluster,
             lambda packed: bars.update(bar, advance=packed.num_items),
         )
 

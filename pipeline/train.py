@@ -6,120 +6,180 @@ import csv
 import hashlib
 import json
 import shutil
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import Progress
 
 from components.evaluation.figures import save_history
+from components.training.state import TrainingState
+from components.training.worker import Worker
+from pipeline.code_hash import code_hash
 from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.job import TrainingJob, resolve_num_workers, save_model
+from pipeline.job import TrainingJob, save_model
 from pipeline.lineage import Lineage, trace
 from pipeline.params import load_params
 from pipeline.paths import MODEL, PACKED, SCRATCH, TRAIN, existing, replaced_folder
 from pipeline.resolve import Resolved, resolve
+from pipeline.storage.delivery import Delivery, deliver
+from pipeline.storage.places import Place, open_place
 from pipeline.tracking.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.cluster.training import TrainingRun
+
+_FINISHED = "finished"
 
 
 def train() -> None:
-    """Trains with the resolved params; a run that was killed goes on from its last checkpoint."""
+    """Trains with the resolved params; a run that was killed goes on from its last good checkpoint."""
+    from pipeline.cluster.session import ray_session
+
     resolved = resolve()
     params = resolved.params
     for part in ("train", "val"):
         existing(PACKED / part, "preprocess")
     job = TrainingJob(params, PACKED.resolve())
-    num_workers = resolve_num_workers(params.train.num_workers)
-    job.check(num_workers)
+    job.check(range(1, 2) if params.train.num_workers == "auto" else _numbers(params.train.num_workers))
+    place = open_place(params.cluster.storage or str(SCRATCH.resolve()))
+    place.check()
+    delivery = deliver(job.packed, params.cluster.storage, params.cluster.cache)
     lineage, store = trace(load_params()), Store(params.task)
     run_id = store.parent_run(lineage.tags())
     store.log_params(run_id, resolved.values, resolved.as_yaml())
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
-    name = hashlib.sha256(f"{lineage.id}/{params.hash}/{num_workers}".encode()).hexdigest()[:12]
-    # Made first: a place that cannot be written is noticed before training. What a run left to go on from goes last.
+    # Made first: a place that cannot be written is noticed before training.
     with replaced_folder(TRAIN) as folder:
-        with store.ended_if_broken_off([run_id]):
-            history = _train(job, name, num_workers, lineage, store, run_id)
-        _write(folder, job, num_workers, lineage, history, resolved)
-    shutil.rmtree(SCRATCH / "train", ignore_errors=True)
-    final = history[max(history)]
+        with store.ended_if_broken_off([run_id]), progress() as bars, ray_session(params.cluster, dashboard=False):
+            run = _prepare(job, lineage, delivery, place)
+            data = _follow(job, run, bars, _History(store, run_id))
+        state = job.state(Worker(0, 1, torch.device("cpu")))
+        state.from_bytes(data)
+        _write(folder, job, run.num_workers, lineage, state, resolved)
+    place.write(f"{run.prefix}/{_FINISHED}", b"")
+    final = state.history[-1]
     score = f"validation {job.task.score.title} {final['val_score']:.2f}"
-    console.print(f"{params.train.steps} steps with {num_workers} workers, {score}")
+    console.print(f"{params.train.steps} steps with {_worded(run.num_workers)} workers, {score}")
 
 
-History = dict[int, dict[str, float]]
+def _prepare(job: TrainingJob, lineage: Lineage, delivery: Delivery, place: Place) -> TrainingRun:
+    """How the job is run on the cluster that is connected; a finished run of the same name is forgotten."""
+    from pipeline.cluster.room import can_grow, check_room, living_nodes, resolve_workers, worker_resources
+    from pipeline.cluster.training import TrainingRun
+
+    params, nodes = job.params, living_nodes()
+    least, most = resolve_workers(params.train.num_workers, nodes)
+    each = worker_resources(params.cluster, most, nodes)
+    if not can_grow():  # else the run itself waits for cluster.wait_s
+        check_room(least, each, params.cluster, nodes, "train.num_workers")
+    job.check(range(least, most + 1))
+    if params.network.norm == "batch" and most > 1:
+        console.print(f"network.norm: batch: other numbers of workers than {_worded((least, most))} give other results")
+    prefix = f"train/{_name(job, lineage, (least, most))}"
+    run = TrainingRun(
+        f"{prefix.rpartition('/')[2]}-{uuid.uuid4().hex[:8]}",
+        (least, most),
+        each,
+        params.cluster,
+        delivery,
+        place,
+        prefix,
+        params.train.keep_best,
+        (SCRATCH / "ray").resolve(),
+    )
+    if f"{prefix}/{_FINISHED}" in place.names(prefix):
+        run.checkpoints().discard()
+        place.delete(f"{prefix}/{_FINISHED}")
+    return run
 
 
-def _train(job: TrainingJob, name: str, num_workers: int, lineage: Lineage, store: Store, run_id: str) -> History:
-    """Runs the job on the cluster and leaves the averaged weights in the scratch folder's ``model.safetensors``."""
-    from pipeline.cluster.session import ray_session
-
-    params = job.params
-    # What a killed run has told survives in this file, for the history of the run that goes on.
-    journal = SCRATCH / "train" / f"{name}.jsonl"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    history: History = _read(journal)
-    if history:
-        console.print(f"a run that was broken off goes on after step {max(history)} or its last checkpoint before")
-    logged = store.last_step(run_id, "task_loss")
-    with progress() as bars, ray_session(params.cluster.address, dashboard=False):
-        from pipeline.cluster.training import TrainingRun, train_on_cluster
-
-        bar = bars.add_task("training", total=params.train.steps, note=f"starting {num_workers} workers")
-
-        def report(step: int, metrics: dict[str, float]) -> None:
-            nonlocal logged
-            history[step] = metrics
-            with journal.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-            if step > logged:  # a worker that took a lost one's place tells some steps again
-                try:
-                    store.log(run_id, step, metrics)
-                    logged = step
-                except UserError as error:
-                    logged = params.train.steps  # each further try would wait as long
-                    reason = str(error).splitlines()[0]
-                    console.print(f"{reason}\ntraining goes on; evaluate will log the steps that are missing")
-            validation = f", validation {metrics['val_score']:.2f}" if "val_score" in metrics else ""
-            bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
-
-        run = TrainingRun(name, (SCRATCH / "train").resolve(), num_workers, params.cluster.max_failures)
-        checkpoint, final = train_on_cluster(job, run, report)
-        _export(job, checkpoint, lineage, SCRATCH / MODEL.name)
-    history.setdefault(params.train.steps, final)  # where the kill came between the last report and its journal
-    return history
+def _name(job: TrainingJob, lineage: Lineage, num_workers: tuple[int, int]) -> str:
+    """12 hexadecimal digits that change with all that decides the weights: what a run goes on from is its own."""
+    aside = {"fetch", "tune", "ablate", "evaluate", "register", "cluster"}
+    values = job.params.model_dump(by_alias=True, mode="json", exclude=aside)
+    text = json.dumps([values, num_workers, lineage.data, code_hash()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _export(job: TrainingJob, checkpoint: Path, lineage: Lineage, path: Path) -> None:
-    """The averaged weights of a checkpoint, as a model file."""
-    from components.training.state import TrainingState
-    from components.training.worker import Worker
+def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, history: _History) -> bytes:
+    """Runs the job, with its progress on the console and its reports in MLflow."""
+    from pipeline.cluster.training import train_on_cluster
 
-    state = TrainingState(job.network(), job.penalty_weight(), job.settings(), Worker.current())
-    state.load(checkpoint)
+    note = f"starting {_worded(run.num_workers)} workers"
+    bar = bars.add_task("training", total=job.params.train.steps, note=note)
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        history.add(step, metrics)
+        validation = f", validation {metrics['val_score']:.2f}" if "val_score" in metrics else ""
+        bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
+
+    try:
+        return train_on_cluster(job, run, report, console.print)
+    finally:
+        shutil.rmtree(run.scratch / run.name, ignore_errors=True)
+
+
+class _History:
+    """The reports in MLflow: each step once, in order, whatever is told again after a loss."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store, self._run_id = store, run_id
+        self._logged = store.last_step(run_id, "task_loss")
+        self._answers = True
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        if step <= self._logged or not self._answers:
+            return
+        try:
+            self._store.log(self._run_id, step, metrics)
+            self._logged = step
+        except UserError as error:
+            self._answers = False  # each further try would wait as long
+            reason = str(error).splitlines()[0]
+            console.print(f"{reason}\ntraining goes on; evaluate will log the steps that are missing")
+
+
+def _numbers(chosen: int | tuple[int, int]) -> range:
+    least, most = (chosen, chosen) if isinstance(chosen, int) else chosen
+    return range(least, most + 1)
+
+
+def _worded(num_workers: tuple[int, int]) -> str:
+    least, most = num_workers
+    return str(most) if least == most else f"{least} to {most}"
+
+
+def _write(
+    folder: Path,
+    job: TrainingJob,
+    num_workers: tuple[int, int],
+    lineage: Lineage,
+    state: TrainingState,
+    resolved: Resolved,
+) -> None:
+    """model.safetensors (the averaged weights), metrics.json, history.csv and the resolved params."""
     metadata = {
         "network": job.network_settings(),
         "task": job.params.task,
         "lineage": lineage.tags(),
         "steps": state.step,
     }
-    save_model(path, state.averaged.module, metadata)
-
-
-def _write(
-    folder: Path, job: TrainingJob, num_workers: int, lineage: Lineage, history: History, resolved: Resolved
-) -> None:
-    """model.safetensors, metrics.json, history.csv and the resolved params."""
-    (SCRATCH / MODEL.name).replace(folder / MODEL.name)
-    final = history[max(history)]
+    save_model(folder / MODEL.name, state.averaged.module, metadata)
+    final = state.history[-1]
     metrics: dict[str, Any] = {
         "steps": job.params.train.steps,
         "images_per_step": job.params.train.batch_size,
-        "num_workers": num_workers,
+        "num_workers": num_workers[0] if num_workers[0] == num_workers[1] else list(num_workers),
         **{key: final[key] for key in ("val_score", "task_loss", "penalty") if key in final},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (folder / "lineage.json").write_text(json.dumps(lineage.tags(), indent=1) + "\n")
     (folder / "params.yaml").write_text(resolved.as_yaml())
+    history = {int(row["step"]): {key: value for key, value in row.items() if key != "step"} for row in state.history}
     save_history(folder / "history.png", history, job.task.score.title)
     columns = list(dict.fromkeys(key for row in history.values() for key in row))
     with (folder / "history.csv").open("w", newline="") as file:
@@ -127,16 +187,3 @@ def _write(
         writer.writerow(["step", *columns])
         for step, row in sorted(history.items()):
             writer.writerow([step, *(row.get(column, "") for column in columns)])
-
-
-def _read(journal: Path) -> History:
-    """The reports of an earlier, killed run of the same name; a half-written last line is left out."""
-    history: History = {}
-    if journal.exists():
-        for line in journal.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            history[int(row.pop("step"))] = row
-    return history

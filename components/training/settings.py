@@ -30,6 +30,8 @@ class TrainingSettings:
         ema_decay: of the averaged weights, which are the result.
         loss: ``l1`` mean absolute, ``mse`` mean squared error; ``cross_entropy`` of class scores.
         task_on_copies: whether the task loss counts the rotated copies.
+        images_at_once: most images that a worker takes through the network at once; the gradients of more are
+            accumulated, with the weight of the penalty in the unit of the task loss up to the step before. None: all.
         report_every, validate_every, checkpoint_every: the last step always does all three; a validation is reported.
     """
 
@@ -42,6 +44,7 @@ class TrainingSettings:
     ema_decay: float
     loss: Loss
     task_on_copies: bool
+    images_at_once: int | None
     report_every: int
     validate_every: int
     checkpoint_every: int

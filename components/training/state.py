@@ -5,9 +5,9 @@ Randomness is not in it: batches, turns and noise are functions of the step.
 
 from __future__ import annotations
 
-import hashlib
 import io
-from pathlib import Path
+import math
+import pickle
 from typing import Any
 
 import torch
@@ -18,11 +18,16 @@ from components.equivariance import BalancedWeight, PenaltyWeight
 from components.training.settings import TrainingSettings, ema_update
 from components.training.worker import Worker
 
-_FILE = "state.pt"
-
 
 class TrainingState:
-    """Network, averaged weights, optimiser, penalty weight and the number of steps done."""
+    """Everything that a run has to keep.
+
+    Attributes:
+        network, averaged, optimizer, penalty_weight: what is trained, and with what.
+        step: how many are done.
+        last_task_loss: of the step before, over all workers; NaN before the first.
+        history: every report so far, ``{"step": s, metric: value}``: a run that goes on from here has them all.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,11 @@ class TrainingState:
         )
         self.penalty_weight = penalty_weight
         self.step = 0
+        self.last_task_loss = math.nan
+        self.history: list[dict[str, float]] = []
 
-    def save(self, folder: Path) -> None:
-        """Writes the checkpoint into a folder of its own: under another name first, with its SHA-256 beside it."""
+    def to_bytes(self) -> bytes:
+        """A checkpoint. Who keeps it sees to its integrity."""
         content = io.BytesIO()
         torch.save(
             {
@@ -52,31 +59,26 @@ class TrainingState:
                 "optimizer": self.optimizer.state_dict(),
                 "penalty_weight": self.penalty_weight.state_dict(),
                 "step": self.step,
+                "last_task_loss": self.last_task_loss,
+                "history": self.history,
             },
             content,
         )
-        data = content.getvalue()
-        for name, part in ((_FILE, data), (f"{_FILE}.sha256", hashlib.sha256(data).hexdigest().encode())):
-            temporary = folder / f".{name}.partial"
-            temporary.write_bytes(part)
-            temporary.replace(folder / name)
+        return content.getvalue()
 
-    def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote.
+    def from_bytes(self, data: bytes) -> None:
+        """Restores what ``to_bytes`` gave.
 
         Raises:
-            ValueError: the checkpoint is missing, incomplete or damaged.
+            ValueError: it is no checkpoint, or one of another network. Nothing in it is executed.
         """
         try:
-            data = (folder / _FILE).read_bytes()
-            recorded = (folder / f"{_FILE}.sha256").read_text()
-        except OSError as error:
-            raise ValueError(f"{folder}: no complete checkpoint ({error})") from error
-        if hashlib.sha256(data).hexdigest() != recorded:
-            raise ValueError(f"{folder / _FILE}: damaged, its SHA-256 is not the recorded one")
-        saved: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        self.network.load_state_dict(saved["network"])
-        self.averaged.load_state_dict(saved["averaged"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.penalty_weight.load_state_dict(saved["penalty_weight"])
-        self.step = saved["step"]
+            saved: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            self.network.load_state_dict(saved["network"])
+            self.averaged.load_state_dict(saved["averaged"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.penalty_weight.load_state_dict(saved["penalty_weight"])
+            self.step, self.last_task_loss, self.history = saved["step"], saved["last_task_loss"], saved["history"]
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"a checkpoint that does not fit this run ({reason})") from error

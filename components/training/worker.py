@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -44,6 +45,32 @@ class Worker:
             distributed.all_reduce(value)
             value /= self.num_workers
         return value
+
+    def accumulating(self, network: nn.Module) -> AbstractContextManager[object]:
+        """Backward passes within do not yet average: gradients add up until one outside does."""
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+    def from_first(self, data: bytes | None) -> bytes | None:
+        """What rank 0 has, on every worker; None where it has nothing."""
+        if self.num_workers == 1:
+            return data
+        size = torch.tensor([-1 if data is None else len(data)], device=self.device)
+        distributed.broadcast(size, 0)
+        if size.item() < 0:
+            return None
+        content = torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        if self.rank == 0 and data:
+            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        distributed.broadcast(content, 0)
+        return data if self.rank == 0 else content.cpu().numpy().tobytes()
+
+    def from_all(self, value: Any) -> list[Any]:
+        """A small value of every worker, in the order of their ranks, on each of them."""
+        if self.num_workers == 1:
+            return [value]
+        values: list[Any] = [None] * self.num_workers
+        distributed.all_gather_object(values, value)
+        return values
 
     @torch.no_grad()
     def share_statistics(self, network: nn.Module) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.params import Cluster
 
-# What workers must have in their environment. PYTHONPATH: they run this very code, of whichever checkout it is.
+_CODE = Path(__file__).parents[2]
+# What workers must have in their environment.
 _WORKER_ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))),
     "PYTHONWARNINGS": "ignore",
     "GLOG_minloglevel": "2",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -23,31 +26,47 @@ _WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+_DRIVER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how fast the end of a worker is seen
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its handler ends a sweep on Ctrl-C as if it had been completed
+    "RAY_DISABLE_METRICS_COLLECTION": "1",
+}
+# The user's settings that workers on other machines must have, too.
+_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL|EQREG|MLFLOW)_\w+|AWS_(REGION|DEFAULT_REGION|ENDPOINT_URL\w*)")
+_SECRET = re.compile(r"(AWS|MLFLOW_TRACKING|PG)_?\w+")
 
 
 @contextmanager
-def ray_session(address: str, *, dashboard: bool) -> Iterator[None]:
+def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     """Connects to a Ray cluster, or starts one on this machine ("local") that ends with the block.
 
+    Workers run the code of this checkout: on this machine from where it lies, on a cluster from a copy that Ray
+    carries to each node once.
+
     Args:
-        address: ``cluster.address``: "local", "auto" (a running cluster on this machine) or HOST:PORT.
+        cluster: of the params; its address is "local", "auto" (a running cluster on this machine) or HOST:PORT.
         dashboard: start it with a local Ray. Sweeps need it: without, a trial that is stopped early leaks its
             placement group and the sweep hangs (Ray 2.60).
 
     Raises:
-        UserError: no cluster answers at the address.
+        UserError: no cluster answers at the address, or one of other versions.
     """
-    os.environ["PYTHONPATH"] = _WORKER_ENVIRONMENT["PYTHONPATH"]
-    for name, value in {
-        **_WORKER_ENVIRONMENT,
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # report() returns at this pace
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its handler ends a sweep on Ctrl-C as if it had been completed
-        "RAY_DISABLE_METRICS_COLLECTION": "1",
-    }.items():
+    address = cluster.address
+    environment = _WORKER_ENVIRONMENT | {
+        name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name) and not _is_secret(name)
+    }
+    runtime: dict[str, Any] = {"env_vars": environment}
+    if address == "local":
+        path = os.pathsep.join(filter(None, (str(_CODE), os.environ.get("PYTHONPATH"))))
+        environment["PYTHONPATH"] = os.environ["PYTHONPATH"] = path
+    else:
+        runtime["py_modules"] = [str(_CODE / "components"), str(_CODE / "pipeline")]
+        runtime["excludes"] = ["**/__pycache__"]
+    for name, value in (_WORKER_ENVIRONMENT | _DRIVER_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="ray")
     import ray
@@ -56,22 +75,38 @@ def ray_session(address: str, *, dashboard: bool) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     local = {"include_dashboard": dashboard, "num_cpus": os.cpu_count()} if address == "local" else {}
     try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **local,
-        )
+        ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if address == "local":
-            raise UserError(f"cluster.address: local: Ray does not start on this machine ({reason})") from error
-        raise UserError(
-            f"cluster.address: {address}: no Ray cluster answers there ({reason}); "
-            "start one with 'ray start --head', or use cluster.address: local"
-        ) from error
+        raise _refusal(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def secret_environment() -> dict[str, str]:
+    """Credentials of this process for storage and tracking.
+
+    Workers get them as arguments, which Ray shows nobody; its runtime environment is on the dashboard and in its logs.
+    """
+    return {name: value for name, value in os.environ.items() if _is_secret(name)}
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.fullmatch(name)) and not name.startswith(("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT"))
+
+
+def _refusal(address: str, error: Exception) -> UserError:
+    """What Ray says of an address, in one or two lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "ersion mismatch" in str(error):
+        return UserError(
+            f"cluster.address: {address}: {' '.join(lines)[:300]}\n"
+            "use the same versions of Ray and Python here and on the cluster (constraints.txt)"
+        )
+    if address == "local":
+        return UserError(f"cluster.address: local: Ray does not start on this machine ({lines[0]})")
+    return UserError(
+        f"cluster.address: {address}: no Ray cluster answers there ({lines[0]}); "
+        "start one with 'ray start --head', or use cluster.address: local"
+    )

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pipeline.cluster.session import ray_session
 from pipeline.errors import UserError
+from pipeline.params import Cluster
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -16,7 +17,7 @@ FEW = 4
 
 
 def spread(
-    function: Callable[[Piece], Result], pieces: Sequence[Piece], address: str, done: Callable[[Result], None]
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], cluster: Cluster, done: Callable[[Result], None]
 ) -> list[Result]:
     """``[function(piece) for piece in pieces]``, on every core of the cluster.
 
@@ -26,16 +27,16 @@ def spread(
     Args:
         function: of a module that the workers can import; what it raises is raised here.
         pieces: what it is called with.
-        address: ``cluster.address``.
+        cluster: of the params.
         done: hears each result as it comes, in any order.
     """
-    if address == "local" and len(pieces) <= FEW:
+    if cluster.address == "local" and len(pieces) <= FEW:
         results = []
         for piece in pieces:
             results.append(function(piece))
             done(results[-1])
         return results
-    with ray_session(address, dashboard=False):
+    with ray_session(cluster, dashboard=False):
         return _spread(function, pieces, done)
 
 

@@ -1,13 +1,18 @@
-"""Ray Train: runs a training job on several workers and survives the loss of some of them."""
+"""Ray Train: runs a training job on several workers, over several nodes, and survives the loss of some of them.
+
+Checkpoints are our own (``pipeline.storage.checkpoints``): whole, verified, and with the history of the run in them.
+Ray starts the workers, watches them and replaces them; whoever starts, goes on from the newest good checkpoint.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import tempfile
+import platform
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,168 +20,276 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import UserCallback
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
+from components.training.worker import Worker
+from pipeline.cluster.meeting import MeetingConfig
+from pipeline.cluster.room import WorkerResources
+from pipeline.cluster.session import secret_environment
 from pipeline.errors import UserError
 from pipeline.job import TrainingJob
-from pipeline.params import check_params
+from pipeline.params import Cluster, check_params
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.delivery import Delivery
+from pipeline.storage.places import Place
 
 Report = Callable[[int, Metrics], None]
+_START_TIMEOUT = 60  # seconds that Ray waits for room before it looks at the cluster anew
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """How a job is run.
+    """How and where a job is run.
 
     Attributes:
-        name: of the run; the same name in the same storage goes on from its last checkpoint.
-        storage: absolute folder of checkpoints, reachable from every node.
-        num_workers: processes that train together.
-        max_failures: how often lost workers are replaced.
+        name: of Ray's own records, new for each start.
+        num_workers: (least, most) processes that train together; where they differ, fewer go on when some are lost.
+        each: what each of them gets.
+        cluster: of the params: placement, interface, patience.
+        delivery: how nodes come by the packs.
+        place: of the checkpoints.
+        prefix: of the checkpoints; a run with the same one goes on from the newest.
+        keep_best: checkpoints kept beside the last.
+        scratch: folder of this machine for Ray's records.
     """
 
     name: str
-    storage: Path
-    num_workers: int
-    max_failures: int
+    num_workers: tuple[int, int]
+    each: WorkerResources
+    cluster: Cluster
+    delivery: Delivery
+    place: Place
+    prefix: str
+    keep_best: int
+    scratch: Path
 
-    @property
-    def folder(self) -> Path:
-        return self.storage / self.name
-
-    def discard(self) -> None:
-        """Forgets the run's checkpoints, so that the next run of this name begins anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.place, self.prefix, self.keep_best)
 
 
-def train_on_cluster(job: TrainingJob, run: TrainingRun, report: Report) -> tuple[Path, Metrics]:
-    """Trains to the end; gives the folder of the last checkpoint and its metrics. ``report`` hears rank 0, here.
+def train_on_cluster(
+    job: TrainingJob, run: TrainingRun, report: Report, notice: Callable[[str], None] = lambda text: None
+) -> bytes:
+    """Trains to the end; gives the last checkpoint.
+
+    Args:
+        report: hears rank 0, here: every step that reports, from the first on, in order; some again after a loss.
+        notice: hears in one line what happens to workers.
 
     Raises:
-        UserError: more workers than the cluster can hold; training diverged; workers were lost more often than allowed.
+        UserError: workers cannot read the packs, write the checkpoints, or differ in their versions; training diverged;
+            workers were lost more often than allowed, or did not come for ``cluster.wait_s``.
     """
-    use_gpu = torch.cuda.is_available()
-    _check_room(run.num_workers, "GPU" if use_gpu else "CPU", ray.cluster_resources())
-    mailbox = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(_START_TIMEOUT, run.cluster.wait_s))
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
             "params": job.params.model_dump(by_alias=True, mode="json"),
-            "packed": str(job.packed),
+            "run": run,
             "mailbox": mailbox,
+            "secrets": secret_environment(),
+            "versions": _versions(),
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=run.num_workers, use_gpu=use_gpu),
+        torch_config=MeetingConfig(backend="nccl" if run.each.gpus else "gloo", interface=run.cluster.interface),
+        scaling_config=_scaling(run),
         run_config=ray.train.RunConfig(
             name=run.name,
-            storage_path=str(run.storage),
-            failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            storage_path=str(run.scratch),
+            failure_config=ray.train.FailureConfig(max_failures=run.cluster.max_failures),
+            callbacks=[_Watcher(mailbox)],
         ),
     )
-    diverged: list[str] = []
-    try:
-        with _listening(mailbox, report, diverged):
-            result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    _Listener(run, report, notice).follow(trainer, mailbox)
+    found = run.checkpoints().newest()
+    if found is None or found[0] != job.params.train.steps:
         raise UserError(
-            f"training failed and was tried again {run.max_failures} times: {_cause(error)}\n"
-            "run the stage again to go on from the last checkpoint"
-        ) from error
-    if diverged:
-        run.discard()
-        raise UserError(diverged[0])
-    if result.checkpoint is None:
-        raise UserError(f"{run.folder}: training ended without a checkpoint; remove this folder and run again")
-    metrics = {name: value for name, value in (result.metrics or {}).items() if isinstance(value, float)}
-    return Path(result.checkpoint.path), metrics
-
-
-def _check_room(num_workers: int, kind: str, resources: Mapping[str, float]) -> None:
-    """Refuses what Ray Train would wait for without end: each worker takes one core, or one GPU."""
-    available = int(resources.get(kind, 0))
-    if num_workers > available:
-        raise UserError(
-            f"train.num_workers: {num_workers} workers need a {kind} each, and the cluster has {available}: "
-            f"use {available} or less, or auto"
+            f"{run.place.address}: training ended, but its last checkpoint is not there; run the stage again"
         )
+    return found[1]
+
+
+def _scaling(run: TrainingRun) -> ray.train.ScalingConfig:
+    least, most = run.num_workers
+    return ray.train.ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=run.each.gpus > 0,
+        resources_per_worker=run.each.as_ray(),
+        placement_strategy=run.cluster.placement.upper(),
+        elastic_resize_monitor_interval_s=run.cluster.resize_s,
+    )
 
 
 def _train_worker(config: dict[str, Any]) -> None:
     """Runs in every worker process."""
-    context = ray.train.get_context()
-    is_first = context.get_world_rank() == 0
+    os.environ.update(config["secrets"])
+    run: TrainingRun = config["run"]
     mailbox: Queue = config["mailbox"]
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    job = TrainingJob(check_params(config["params"], "params"), Path(config["packed"]))
+    worker = Worker.current()
+    is_first = worker.rank == 0
+    if worker.device.type == "cpu":
+        torch.set_num_threads(run.each.threads)
+    problems = worker.from_all(_obstacle(run, config["versions"]))
+    if found := list(dict.fromkeys(filter(None, problems))):
+        if is_first:  # not raised: another try would come to the same
+            more = f" (and {len(found) - 1} more workers)" if len(found) > 1 else ""
+            mailbox.put(("refused", found[0] + more))
+        return
+    job = TrainingJob(check_params(config["params"], "params"), run.delivery.obtain())
+    checkpoints = run.checkpoints()
+    newest = checkpoints.newest() if is_first else None
+    resume = worker.from_first(newest[1] if newest else None)
+    if is_first:
+        mailbox.put(("started", (worker.num_workers, newest[0] if newest else 0, checkpoints.damaged)))
+        if resume is not None:
+            told = job.state(worker)
+            told.from_bytes(resume)
+            for row in told.history:  # what the driver may not have heard
+                mailbox.put(("report", (int(row["step"]), {key: row[key] for key in row.keys() - {"step"}})))
 
     def report(step: int, metrics: Metrics) -> None:
         if is_first:
-            mailbox.put(("report", step, metrics))
+            mailbox.put(("report", (step, metrics)))
 
     def checkpoint(state: TrainingState, metrics: Metrics) -> None:
-        """Every worker reports, rank 0 alone brings the state: it is the same on all."""
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if is_first:
-                state.save(Path(folder))
-                saved = ray.train.Checkpoint.from_directory(folder)
-            name = f"step-{state.step:08d}"
-            ray.train.report({"step": state.step, **metrics}, checkpoint=saved, checkpoint_dir_name=name)
-
-    try:
-        if latest := ray.train.get_checkpoint():
-            with latest.as_directory() as folder:
-                job.run(report, checkpoint, Path(folder))
-        else:
-            job.run(report, checkpoint)
-    except TrainingDivergedError as error:
-        # Not raised: another try would come to the same step.
+        """Rank 0 alone: the state is the same on all."""
         if is_first:
-            mailbox.put(("diverged", 0, str(error)))
+            checkpoints.save(state.step, state.to_bytes(), metrics.get("val_score"))
 
-
-@contextmanager
-def _listening(mailbox: Queue, report: Report, diverged: list[str]) -> Iterator[None]:
-    """Hands on the messages of rank 0 while the block runs; an error of ``report`` is raised at the end of it."""
-    is_over = threading.Event()
-    errors: list[Exception] = []
-
-    def listen() -> None:
-        while True:
-            was_over = is_over.is_set()
-            try:
-                while True:
-                    kind, step, content = mailbox.get(block=not was_over, timeout=0.2)
-                    if kind == "diverged":
-                        diverged.append(content)
-                    else:
-                        report(step, content)
-            except Empty:
-                if was_over:
-                    return
-            except Exception as error:
-                errors.append(error)
-                return
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
     try:
-        yield
-    finally:
-        is_over.set()
-        thread.join(timeout=30)
-    if errors:
-        raise errors[0]
+        job.run(report, checkpoint, resume)
+    except TrainingDivergedError as error:
+        if is_first:  # not raised: another try would come to the same step
+            mailbox.put(("diverged", str(error)))
+
+
+def _obstacle(run: TrainingRun, versions: dict[str, str]) -> str | None:
+    """What prevents this worker from training, in two lines at most."""
+    host = socket.gethostname()
+    own = _versions()
+    for name, version in versions.items():
+        if own[name] != version:
+            return f"node {host}: {name} {own[name]}, where the driver has {version}: install the same on every node"
+    try:
+        run.delivery.obtain()
+        if ray.train.get_context().get_local_rank() == 0:
+            run.place.check()
+    except (ValueError, OSError) as error:
+        return f"node {host}: {error}"
+    return None
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
+
+
+class _Watcher(UserCallback):
+    """Tells the driver that workers were lost. Lives in Ray's controller."""
+
+    def __init__(self, mailbox: Queue) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        rank, error = next(iter(sorted(worker_exceptions.items())))
+        self._mailbox.put(("lost", f"worker {rank}: {_last_line(error)}"))
+
+
+class _Listener:
+    """The driver's side: hands on what workers tell, and gives up when none comes for too long."""
+
+    def __init__(self, run: TrainingRun, report: Report, notice: Callable[[str], None]) -> None:
+        self._run, self._report, self._notice = run, report, notice
+        self._waiting_since: float | None = time.monotonic()
+        self._num_starts = 0
+        self._refusal: str | None = None
+
+    def follow(self, trainer: TorchTrainer, mailbox: Queue) -> None:
+        """Runs the trainer to its end, in a thread: this one listens, and Ctrl-C reaches it."""
+        failures: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=fit, daemon=True)
+        thread.start()
+        while True:
+            was_alive = thread.is_alive()  # asked first: what was told before the end is still heard
+            self._listen(mailbox)
+            if not was_alive:
+                break
+            self._mind_the_wait()
+        if self._refusal:
+            raise UserError(self._refusal)
+        if failures:
+            raise self._failure(failures[0]) from failures[0]
+
+    def _listen(self, mailbox: Queue) -> None:
+        """Everything in the mailbox; waits a moment for the first."""
+        try:
+            kind, content = mailbox.get(timeout=0.2)
+            while True:
+                self._hear(kind, content)
+                kind, content = mailbox.get(block=False)
+        except Empty:
+            return
+
+    def _hear(self, kind: str, content: Any) -> None:
+        if kind == "report":
+            self._report(*content)
+        elif kind == "started":
+            number, step, damaged = content
+            for name in damaged:
+                self._notice(f"{name}: damaged; an older checkpoint is used")
+            if step or self._num_starts:
+                self._notice(f"{number} workers go on after step {step}")
+            self._waiting_since = None
+            self._num_starts += 1
+        elif kind == "lost":
+            self._notice(f"lost: {content}")
+            self._waiting_since = time.monotonic()
+        else:
+            self._refusal = content
+            self._waiting_since = None
+
+    def _mind_the_wait(self) -> None:
+        waited = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+        if waited > self._run.cluster.wait_s:
+            least, each = self._run.num_workers[0], self._run.each
+            raise UserError(
+                f"cluster.wait_s: {least} workers with {each} each did not start in {self._run.cluster.wait_s} s; there "
+                f"is {_free()} free\nwait for others to end, use fewer workers or more nodes; a run goes on from its last "
+                "checkpoint"
+            )
+
+    def _failure(self, error: BaseException) -> BaseException:
+        if not isinstance(error, ray.train.TrainingFailedError):
+            return error
+        return UserError(
+            f"training failed and was tried again {max(0, self._num_starts - 1)} times: {_cause(error)}\n"
+            "run the stage again to go on from the last checkpoint"
+        )
+
+
+def _free() -> str:
+    free = ray.available_resources()
+    return " and ".join(f"{math.floor(free.get(kind, 0.0)):g} {kind}" for kind in ("CPU", "GPU") if kind in free)
 
 
 def _cause(error: BaseException) -> str:
     """The last line of the first worker's own error."""
     failures = getattr(error, "worker_failures", None)
-    text = str(next(iter(failures.values()))) if failures else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _last_line(next(iter(failures.values())) if failures else error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -24,6 +24,8 @@ from pipeline.doctor import doctor
 from pipeline.errors import UserError
 from pipeline.job import TrainingJob, save_model
 from pipeline.params import load_params
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.places import open_place
 from tests.pipeline.conftest import Project
 
 ROOT = Path(__file__).parents[2]
@@ -102,15 +104,15 @@ def _save_checkpoint(folder: Path) -> nn.Module:
     state = TrainingState(job.network(), PenaltyWeight(0.1, 0), job.settings(), Worker.current())
     for parameter in state.averaged.module.parameters():
         nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
-    folder.mkdir(parents=True)
-    state.save(folder)
+    Checkpoints(open_place(str(folder.parent)), folder.name, 0).save(7, state.to_bytes(), 25.0)
     averaged: nn.Module = state.averaged.module.eval()
     return averaged
 
 
-@pytest.mark.parametrize("name", ["kept/checkpoint", "kept/checkpoint/state.pt"])
-def test_a_checkpoint_is_its_averaged_network(project: Project, name: str) -> None:
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_checkpoint_is_its_averaged_network(project: Project, is_folder: bool) -> None:
     network = _save_checkpoint(Path("kept/checkpoint"))
+    name = "kept/checkpoint" if is_folder else str(next(Path("kept/checkpoint").glob("*.pt")))
     network_params = TrainingJob(load_params(), Path().absolute()).network_settings()
     save_model(Path("averaged.safetensors"), network, {"network": network_params})
     diagnosis = doctor(name, 16, "C4")
@@ -122,10 +124,10 @@ def test_checkpoints_that_are_damaged_or_of_another_network_are_refused(project:
     _save_checkpoint(Path("kept"))
     params = Path("params.yaml")
     params.write_text(params.read_text().replace("width: 24", "width: 28").replace("width: 8", "width: 28"))
-    assert "kept/state.pt: does not fit the network of params.yaml" in _refusal("kept")
-    data = Path("kept/state.pt").read_bytes()
-    Path("kept/state.pt").write_bytes(data[:-10])
-    assert _refusal("kept").startswith("kept/state.pt: damaged or incomplete")
+    (file,) = Path("kept").glob("*.pt")
+    assert f"{file}: does not fit the network of params.yaml" in _refusal("kept")
+    file.write_bytes(file.read_bytes()[:-10])
+    assert _refusal("kept").startswith(f"{file}: damaged or incomplete")
 
 
 def test_a_pickle_is_not_run(project: Project) -> None:
@@ -133,9 +135,9 @@ def test_a_pickle_is_not_run(project: Project) -> None:
         def __reduce__(self) -> tuple[object, tuple[str, ...]]:
             return os.mkdir, ("evil",)
 
-    Path("bad").mkdir()
-    torch.save({"averaged": Evil()}, "bad/state.pt")
-    Path("bad/state.pt.sha256").write_text(hashlib.sha256(Path("bad/state.pt").read_bytes()).hexdigest())
+    content = io.BytesIO()
+    torch.save({"averaged": Evil()}, content)
+    Checkpoints(open_place("."), "bad", 0).save(7, content.getvalue(), None)
     assert "does not fit the network" in _refusal("bad")
     assert not Path("evil").exists()
 
@@ -194,7 +196,7 @@ def test_many_layers_with_long_names_are_readable(
             "nowhere: no such file or folder; give params, models:/NAME@ALIAS, results/train/model.safetensors",
         ),
         ("nowhere.safetensors", "nowhere.safetensors: no such file or folder"),
-        ("empty", "empty: neither model.safetensors nor state.pt in this folder"),
+        ("empty", "empty: neither model.safetensors nor step-*.pt in this folder"),
         ("models:/eqreg-denoise@champion", "models:/eqreg-denoise@champion: there is no sqlite:///"),
     ],
 )

@@ -31,6 +31,7 @@ def settings(**changes: Any) -> TrainingSettings:
         "ema_decay": 0.9,
         "loss": "mse",
         "task_on_copies": True,
+        "images_at_once": None,
         "report_every": 1,
         "validate_every": 100,
         "checkpoint_every": 5,
@@ -87,6 +88,7 @@ class Run:
         weight: of the penalty; None for a run without pairs.
         options: more of the regulariser.
         balance: the share of the gradient that the penalty is to have, instead of a fixed weight.
+        batch_size, num_pairs: of the global batch.
         folder: where checkpoints go.
         stop_after: raises Interrupted when this step has been reported.
         reports, validated, checkpoints: what the listeners heard, steps first.
@@ -98,6 +100,8 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     balance: float | None = None
     norm: str = "none"
+    batch_size: int = BATCH_SIZE
+    num_pairs: int = NUM_PAIRS
     folder: Path | None = None
     stop_after: int | None = None
     sampler: Any = field(default_factory=NoisySquares)
@@ -115,7 +119,7 @@ class Run:
     def start(self) -> Run:
         """Trains from where the state is to the end."""
         pairing = "none" if self.weight is None else "replace"
-        num_pairs = 0 if self.weight is None else NUM_PAIRS
+        num_pairs = 0 if self.weight is None else self.num_pairs
         regularizer = None
         if self.weight is not None:
             options = {"penalty": self.penalty, "measure_gradients": self.balance is not None, **self.options}
@@ -123,7 +127,7 @@ class Run:
         train(
             self.state,
             self.sampler,
-            worker_share(BATCH_SIZE, pairing, num_pairs, self.worker.rank, self.worker.num_workers),  # type: ignore[arg-type]
+            worker_share(self.batch_size, pairing, num_pairs, self.worker.rank, self.worker.num_workers),  # type: ignore[arg-type]
             regularizer,
             self.settings,
             self.worker,
@@ -143,7 +147,7 @@ class Run:
     def _checkpoint(self, state: TrainingState, metrics: Metrics) -> None:
         self.checkpoints.append((state.step, dict(metrics)))
         if self.folder and self.worker.rank == 0:
-            state.save(self.folder)
+            (self.folder / "checkpoint.pt").write_bytes(state.to_bytes())
 
     def _validate(self, network: nn.Module) -> Metrics:
         """What the averaged network makes of this worker's validation image, in the mean over the workers."""

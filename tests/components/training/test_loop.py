@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.data.randomness import Stream, torch_generator
@@ -81,7 +78,7 @@ def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bytes(
     saved_at = killed.checkpoints[-1][0] if killed.checkpoints else 0
     resumed = Run(weight=weight)
     if saved_at:
-        resumed.state.load(tmp_path)
+        resumed.state.from_bytes((tmp_path / "checkpoint.pt").read_bytes())
     resumed.start()
     assert [step for step, _ in resumed.reports] == list(range(saved_at + 1, 13))
     assert resumed.losses() == whole.losses()[saved_at:]
@@ -101,7 +98,7 @@ def test_a_resumed_run_draws_the_layers_and_fields_and_balances_the_weight_as_on
     with pytest.raises(Interrupted):
         killed.start()
     resumed = Run(options=options, balance=balance)
-    resumed.state.load(tmp_path)
+    resumed.state.from_bytes((tmp_path / "checkpoint.pt").read_bytes())
     resumed.start()
     assert resumed.losses() == whole.losses()[5:]
     assert _same(tensors(resumed), tensors(whole))
@@ -114,7 +111,7 @@ def test_a_resumed_run_draws_the_layers_and_fields_and_balances_the_weight_as_on
 def test_a_run_resumed_at_its_end_does_nothing(tmp_path: Path) -> None:
     whole = Run(folder=tmp_path).start()
     resumed = Run()
-    resumed.state.load(tmp_path)
+    resumed.state.from_bytes((tmp_path / "checkpoint.pt").read_bytes())
     assert not resumed.start().reports
     assert _same(tensors(resumed), tensors(whole))
 
@@ -307,93 +304,3 @@ def test_an_error_of_the_sampler_comes_through_in_the_step_that_needs_its_batch(
     with pytest.raises(ValueError, match="damaged"):
         run.start()
     assert len(run.reports) == 2
-
-
-# Two processes on gloo: they train to the end, then once more until they are killed after step 9, and a new group
-# goes on from the last checkpoint. All of it without and with batch statistics, which the workers have to share.
-NORMS = ("none", "batch")
-
-
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    here = Path(folder)
-    dist.init_process_group("gloo", f"file://{here}/first", rank=rank, world_size=2)
-    _note(here / f"one-{rank}", Run(settings(steps=1), norm="batch").start())
-    for norm in NORMS:
-        _note(here / f"whole-{norm}-{rank}", _run(norm).start())
-        (here / norm).mkdir(exist_ok=True)
-        with contextlib.suppress(Interrupted):
-            _run(norm, folder=here / norm, stop_after=9).start()
-        dist.barrier()
-    dist.destroy_process_group()
-    dist.init_process_group("gloo", f"file://{here}/second", rank=rank, world_size=2)
-    for norm in NORMS:
-        resumed = _run(norm)
-        resumed.state.load(here / norm)
-        _note(here / f"resumed-{norm}-{rank}", resumed.start())
-    dist.destroy_process_group()
-
-
-def _run(norm: str, **changes: Any) -> Run:
-    return Run(settings(validate_every=3), norm=norm, **changes)
-
-
-def _note(path: Path, run: Run) -> None:
-    torch.save(tensors(run), path.with_suffix(".pt"))
-    reports = [
-        (step, {name: value for name, value in m.items() if name != "images_per_second"}) for step, m in run.reports
-    ]
-    path.with_suffix(".json").write_text(json.dumps(reports))
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The notes of all runs."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    torch.multiprocessing.spawn(_worker, (str(folder),), 2)
-    return folder
-
-
-def _reports(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    reports: list[tuple[int, dict[str, Any]]] = json.loads(path.read_text())
-    return reports
-
-
-def test_two_workers_have_the_losses_of_one_to_rounding(two_processes: Path) -> None:
-    reports, alone = _reports(two_processes / "whole-none-0.json"), Run().start()
-    assert [step for step, _ in reports] == [step for step, _ in alone.reports]
-    for name in ("task_loss", "penalty", "penalty/0", "penalty/4", "weight", "gradient_norm", "learning_rate"):
-        expected = [metrics[name] for _, metrics in alone.reports]
-        assert [metrics[name] for _, metrics in reports] == pytest.approx(expected, rel=1e-4), name
-    together = torch.load(two_processes / "whole-none-0.pt", weights_only=True)
-    for name, value in tensors(alone).items():
-        assert torch.allclose(together[name], value, rtol=1e-3, atol=1e-4), name
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_two_workers_stay_equal_to_the_bit(two_processes: Path, norm: str) -> None:
-    states = [torch.load(two_processes / f"whole-{norm}-{rank}.pt", weights_only=True) for rank in range(2)]
-    assert _same(*states)
-
-
-def test_batch_statistics_are_those_of_all_workers(two_processes: Path) -> None:
-    # The mean of a batch is the mean over its halves' means; after one step, as later the weights differ a little.
-    alone = tensors(Run(settings(steps=1), norm="batch").start())
-    for rank in range(2):
-        together = torch.load(two_processes / f"one-{rank}.pt", weights_only=True)
-        for name in ("network.3.0.running_mean", "averaged.module.3.0.running_mean"):
-            assert torch.allclose(together[name], alone[name], rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_two_workers_killed_and_resumed_report_the_same_and_end_with_the_same_bytes(
-    two_processes: Path, norm: str
-) -> None:
-    whole, resumed = (_reports(two_processes / f"{name}-{norm}-0.json") for name in ("whole", "resumed"))
-    assert [step for step, _ in resumed] == list(range(6, 13))
-    assert resumed == whole[5:]
-    for rank in range(2):
-        states = [
-            torch.load(two_processes / f"{name}-{norm}-{rank}.pt", weights_only=True) for name in ("whole", "resumed")
-        ]
-        assert _same(*states)

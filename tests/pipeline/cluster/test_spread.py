@@ -9,6 +9,10 @@ import pytest
 
 from pipeline.cluster.spread import FEW, spread
 from pipeline.errors import UserError
+from pipeline.params import load_params
+from tests.pipeline.workspace import ROOT
+
+LOCAL = load_params(ROOT / "params.yaml").cluster
 
 
 def _squared(number: int) -> int:
@@ -30,15 +34,15 @@ def _dying(number: int) -> int:
 def test_a_few_pieces_are_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     monkeypatch.setattr("pipeline.cluster.spread.ray_session", None)  # would fail
-    assert spread(_squared, range(FEW), "local", heard.append) == [0, 1, 4, 9] == heard
+    assert spread(_squared, range(FEW), LOCAL, heard.append) == [0, 1, 4, 9] == heard
     with pytest.raises(UserError, match="piece 3 is wrong"):
-        spread(_refusing, range(FEW), "local", heard.append)
+        spread(_refusing, range(FEW), LOCAL, heard.append)
 
 
 @pytest.mark.end_to_end
 def test_many_pieces_come_back_in_their_order_from_other_processes() -> None:
     heard: list[int] = []
-    results = spread(_squared, range(20), "local", heard.append)
+    results = spread(_squared, range(20), LOCAL, heard.append)
     assert results == [number**2 for number in range(20)]
     assert sorted(heard) == results
 
@@ -50,5 +54,5 @@ def test_many_pieces_come_back_in_their_order_from_other_processes() -> None:
 )
 def test_an_error_there_is_an_error_here(function: Callable[[int], int], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        spread(function, range(8), "local", lambda result: None)
+        spread(function, range(8), LOCAL, lambda result: None)
     assert len(str(error.value).splitlines()) <= 2
