@@ -13,12 +13,17 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import UserError
+
 app = typer.Typer(
     help="Train image-restoration networks with rotation-equivariant regularisation. Stages read params.yaml.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+cluster = typer.Typer(help="The Ray cluster of cluster.address.", no_args_is_help=True)
+app.add_typer(cluster, name="cluster")
 
 
 @app.command()
@@ -84,6 +89,49 @@ def register() -> None:
 
     with _timed("register"):
         stage(load_params())
+
+
+@app.command()
+def ablate() -> None:
+    """Compare the control arms: each arm's weight chosen on validation, then fresh seeds; writes results/ablate."""
+    from pipeline.ablate import ablate as run
+    from pipeline.params import load_params
+
+    with _timed("ablate"):
+        run(load_params())
+
+
+@app.command()
+def submit(
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE", help="a stage, ablate, or repro for all that is out of date")
+    ] = "",
+    address: Annotated[
+        str | None, typer.Option(help="of the dashboard, http://HOST:8265; else RAY_ADDRESS, else cluster.address")
+    ] = None,
+    folder: Annotated[str, typer.Option(help="on the cluster's head, where data and results stay")] = "~/eqreg",
+    follow: Annotated[str, typer.Option(metavar="JOB", help="only follow a job that was sent before")] = "",
+    stop: Annotated[str, typer.Option(metavar="JOB", help="only stop a job")] = "",
+) -> None:
+    """Send a stage to a running Ray cluster as a job, and follow its log."""
+    from pipeline.cluster import jobs
+
+    if sum(map(bool, (stage, follow, stop))) != 1:
+        raise UserError(f"submit: give one of a STAGE ({', '.join(jobs.STAGES)}), --follow JOB and --stop JOB")
+    if stop:
+        jobs.stop(stop, address)
+        return
+    code = jobs.follow(follow, address) if follow else jobs.submit(stage, address, folder)
+    raise typer.Exit(code)
+
+
+@cluster.command("check")
+def check_cluster() -> None:
+    """Say whether the cluster of cluster.address is fit for use: nodes, versions, storage, tracking, bandwidth."""
+    from pipeline.cluster.check import check
+    from pipeline.params import load_params
+
+    check(load_params())
 
 
 @app.command()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,7 @@ import torch
 from skimage.transform import resize
 from torch import nn
 
-from components.data.packs import Entry, Pack
-from components.equivariance import equivariance_error
+from components.data.packs import Pack
 from components.evaluation.classical import (
     CANDIDATES_BY_TASK,
     CandidateScore,
@@ -24,29 +21,24 @@ from components.evaluation.classical import (
     super_resolution_candidates,
 )
 from components.evaluation.figures import save_equivariance_bars, save_strip
-from components.evaluation.protocol import Case, Method, Row, cases, measure, summarise
-from components.evaluation.restoration import restore
+from components.evaluation.protocol import Method, Row, summarise
 from components.tasks import Task
 from pipeline.console import console, progress
 from pipeline.job import load_model
-from pipeline.params import Evaluate, Params
+from pipeline.measure import equivariance_by_layer, evaluation_packs, first_draws, measured, restored_by
+from pipeline.params import Params
 from pipeline.paths import EVALUATE, MODEL, PACKED, existing, replaced_folder
-from pipeline.preprocess import OUT_OF_DISTRIBUTION
 from pipeline.tracking.results import log_results
 from pipeline.tracking.store import Store
 
-Draw = tuple[Entry, np.ndarray, np.ndarray]
 MOST_CHOSEN_BY = 24  # validation pairs by which the classical baseline is chosen
-MOST_TURNED = 32  # scenes of which the equivariance error is measured, and pictures made
 
 
 def evaluate(params: Params) -> None:
     """Measures input, classical baseline and restored images on test, its rotations and out of distribution."""
     network, _ = load_model(existing(MODEL, "train"))
     task = params.build_task()
-    test = Pack(PACKED / "test")
-    packs = sorted(file.parent for file in (PACKED / OUT_OF_DISTRIBUTION).glob("*/index.json"))
-    others = {folder.name: Pack(folder) for folder in packs}
+    test, others = evaluation_packs(PACKED)
     torch.set_num_threads(1)  # images are worked on side by side
     num_workers = os.cpu_count() or 1
     console.print("choosing the classical baseline on the validation pairs")
@@ -54,11 +46,11 @@ def evaluate(params: Params) -> None:
     methods: dict[str, Method] = {
         "input": _untouched(task, network),
         "classical": classical,
-        "restored": lambda inputs: _restored(network, task, inputs, params.evaluate),
+        "restored": lambda inputs: restored_by(network, task, inputs, params.evaluate),
     }
     rows = _measure_all(test, others, methods, task, num_workers)
     draws = first_draws(test, task)
-    errors = _equivariance(network, draws)
+    errors = equivariance_by_layer(network, draws)
     metrics = summarise(rows, params.seed)
     metrics["classical_method"] = description
     metrics["equivariance_error"] = errors
@@ -72,14 +64,6 @@ def evaluate(params: Params) -> None:
             save_strip(folder / f"strip-{entry.scene}.png", columns)
     log_results(Store(params.task))
     console.print(f"{len(rows)} cases measured; tables and pictures in {EVALUATE}")
-
-
-def first_draws(pack: Pack, task: Task) -> list[Draw]:
-    """The first pair of every scene, of so many scenes at most."""
-    first: dict[str, int] = {}
-    for index, entry in enumerate(pack.entries):
-        first.setdefault(entry.scene, index)
-    return list(task.pairs(pack, list(first.values())[:MOST_TURNED]))
 
 
 def _classical(
@@ -125,53 +109,18 @@ def _untouched(task: Task, network: nn.Module) -> Method:
     return task.as_image
 
 
-def _restored(network: nn.Module, task: Task, inputs: np.ndarray, settings: Evaluate) -> np.ndarray:
-    image = torch.from_numpy(np.array(inputs, order="C"))
-    if task.reads == "labelled":
-        with torch.inference_mode():
-            scores: np.ndarray = network(image[None])[0].numpy()
-        return scores
-    return restore(network, image, tile=settings.tile, overlap=settings.overlap).numpy()
-
-
 def _measure_all(
     test: Pack, others: Mapping[str, Pack], methods: Mapping[str, Method], task: Task, num_workers: int
 ) -> list[Row]:
     rows = []
     total = 4 * len(test) + sum(len(pack) for pack in others.values())
-
-    def measured(case: Case) -> Row:
-        return measure(case, methods, task.quality)
-
-    with ThreadPoolExecutor(num_workers) as pool, progress() as bars:
+    with progress() as bars:
         bar = bars.add_task("evaluating", total=total, note="")
-        for row in _side_by_side(pool, measured, cases(test, others, task.pairs), 2 * num_workers):
+        for row in measured(test, others, methods, task, num_workers):
             rows.append(row)
             bars.update(bar, advance=1, note=f"{row.group} {row.condition}")
         bars.update(bar, note="")
     return rows
-
-
-def _side_by_side(
-    pool: ThreadPoolExecutor, function: Callable[[Case], Row], items: Iterable[Case], ahead: int
-) -> Iterator[Row]:
-    """``map`` in order, with only so many items in memory at a time."""
-    waiting: deque[Future[Row]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _equivariance(network: nn.Module, draws: Sequence[Draw]) -> dict[str, float]:
-    """Relative residual of every layer and of the output, over the first draw of each scene and all turns."""
-    squares: dict[str, list[float]] = {}
-    for _, inputs, _ in draws:
-        for name, error in equivariance_error(network, torch.from_numpy(inputs)[None]).items():
-            squares.setdefault(name, []).append(error**2)
-    return {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()}
 
 
 def _write_tables(

@@ -12,7 +12,7 @@ from pipeline.params import Params
 from pipeline.paths import PACKED
 
 # "Dirty" means that one of these differs from the commit.
-_CODE = (
+CODE = (
     "components",
     "pipeline",
     "tune_spaces",
@@ -53,15 +53,36 @@ class Lineage:
 
 def trace(params: Params) -> Lineage:
     """The lineage of what would be made now, from this folder."""
+    commit, difference = code_state()
+    return Lineage(commit, bool(difference), difference, data_hash(), params.hash)
+
+
+def code_state() -> tuple[str, str]:
+    """The commit, and 12 hexadecimal digits of how code and params differ from it ("" if they do not).
+
+    Where the code came without its repository, as a submitted job or an image, ``EQREG_CODE`` says it: COMMIT or
+    COMMIT+DIFFERENCE.
+    """
+    if told := os.environ.get("EQREG_CODE"):
+        commit, _, difference = told.partition("+")
+        return commit, difference
     commit = _git("rev-parse", "HEAD").decode().strip() or "none"
-    changes = _git("diff", "--binary", "HEAD", "--", *_CODE) + b"".join(
+    changes = _git("diff", "--binary", "HEAD", "--", *CODE) + b"".join(
         name + Path(os.fsdecode(name)).read_bytes()
-        # -z: names as they are, not quoted.
-        for name in _git("ls-files", "-z", "--others", "--exclude-standard", "--", *_CODE).split(b"\0")
-        if name and Path(os.fsdecode(name)).is_file()
+        for name in _names("--others", "--exclude-standard", "--", *CODE)
+        if Path(os.fsdecode(name)).is_file()
     )
-    difference = hashlib.sha256(changes).hexdigest()[:12] if changes else ""
-    return Lineage(commit, bool(changes), difference, data_hash(), params.hash)
+    return commit, hashlib.sha256(changes).hexdigest()[:12] if changes else ""
+
+
+def project_files() -> list[str]:
+    """The files that git tracks here, and those that are new among the code; none outside git."""
+    return sorted({os.fsdecode(name) for name in (*_names(), *_names("--others", "--exclude-standard", "--", *CODE))})
+
+
+def _names(*arguments: str) -> list[bytes]:
+    """What ``git ls-files`` lists. -z: names as they are, not quoted."""
+    return [name for name in _git("ls-files", "-z", *arguments).split(b"\0") if name]
 
 
 def data_hash(packed: Path = PACKED) -> str:
@@ -73,7 +94,13 @@ def data_hash(packed: Path = PACKED) -> str:
 
 
 def committed_text(path: Path) -> str | None:
-    """The file as the last commit has it; None outside git or where the commit has no such file."""
+    """The file as the last commit has it; None outside git or where the commit has no such file.
+
+    A submitted job brings it in the folder ``EQREG_COMMITTED``.
+    """
+    if folder := os.environ.get("EQREG_COMMITTED"):
+        copy = Path(folder) / path
+        return copy.read_text() if copy.is_file() else None
     return _git("show", f"HEAD:./{path.as_posix()}").decode() or None
 
 

@@ -174,7 +174,7 @@ class Cluster(Section):
     cache: Text
     max_failures: NotNegative
     wait_s: Positive
-    resize_s: Positive
+    resize_s: Annotated[int, Field(ge=10)]
 
 
 class Params(Section):

@@ -111,14 +111,19 @@ def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, history: _Histor
 
     note = f"starting {_worded(run.num_workers)} workers"
     bar = bars.add_task("training", total=job.params.train.steps, note=note)
+    furthest = 0
 
     def report(step: int, metrics: dict[str, float]) -> None:
+        nonlocal furthest
         history.add(step, metrics)
+        if step < furthest:  # told again
+            return
+        furthest = step
         validation = f", validation {metrics['val_score']:.2f}" if "val_score" in metrics else ""
         bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
 
     try:
-        return train_on_cluster(job, run, report, console.print)
+        return train_on_cluster(job, run, report, lambda text: console.print(text, markup=False))
     finally:
         shutil.rmtree(run.scratch / run.name, ignore_errors=True)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.loopback import on_loopback
 from pipeline.errors import UserError
 from pipeline.params import Cluster
 
@@ -68,6 +70,8 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
         runtime["excludes"] = ["**/__pycache__"]
     for name, value in (_WORKER_ENVIRONMENT | _DRIVER_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
+    if address not in ("local", "auto"):
+        _reach(address)
     warnings.filterwarnings("ignore", module="ray")
     import ray
 
@@ -75,7 +79,8 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     local = {"include_dashboard": dashboard, "num_cpus": os.cpu_count()} if address == "local" else {}
     try:
-        ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR, **local)
+        with on_loopback() if address == "local" else nullcontext():
+            ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     try:
@@ -94,6 +99,15 @@ def secret_environment() -> dict[str, str]:
 
 def _is_secret(name: str) -> bool:
     return bool(_SECRET.fullmatch(name)) and not name.startswith(("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT"))
+
+
+def _reach(address: str) -> None:
+    """Refuses an address where nobody listens: Ray's own client waits for minutes."""
+    try:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise _refusal(address, error) from error
 
 
 def _refusal(address: str, error: Exception) -> UserError:

@@ -1,245 +1,307 @@
-"""Ray Tune: Optuna proposes, ASHA stops the hopeless early, and the control runs to the end among them."""
+"""A sweep: Ray Tune runs the trials of a study, on all of a cluster, and does with each what the study says.
+
+Ray's ``OptunaSearch`` is not used: it can neither take over a trial whose driver died, nor record one as stopped, nor
+ask twice for the control, and a driver that comes back would propose the first points again. Ray's own record of the
+sweep is scratch for the same reason: ``Tuner.restore`` begins interrupted trials anew.
+"""
 
 from __future__ import annotations
 
-import copy
-import os
+import json
+import secrets
+import shutil
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray.tune
-import torch
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from components.training.loop import Metrics, TrainingDivergedError
-from components.training.state import TrainingState
-from pipeline.job import TrainingJob
-from pipeline.params import check_params, set_value
-from pipeline.spaces import WEIGHT, Choice, LogUniform, Space
+from pipeline.cluster.identity import auto_name, study_identity
+from pipeline.cluster.session import secret_environment
+from pipeline.cluster.study import Rules, Study, Trial
+from pipeline.cluster.study_storage import StudyStorage
+from pipeline.cluster.trial import Rows, TrialTask, run_trial
+from pipeline.cluster.trial_room import TrialRoom, find_room
+from pipeline.errors import UserError
+from pipeline.params import check_params
+from pipeline.paths import SCRATCH
+from pipeline.spaces import Space
+from pipeline.storage.delivery import Delivery
+from pipeline.storage.places import open_place
 
-CONTROL = "control"
-_METRIC, _MODE, _TIME = "val_score", "max", "step"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of a sweep.
-
-    Attributes:
-        number: in the order of their beginning, from 0.
-        params: dotted key -> value where it differs from params.yaml.
-        is_control: weight 0 and the same pairs; never stopped early.
-        stopped_early: by ASHA, before its last step.
-        steps: done.
-        metrics: of the last report.
-        failure: why it broke off; None if it did not.
-    """
-
-    number: int
-    params: dict[str, Any]
-    is_control: bool
-    stopped_early: bool
-    steps: int
-    metrics: Metrics
-    failure: str | None
+OnResult = Callable[[Trial, Rows], None]
+_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Attributes: trials beside the control, steps of each, steps before one may be stopped, trials at a time
-    ("auto": one a core or GPU), the seed of the search, and the folder of Ray's own records.
+    """How a sweep is run.
+
+    Attributes:
+        study: its name, or "auto": one for each data, params, space, rules and code.
+        study_storage: address of the database; None: SQLite in ``.eqreg``.
+        num_trials: beside the control; of a grid, its first so many points.
+        steps, grace_steps, reduction_factor: of each trial; before one is stopped; of as many at a rung one goes on.
+        objectives: score, and what a Pareto front has beside it.
+        num_workers, gpu_share: of each trial; of a GPU for each worker, where there are any.
+        concurrent: trials at a time, or "auto": one a core or GPU.
+        seed: of the search.
+        max_failures: how often a trial that loses its process goes on.
+        storage: address of the place of checkpoints and measured rows.
+        measures: whether trials are measured on the test images, too.
     """
 
+    study: str
+    study_storage: str | None
     num_trials: int
     steps: int
     grace_steps: int
+    reduction_factor: int
+    objectives: tuple[str, ...]
+    num_workers: int
+    gpu_share: float
     concurrent: int | str
     seed: int
-    storage: Path
+    max_failures: int
+    storage: str
+    measures: bool
 
 
-OnResult = Callable[[int, dict[str, Any], int, Metrics], None]
+def open_study(values: dict[str, Any], data: str, space: Space, settings: SweepSettings) -> Study:
+    """The study of a sweep; ``data`` is the hash of the packs (``Delivery.hash``).
+
+    Raises:
+        UserError: the database does not answer, or a study of this name is of something else.
+    """
+    rules = Rules(settings.objectives, settings.steps, settings.grace_steps, settings.reduction_factor, settings.seed)
+    told = {**rules.__dict__, "num_workers": settings.num_workers}
+    identity = study_identity(values, data, space, told, settings.measures)
+    name = auto_name(values["task"], identity) if settings.study == "auto" else settings.study
+    address = settings.study_storage or f"sqlite:///{(SCRATCH / 'tune' / 'studies.db').resolve()}"
+    return Study(StudyStorage(address), name, identity, space, rules)
 
 
 def sweep(
-    values: dict[str, Any], packed: Path, space: Space, settings: SweepSettings, on_result: OnResult
+    values: dict[str, Any],
+    delivery: Delivery,
+    space: Space,
+    settings: SweepSettings,
+    on_result: OnResult,
+    study: Study | None = None,
 ) -> list[Trial]:
-    """Runs the control and ``num_trials`` proposals, each a one-worker training inside its own process.
+    """Runs what the study lacks of its trials; gives all that it has, by number. Inside a ``ray_session``.
 
     Args:
         values: plain params; each trial changes those that the space names.
-        packed: absolute folder of the packs.
-        on_result: hears (trial number, its params, step, metrics) of every report, in this process; metrics are empty
-            where a trial diverged.
+        delivery: of the packs.
+        space: what is searched.
+        settings: how.
+        on_result: hears, in this process, of every report and of every end of a trial: the trial as it stands, and
+            the reports that are new, or are told again after it went on from a checkpoint.
+        study: if the caller has opened it.
+
+    Raises:
+        UserError: a trial finds no room in the cluster; the database or the place does not answer.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    use_gpu = torch.cuda.is_available()
-    concurrent = settings.concurrent
-    if isinstance(concurrent, str):
-        concurrent = torch.cuda.device_count() or os.cpu_count() or 1
-    optuna_search = OptunaSearch(
-        {key: _optuna_distribution(distribution) for key, distribution in space.items()},
-        metric=_METRIC,
-        mode=_MODE,
-        sampler=optuna.samplers.TPESampler(seed=settings.seed, multivariate=True),
+    study = study or open_study(values, delivery.hash, space, settings)
+    place = open_place(settings.storage)
+    place.check()
+    cluster = check_params(values, "params").cluster
+    room = find_room(cluster, settings.num_workers, settings.gpu_share, settings.concurrent)
+    task = TrialTask(
+        values,
+        delivery,
+        place,
+        f"sweeps/{study.key}",
+        room.each,
+        settings.num_workers,
+        settings.objectives,
+        settings.measures,
+        secret_environment(),
     )
-    threads = max(1, (os.cpu_count() or 1) // concurrent)
-    trainable = ray.tune.with_parameters(_run_trial, values=values, packed=str(packed), threads=threads)
-    order = _Order()
+    with study:
+        _forget_ended(study, task)
+        _tune(study, task, settings, room, on_result)
+        # The table is whole when other drivers' trials have ended, too; those of one that dies are taken over.
+        while study.waits_for_others():
+            if study.has_orphan():
+                _tune(study, task, settings, room, on_result)
+            else:
+                time.sleep(_POLL_S)
+        trials = study.trials()
+    if settings.measures:
+        trials = [replace(trial, rows=None if trial.failure else task.read_rows(trial.number)) for trial in trials]
+    return trials
+
+
+def _forget_ended(study: Study, task: TrialTask) -> None:
+    """Removes the checkpoints of trials that ended while their driver died."""
+    ended = {str(trial.number) for trial in study.trials()}
+    left = {name.removeprefix(f"{task.prefix}/trials/").split("/")[0] for name in task.place.names(task.prefix)}
+    for number in ended & left:
+        task.checkpoints(int(number)).discard()
+
+
+def _tune(study: Study, task: TrialTask, settings: SweepSettings, room: TrialRoom, on_result: OnResult) -> None:
+    """Runs trials until the study has none left for this driver."""
+    desk = _Desk(study, task, settings.num_trials, on_result)
+    folder = (SCRATCH / "tune" / f"ray-{secrets.token_hex(4)}").resolve()
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": threads, "GPU": 1} if use_gpu else {"CPU": threads}),
+        ray.tune.with_resources(ray.tune.with_parameters(run_trial, task=task), room.as_ray()),
         tune_config=ray.tune.TuneConfig(
-            metric=_METRIC,
-            mode=_MODE,
-            search_alg=_ControlFirst(optuna_search, order),
-            scheduler=_KeepControl(
-                time_attr=_TIME,
-                max_t=settings.steps + 1,
-                grace_period=settings.grace_steps,
-                reduction_factor=2,
-            ),
-            num_samples=settings.num_trials + 1,
-            max_concurrent_trials=concurrent,
-            reuse_actors=True,
+            search_alg=_Search(desk),
+            scheduler=_Obey(desk),
+            num_samples=-1,
+            max_concurrent_trials=room.concurrent,
+            # Workers of a trial that is stopped end with its process.
+            reuse_actors=settings.num_workers == 1,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=ray.tune.RunConfig(
-            storage_path=str(settings.storage), verbose=0, callbacks=[_Announcer(order, on_result)]
+            name="sweep",
+            storage_path=str(folder),
+            verbose=0,
+            stop=_StopAll(desk),
+            failure_config=ray.tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    # Ray Tune gives them in the order of their proposal, those too that never reported.
-    return [_trial(number, result, settings.steps) for number, result in enumerate(tuner.fit())]
-
-
-def _trial(number: int, result: Any, num_steps: int) -> Trial:
-    """What Ray Tune says of a trial, in our words."""
-    config, reported = dict(result.config or {}), result.metrics or {}
-    metrics = {key: float(value) for key, value in reported.items() if key in _KEPT}
-    steps = int(metrics.pop(_TIME, 0))
-    failure = reported.get("failure") or (str(result.error).strip().splitlines()[-1] if result.error else None)
-    return Trial(
-        number=number,
-        is_control=bool(config.pop(CONTROL, False)),
-        params=config,
-        stopped_early=failure is None and steps < num_steps,
-        steps=steps,
-        metrics=metrics,
-        failure=failure,
-    )
-
-
-_KEPT = frozenset({_TIME, _METRIC, "task_loss", "penalty", "images_per_second"})
-
-
-def _run_trial(config: dict[str, Any], values: dict[str, Any], packed: str, threads: int) -> None:
-    """Runs in a trial's process."""
-    torch.set_num_threads(threads)
-    values = copy.deepcopy(values)
-    for key, value in config.items():
-        if key != CONTROL:
-            set_value(values, key, value)
-    job = TrainingJob(check_params(values, "trial"), Path(packed))
-    last: Metrics = {_TIME: 0}
-
-    def report(step: int, metrics: Metrics) -> None:
-        last.update({_TIME: step, **metrics})
-        ray.tune.report({_TIME: step, **metrics})
-
-    def checkpoint(state: TrainingState, metrics: Metrics) -> None:
-        """A trial keeps none: one that loses its process has failed."""
-
     try:
-        job.run(report, checkpoint)
-    except TrainingDivergedError as error:
-        ray.tune.report({**last, _METRIC: 0.0, "failure": str(error)})
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if desk.error:
+        raise desk.error
 
 
-def _optuna_distribution(distribution: Any) -> optuna.distributions.BaseDistribution:
-    if isinstance(distribution, Choice):
-        return optuna.distributions.CategoricalDistribution(distribution.values)
-    return optuna.distributions.FloatDistribution(
-        distribution.low, distribution.high, log=isinstance(distribution, LogUniform)
-    )
+def _name(trial: Any) -> str:
+    return f"trial-{trial.config['number']}"
 
 
-class _ControlFirst(Searcher):
-    """Proposes the control first, then what another searcher proposes."""
+class _Desk:
+    """Where Ray Tune's searcher and scheduler meet the study. An error of the study ends the sweep."""
 
-    def __init__(self, searcher: Searcher, order: _Order) -> None:
-        super().__init__(metric=_METRIC, mode=_MODE)
-        self._searcher, self._order = searcher, order
-        self._control: str | None = None
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        self._order.number(trial_id)
-        if self._control is None:
-            self._control = trial_id
-            return {CONTROL: True, WEIGHT: 0.0}
-        proposal: dict[str, Any] | None = self._searcher.suggest(trial_id)
-        return proposal
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id != self._control:
-            self._searcher.on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if trial_id != self._control:
-            self._searcher.on_trial_complete(trial_id, result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        self._searcher.save(checkpoint_path)
-
-    def restore(self, checkpoint_path: str) -> None:
-        self._searcher.restore(checkpoint_path)
-
-
-class _KeepControl(AsyncHyperBandScheduler):
-    """ASHA (Li et al., MLSys 2020) among the proposals; the control is neither stopped nor a bar for the others."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if trial.config.get(CONTROL):
-            return TrialScheduler.CONTINUE
-        action: str = super().on_trial_result(tune_controller, trial, result)
-        return action
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if not trial.config.get(CONTROL):
-            super().on_trial_complete(tune_controller, trial, result)
-
-
-class _Order:
-    """Numbers trials in the order in which they are proposed: the control is 0."""
-
-    def __init__(self) -> None:
+    def __init__(self, study: Study, task: TrialTask, num_trials: int, on_result: OnResult) -> None:
+        self._study, self._task, self._num_trials, self._on_result = study, task, num_trials, on_result
+        self.error: UserError | None = None
         self._numbers: dict[str, int] = {}
-
-    def number(self, trial_id: str) -> int:
-        return self._numbers.setdefault(trial_id, len(self._numbers))
-
-
-class _Announcer(ray.tune.Callback):
-    """Hands every report to the caller's function."""
-
-    def __init__(self, order: _Order, on_result: OnResult) -> None:
-        self._order, self._on_result = order, on_result
+        self._given_up: set[int] = set()
+        self._last_words: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a pickle of the sweep; the caller's function, with its console, stays out of it."""
+        """Ray keeps pickles of a sweep; nothing goes on from them."""
         return {}
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        metrics = {
-            key: float(value)
-            for key, value in result.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and (key in _KEPT or "/" in key)
-        }
-        step = int(metrics.pop(_TIME, 0))
-        if result.get("failure"):
-            metrics = {}  # they were told before, but for the score that ranks it last
-        self._on_result(self._order.number(trial.trial_id), dict(trial.config), step, metrics)
+    def next(self, trial_id: str) -> dict[str, Any] | str:
+        """The config of the next trial, or Ray's word for none."""
+        try:
+            trial = self._study.next(self._num_trials)
+        except UserError as error:
+            self.error = error
+            return Searcher.FINISHED
+        if trial is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = trial.number
+        return {"number": trial.number, "params": json.dumps(trial.params)}
+
+    def hear(self, number: int, result: dict[str, Any]) -> bool:
+        """Records a report of a trial, and says whether it goes on."""
+        rows: Rows = [(int(step), metrics) for step, metrics in result.get("rows", [])]
+        try:
+            decision = self._study.report(number, rows, result.get("resumed_at", 0), result.get("clock"))
+            if decision == "lost":
+                self._given_up.add(number)
+                return False
+            self._on_result(self._study.trial(number), rows)
+            if "failure" in result:
+                self._end(number, lambda: self._study.fail(number, result["failure"]))
+            elif "end" in result:
+                self._end(number, lambda: self._study.complete(number, result["end"][0]))
+            elif decision == "stop":
+                self._end(number, lambda: self._study.stop(number))
+                return False
+        except UserError as error:
+            self.error = error
+        return self.error is None
+
+    def broken(self, number: int, text: str) -> None:
+        """A trial's process broke off; Ray may start it again."""
+        self._last_words[number] = text
+
+    def leave(self, trial_id: str) -> None:
+        """A trial is over for Ray; one that is not for the study, and was not given up, has failed."""
+        number = self._numbers[trial_id]
+        try:
+            if not self.error and number not in self._given_up and not self._study.trial(number).has_ended:
+                reason = self._last_words.get(number, "it ended without a word")
+                self._end(number, lambda: self._study.fail(number, reason))
+        except UserError as error:
+            self.error = error
+
+    def _end(self, number: int, end: Callable[[], None]) -> None:
+        end()
+        self._task.checkpoints(number).discard()
+        self._on_result(self._study.trial(number), [])
+
+
+class _Search(Searcher):
+    """Asks the study for trials."""
+
+    def __init__(self, desk: _Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._desk.next(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._desk.leave(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what it knows is in the study."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: what it knows is in the study."""
+
+
+class _Obey(FIFOScheduler):
+    """Stops the trials that the study says."""
+
+    def __init__(self, desk: _Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        goes_on = self._desk.hear(trial.config["number"], result)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        self._desk.broken(trial.config["number"], _why_lost(text, trial.run_metadata.num_failures))
+
+
+class _StopAll(ray.tune.Stopper):
+    """Ends the sweep when the study does not answer; its trials stay as they are."""
+
+    def __init__(self, desk: _Desk) -> None:
+        self._desk = desk
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.stop_all()
+
+    def stop_all(self) -> bool:
+        return self._desk.error is not None
+
+
+def _why_lost(text: str, times: int) -> str:
+    """One line of what Ray says of a process that broke off so many times."""
+    if "low on memory" in text or "OutOfMemory" in text:
+        return f"out of memory: Ray ended its process (times: {times})"
+    if "died" in text or "dead" in text:
+        return f"its process was lost: killed, or crashed (times: {times})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "its process broke off"

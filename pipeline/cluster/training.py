@@ -196,8 +196,10 @@ class _Watcher(UserCallback):
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        rank, error = next(iter(sorted(worker_exceptions.items())))
-        self._mailbox.put(("lost", f"worker {rank}: {_last_line(error)}"))
+        ranks = sorted(worker_exceptions, key=lambda rank: (_is_consequence(worker_exceptions[rank]), rank))
+        error = worker_exceptions[ranks[0]]
+        reason = "no longer reaches another worker" if _is_consequence(error) else _last_line(error)
+        self._mailbox.put(("lost", f"worker {ranks[0]}: {reason}"))
 
 
 class _Listener:
@@ -288,6 +290,11 @@ def _cause(error: BaseException) -> str:
     """The last line of the first worker's own error."""
     failures = getattr(error, "worker_failures", None)
     return _last_line(next(iter(failures.values())) if failures else error)
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Whether a worker only failed because it no longer reached another."""
+    return any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
 
 
 def _last_line(error: BaseException) -> str:

@@ -5,74 +5,81 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.pipeline.storage.conftest import Bucket, aws, bucket  # noqa: F401 - fixtures
+from tests.pipeline.training_runs import damage, forget, history, reported, saved, weights, workers_of
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.end_to_end
+STEPS, CHECKPOINT_EVERY = 400, 40
+EVERY_REPORT = list(range(5, STEPS + 1, 5))
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """With packs, ready to train for a while."""
-    made = Workspace(
-        tmp_path_factory.mktemp("training"), {"train.steps": 600, "train.checkpoint_every": 40, "tune.trials": 0}
-    )
+    """With packs, ready to train for a while with three workers that share two cores."""
+    changes = {
+        "train.steps": STEPS,
+        "train.checkpoint_every": CHECKPOINT_EVERY,
+        "train.num_workers": 3,
+        "train.batch_size": 16,
+        "cluster.cpus_per_worker": 0.5,
+        "tune.trials": 0,
+    }
+    made = Workspace(tmp_path_factory.mktemp("training"), changes)
     made.run("eqreg", "fetch")
     made.run("eqreg", "preprocess")
     return made
 
 
-def train_workers(pid: int) -> list[psutil.Process]:
-    """The processes that train: Ray names them after their actor."""
-    found = []
-    for process in descendants(pid):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()) or "RayTrainWorker" in process.name():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+@pytest.fixture(scope="module")
+def left_alone(prepared: Workspace) -> tuple[str, list[tuple[int, float]]]:
+    """(weights, history) of a run that nothing happens to; its checkpoints: the best and the last."""
+    forget(prepared)
+    output = prepared.run("eqreg", "train")
+    assert "400 steps with 3 workers" in output
+    assert [step for step, _ in history(prepared)] == EVERY_REPORT
+    return weights(prepared), history(prepared)
 
 
-def steps_done(workspace: Workspace) -> int:
-    journals = list((workspace.folder / ".eqreg/train").glob("*.jsonl"))
-    lines = [line for journal in journals for line in journal.read_text().splitlines()]
-    return max((json.loads(line)["step"] for line in lines[:-1]), default=0)
-
-
-def history(workspace: Workspace) -> list[int]:
-    with sqlite3.connect(workspace.folder / "mlflow.db") as database:
-        query = "select step from metrics where key = 'task_loss' order by step"
-        return [step for (step,) in database.execute(query)]
-
-
-def forget(workspace: Workspace) -> None:
-    (workspace.folder / "mlflow.db").unlink(missing_ok=True)
-
-
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_all_its_steps(prepared: Workspace) -> None:
+def test_workers_and_the_command_killed_and_a_checkpoint_damaged_the_run_ends_with_the_same_bytes(
+    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
+) -> None:
     forget(prepared)
     process = prepared.start("eqreg", "train")
-    wait_for(lambda: steps_done(prepared) >= 100, 120)
-    workers = train_workers(process.pid)
-    assert len(workers) == 2
-    workers[1].send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert json.loads((prepared.folder / "results/train/metrics.json").read_text())["steps"] == 600
-    assert history(prepared) == list(range(5, 601, 5))
+    wait_for(lambda: reported(prepared) >= 60, 120)
+    first, *others = workers_of(process.pid)
+    assert len(others) == 2
+    before = reported(prepared)
+    first.send_signal(signal.SIGKILL)  # any of the ranks
+    wait_for(lambda: reported(prepared) > before + CHECKPOINT_EVERY, 120)
+    everyone, training = descendants(process.pid), workers_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert psutil.wait_procs(training, timeout=30)[1] == []
+    newest = max(saved(prepared))
+    assert newest >= reported(prepared) - CHECKPOINT_EVERY
+    (file,) = (prepared.folder / ".eqreg/train").glob(f"*/step-{newest:08d}_*.pt")
+    damage(file)
+    output = prepared.run("eqreg", "train")
+    assert "damaged; an older checkpoint is used" in output
+    assert f"3 workers go on after step {newest - CHECKPOINT_EVERY}" in output
+    assert weights(prepared) == left_alone[0]
+    assert history(prepared) == left_alone[1]
+    assert saved(prepared)[-1] == STEPS
+    assert psutil.wait_procs(everyone, timeout=60)[1] == []  # Ray's own end later than it
 
 
-def test_a_killed_command_goes_on_where_it_was_and_a_stopped_one_leaves_no_process(prepared: Workspace) -> None:
+def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
+    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
+) -> None:
     forget(prepared)
-    prepared.set({"train.learning_rate": 0.001})  # another run
-    process = prepared.start("eqreg", "train")
-    wait_for(lambda: steps_done(prepared) >= 150, 120)
+    process = prepared.start("dvc", "repro", "--single-item", "train")
+    wait_for(lambda: reported(prepared) >= 100, 120)
     everyone = descendants(process.pid)
     assert len(everyone) > 3
     os.killpg(process.pid, signal.SIGINT)
@@ -81,22 +88,81 @@ def test_a_killed_command_goes_on_where_it_was_and_a_stopped_one_leaves_no_proce
     assert "Traceback" not in output, output
     _, alive = psutil.wait_procs(everyone, timeout=20)
     assert alive == []
-    done = steps_done(prepared)
+    assert "go on after step" in prepared.run("eqreg", "train")
+    assert weights(prepared) == left_alone[0]
+    assert history(prepared) == left_alone[1]
+
+
+def test_packs_and_checkpoints_on_s3_make_the_same_run_and_a_damaged_object_is_passed_over(
+    prepared: Workspace,
+    left_alone: tuple[str, list[tuple[int, float]]],
+    bucket: Bucket,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> None:
+    forget(prepared)
+    prepared.set({"cluster.storage": bucket.address("runs"), "cluster.cache": str(tmp_path / "cache")})
+    process = prepared.start("eqreg", "train")
+    wait_for(lambda: reported(prepared) >= 100, 120)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    objects = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="runs/train/")["Contents"]
+    newest = max(item["Key"] for item in objects)
+    data = bytearray(bucket.client.get_object(Bucket=bucket.name, Key=newest)["Body"].read())
+    data[len(data) // 2] ^= 1
+    bucket.put(newest, bytes(data))
     output = prepared.run("eqreg", "train")
-    assert history(prepared) == list(range(5, 601, 5))
-    assert "goes on after step" in output
-    assert done >= 150
+    assert "damaged; an older checkpoint is used" in output
+    assert weights(prepared) == left_alone[0]
+    assert history(prepared) == left_alone[1]
+    assert saved(prepared) == []  # nothing here
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    logs = [file for file in prepared.folder.rglob("*") if file.is_file() and file.suffix in (".log", ".json", ".yaml")]
+    assert not any(secret in file.read_bytes() for file in logs)
+    prepared.set({"cluster.storage": None})
+
+
+def test_a_finished_run_begins_anew_when_it_is_run_again(
+    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
+) -> None:
+    for _ in range(2):
+        assert "go on after" not in prepared.run("eqreg", "train")
+        assert saved(prepared)[-1] == STEPS
+    assert weights(prepared) == left_alone[0]
+    assert len(saved(prepared)) <= 3  # the best, the last and the one before
+
+
+def test_more_workers_than_the_machine_can_hold_are_refused_with_what_there_is(prepared: Workspace) -> None:
+    prepared.set({"cluster.cpus_per_worker": 500})
+    output = prepared.run("eqreg", "train", expect=2)
+    assert "train.num_workers: 3 workers with 500 CPU each were asked for; the cluster has room for 0" in output
+    assert len(output.strip().splitlines()) <= 2
+    prepared.set({"cluster.cpus_per_worker": 0.5})
+
+
+def test_no_cluster_at_the_address_is_said_in_a_line(prepared: Workspace) -> None:
+    prepared.set({"cluster.address": "127.0.0.1:1"})
+    output = prepared.run("eqreg", "train", expect=2)
+    assert "cluster.address: 127.0.0.1:1: no Ray cluster answers there" in output
+    assert len(output.strip().splitlines()) <= 2, output
+    prepared.set({"cluster.address": "local"})
+
+
+def test_a_storage_that_cannot_be_written_is_refused_before_anything_starts(prepared: Workspace) -> None:
+    (prepared.folder / "file").write_text("no folder")
+    prepared.set({"cluster.storage": str(prepared.folder / "file")})
+    output = prepared.run("eqreg", "train", expect=2)
+    assert "cluster.storage" in output
+    assert len(output.strip().splitlines()) <= 2, output
+    prepared.set({"cluster.storage": None})
 
 
 def test_a_balanced_run_ends_with_a_model_and_logs_the_lambda_it_has_found(prepared: Workspace) -> None:
     forget(prepared)
-    prepared.set({"train.learning_rate": 0.002, "train.steps": 40, "equivariance.balance": 0.05})
+    prepared.set({"train.num_workers": 2, "train.steps": 40, "equivariance.balance": 0.05})
     prepared.run("eqreg", "train")
     assert json.loads((prepared.folder / "results/train/metrics.json").read_text())["steps"] == 40
-    with sqlite3.connect(prepared.folder / "mlflow.db") as database:
-        found = {value for (value,) in database.execute("select value from metrics where key = 'lambda'")}
-    assert len(found) > 3  # it moves
-    prepared.set({"train.steps": 600, "equivariance.balance": None})
+    assert len({value for _, value in history(prepared, "lambda")}) > 3  # it moves
+    prepared.set({"train.steps": STEPS, "equivariance.balance": None})
 
 
 def test_a_loss_that_is_not_finite_ends_with_a_remedy(prepared: Workspace) -> None:
@@ -109,10 +175,10 @@ def test_a_loss_that_is_not_finite_ends_with_a_remedy(prepared: Workspace) -> No
     assert (model.read_bytes() if model.exists() else None) == before
 
 
-def test_a_batch_that_workers_cannot_share_is_refused_before_anything_starts(
+def test_a_batch_with_fewer_pairs_than_workers_is_refused_before_anything_starts(
     prepared: Workspace, tmp_path: Path
 ) -> None:
-    prepared.set({"train.batch_size": 9, "train.learning_rate": 0.001, "train.gradient_clip": 1.0})
+    prepared.set({"train.num_workers": 5, "train.learning_rate": 0.001, "train.gradient_clip": 1.0})
     output = prepared.run("eqreg", "train", expect=2)
     assert "train.batch_size" in output
     assert len(output.strip().splitlines()) <= 2

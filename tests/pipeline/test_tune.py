@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
-from pipeline.cluster.sweep import Trial
-from pipeline.tune import _write, best_trial
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 
@@ -25,8 +24,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def trials(workspace: Workspace) -> list[dict[str, str]]:
-    with (workspace.folder / "results/tune/trials.csv").open(newline="") as file:
+def trials(workspace: Workspace, name: str = "trials.csv") -> list[dict[str, str]]:
+    with (workspace.folder / "results/tune" / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -53,9 +52,46 @@ def test_trials_that_diverge_are_recorded_and_do_not_end_the_sweep(workspace: Wo
 
 
 @pytest.mark.end_to_end
+def test_a_sweep_that_is_done_starts_nothing_and_gives_the_same_again(workspace: Workspace) -> None:
+    before = (workspace.folder / "results/tune/trials.csv").read_bytes()
+    (workspace.folder / "results/tune/trials.csv").unlink()
+    output = workspace.run("eqreg", "tune")
+    assert "3 trials are there already" in output
+    assert (workspace.folder / "results/tune/trials.csv").read_bytes() == before
+    with sqlite3.connect(workspace.folder / "mlflow.db") as database:
+        kinds = database.execute("select value, count(*) from tags where key = 'eqreg.kind' group by 1").fetchall()
+    assert dict(kinds) == {"pipeline": 1, "sweep": 1, "trial": 3}
+
+
+@pytest.mark.end_to_end
+def test_several_objectives_give_a_front(workspace: Workspace) -> None:
+    objectives = ["score", "equivariance_error", "step_time"]
+    workspace.set({"tune.space": "lambda", "tune.objectives": objectives})
+    workspace.run("eqreg", "tune")
+    workspace.set({"tune.objectives": ["score"]})
+    found = trials(workspace, "pareto.csv")
+    ended = [trial for trial in trials(workspace) if trial["stopped_early"] == "False"]
+    assert [trial["trial"] for trial in found] == [trial["trial"] for trial in ended]
+    assert all(0 < float(trial["equivariance_error"]) < 2 for trial in found)
+    assert all(0 < float(trial["step_time"]) < 10 for trial in found)
+    losses = {
+        trial["trial"]: (-float(trial["score"]), float(trial["equivariance_error"]), float(trial["step_time"]))
+        for trial in found
+    }
+    beaten = {
+        one
+        for one, own in losses.items()
+        for other in losses.values()
+        if other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
+    }
+    assert {trial["trial"] for trial in found if trial["on_front"] == "False"} == beaten
+    Image.open(workspace.folder / "results/tune/pareto.png").verify()
+
+
+@pytest.mark.end_to_end
 def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_they_were(workspace: Workspace) -> None:
     before = {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()}
-    workspace.set({"tune.space": "lambda", "tune.steps": 4000})
+    workspace.set({"tune.steps": 4000})
     process = workspace.start("eqreg", "tune")
 
     def is_running() -> bool:
@@ -91,22 +127,10 @@ def test_an_unknown_space_is_refused_with_the_known_ones_and_leaves_results_alon
     assert sorted(Path(workspace.folder / "results/tune").iterdir()) == before
 
 
-def trial(number: int, psnr: float, *, stopped: bool = False, failure: str | None = None) -> Trial:
-    return Trial(number, {}, number == 0, stopped, 8, {"val_score": psnr}, failure)
-
-
-def test_the_best_trial_is_the_best_of_those_that_ran_to_their_end() -> None:
-    found = [trial(0, 27.0), trial(1, 28.0), trial(2, 29.0, stopped=True), trial(3, 30.0, failure="NaN")]
-    assert best_trial(found) is found[1]
-    assert best_trial(found[2:]) is None
-
-
-def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(tmp_path: Path) -> None:
-    failed = Trial(0, {}, True, False, 0, {}, "NaN")
-    best = Trial(1, {"equivariance.weight": 0.1}, False, False, 8, {"val_score": 28.0}, None)
-    _write(tmp_path, [failed, best], {"equivariance": {"weight": 0.03}}, "PSNR, dB")
-    summary = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert summary["params"] == {"equivariance.weight": 0.1}
-    assert "difference_to_control" not in summary
-    with (tmp_path / "trials.csv").open(newline="") as file:
-        assert [row["failure"] for row in csv.DictReader(file)] == ["NaN", ""]
+def test_a_database_that_does_not_answer_is_refused_before_anything_starts(workspace: Workspace) -> None:
+    workspace.set({"tune.space": "lambda", "tune.study_storage": "postgresql://nobody@127.0.0.1:1/nothing"})
+    output = workspace.run("eqreg", "tune", expect=2)
+    workspace.set({"tune.study_storage": None})
+    error = output[output.index("error:") :].strip().splitlines()
+    assert error[0].startswith("error: tune.study_storage: postgresql://nobody@127.0.0.1:1/nothing")
+    assert len(error) <= 2

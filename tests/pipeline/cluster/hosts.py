@@ -77,7 +77,9 @@ class Hosts:
 
     def start_ray(self, host: str) -> None:
         """The host joins the cluster, or begins it."""
-        where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host == "A" else [f"--address={self.address}"]
+        where = (
+            ["--head", f"--port={PORT}", "--include-dashboard=false"] if host == "A" else [f"--address={self.address}"]
+        )
         command = [f"{Path(sys.executable).parent}/ray", "start", *where, f"--node-ip-address={ADDRESSES[host]}"]
         command += [f"--temp-dir={self._folder / host}", f"--num-cpus={self.cpus}", "--object-store-memory=100000000"]
         command += ["--disable-usage-stats"]

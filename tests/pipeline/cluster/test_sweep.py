@@ -1,46 +1,202 @@
-"""What Ray Tune says of its trials, in our words."""
+"""Sweeps by real Ray Tune, killed in every way: they end, and end the same."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sqlite3
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import optuna
+import psutil
 import pytest
+import yaml
 
-from pipeline.cluster.sweep import CONTROL, _Announcer, _Order, _trial
+from pipeline.cluster.study_storage import StudyStorage
+from tests.pipeline.workspace import Workspace, descendants, wait_for
 
+STEPS, GRACE = 120, 20
 
-def _result(config: dict[str, Any], metrics: dict[str, Any] | None = None, error: str | None = None) -> Any:
-    return SimpleNamespace(config=config, metrics=metrics or {}, error=RuntimeError(error) if error else None)
-
-
-def test_a_trial_that_ran_to_its_end_or_was_stopped_early_keeps_what_it_last_reported() -> None:
-    done = _trial(0, _result({CONTROL: True, "equivariance.weight": 0.0}, {"step": 100, "val_score": 25.5}), 100)
-    assert (done.is_control, done.steps, done.stopped_early, done.failure) == (True, 100, False, None)
-    assert (done.params, done.metrics) == ({"equivariance.weight": 0.0}, {"val_score": 25.5})
-    stopped = _trial(1, _result({"equivariance.weight": 0.5}, {"step": 40, "val_score": 20}), 100)
-    assert (stopped.is_control, stopped.steps, stopped.stopped_early) == (False, 40, True)
+pytestmark = pytest.mark.end_to_end
 
 
-@pytest.mark.parametrize(
-    "result",
-    [
-        _result({"equivariance.weight": 0.5}, error="the process\nwas lost"),
-        _result({"equivariance.weight": 0.5}, {"step": 40, "val_score": 0.0, "failure": "was lost"}),
-    ],
-)
-def test_a_trial_that_failed_is_not_taken_for_one_that_was_stopped(result: Any) -> None:
-    trial = _trial(2, result, 100)
-    assert (trial.number, trial.stopped_early, trial.failure) == (2, False, "was lost")
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    changes = {"tune.steps": STEPS, "tune.grace_steps": GRACE, "tune.concurrent": 1, "tune.trials": 3}
+    made = Workspace(tmp_path_factory.mktemp("sweeping"), {**changes, "train.batch_size": 64})
+    made.run("eqreg", "fetch")
+    made.run("eqreg", "preprocess")
+    return made
 
 
-def test_the_score_that_ranks_a_diverged_trial_last_is_announced_to_nobody() -> None:
-    heard: list[tuple[Any, ...]] = []
-    order = _Order()
-    announcer = _Announcer(order, lambda *report: heard.append(report))
-    trial = SimpleNamespace(trial_id="a", config={"equivariance.weight": 0.5})
-    good = {"step": 40, "val_score": 25.0, "penalty/down.0.conv1": 0.5, "training_iteration": 1, "done": False}
-    announcer.on_trial_result(1, [], trial, good)
-    announcer.on_trial_result(2, [], trial, {"step": 40, "val_score": 0.0, "failure": "not finite"})
-    config = {"equivariance.weight": 0.5}
-    assert heard == [(0, config, 40, {"val_score": 25.0, "penalty/down.0.conv1": 0.5}), (0, config, 40, {})]
+def trials_of(workspace: Workspace, study: str, address: str | None = None) -> list[optuna.trial.FrozenTrial]:
+    """What a study's database holds; nothing before it is there."""
+    path = workspace.folder / ".eqreg/tune/studies.db"
+    if address is None and not path.exists():
+        return []
+    storage = StudyStorage(address or f"sqlite:///{path}").optuna
+    if study not in optuna.get_all_study_names(storage):
+        return []
+    return optuna.load_study(study_name=study, storage=storage).get_trials()
+
+
+def has_reached(workspace: Workspace, study: str, number: int, step: int) -> Callable[[], bool]:
+    """Asked often, so by the shortest way."""
+    path = workspace.folder / ".eqreg/tune/studies.db"
+
+    def condition() -> bool:
+        if not path.exists():
+            return False
+        try:
+            with sqlite3.connect(path) as database:
+                found = database.execute(
+                    "select a.value_json from trial_user_attributes a join trials t on t.trial_id = a.trial_id"
+                    " join studies s on s.study_id = t.study_id"
+                    " where s.study_name = ? and t.number = ? and a.key = 'progress'",
+                    (study, number),
+                ).fetchone()
+        except sqlite3.OperationalError:  # its tables are being made
+            return False
+        return found is not None and bool(json.loads(found[0]).get("step", 0) >= step)
+
+    return condition
+
+
+def outcomes(trials: list[optuna.trial.FrozenTrial]) -> list[Any]:
+    """All that a sweep comes to: params, state, and the score at every report."""
+    return [(t.user_attrs["params"], t.state.name, t.user_attrs["progress"]["scores"], t.values) for t in trials]
+
+
+def histories(workspace: Workspace, study: str) -> dict[int, list[int]]:
+    """Number of a trial -> steps at which MLflow has its validation score, every entry."""
+    with sqlite3.connect(workspace.folder / "mlflow.db") as database:
+        found = database.execute(
+            "select n.value, m.step from tags s join tags n on n.run_uuid = s.run_uuid and n.key = 'eqreg.trial'"
+            " left join metrics m on m.run_uuid = s.run_uuid and m.key = 'val_score'"
+            " where s.key = 'eqreg.study' and s.value like ? order by 1, 2",
+            (f"{study}-%",),
+        ).fetchall()
+    steps: dict[int, list[int]] = {}
+    for number, step in found:
+        steps.setdefault(int(number), []).append(step)
+    return steps
+
+
+def statuses(workspace: Workspace, study: str) -> Counter[str]:
+    with sqlite3.connect(workspace.folder / "mlflow.db") as database:
+        found = database.execute(
+            "select r.status from runs r join tags s on s.run_uuid = r.run_uuid"
+            " where s.key = 'eqreg.study' and s.value like ?",
+            (f"{study}-%",),
+        ).fetchall()
+    return Counter(status for (status,) in found)
+
+
+def trial_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes in which trials of a driver run, by the name that Ray gives them."""
+    found = []
+    for process in descendants(driver.pid):
+        try:
+            if "ImplicitFunc" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(workspace: Workspace) -> None:
+    workspace.set({"tune.study": "whole"})
+    workspace.run("eqreg", "tune")
+    whole = trials_of(workspace, "whole")
+    table = (workspace.folder / "results/tune/trials.csv").read_bytes()
+
+    workspace.set({"tune.study": "broken"})
+    first = workspace.start("eqreg", "tune")
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.append(first.communicate()[0]))
+    reader.start()
+    wait_for(has_reached(workspace, "broken", 0, 2 * GRACE), 90)
+    for process in trial_processes(first):
+        process.kill()
+    wait_for(has_reached(workspace, "broken", 1, 2 * GRACE), 90)
+    running = trial_processes(first)
+    first.kill()
+    reader.join()
+    _, alive = psutil.wait_procs(running, timeout=30)
+    assert (len(running), alive) == (1, [])
+    killed = trials_of(workspace, "broken")
+    assert [trial.state.name for trial in killed] == ["COMPLETE", "RUNNING"]
+    workspace.run("eqreg", "tune")
+
+    broken = trials_of(workspace, "broken")
+    assert outcomes(broken) == outcomes(whole)
+    assert broken[0].datetime_complete == killed[0].datetime_complete  # it was not repeated
+    resumed = [trial.user_attrs["progress"].get("resumed_at", []) for trial in broken]
+    assert [len(steps) for steps in resumed] == [1, 1, 0, 0]
+    assert all(steps[0] >= GRACE for steps in resumed[:2])
+    assert (workspace.folder / "results/tune/trials.csv").read_bytes() == table
+    steps = [list(range(GRACE, trial.user_attrs["progress"]["step"] + 1, GRACE)) for trial in whole]
+    assert histories(workspace, "whole") == dict(enumerate(steps))
+    assert histories(workspace, "broken") == dict(enumerate(steps))
+    assert statuses(workspace, "broken") == statuses(workspace, "whole")
+    assert statuses(workspace, "whole")["RUNNING"] == 0
+    assert not list((workspace.folder / ".eqreg").rglob("*.pt"))  # checkpoints go with their trials
+
+
+def test_trials_can_be_added_later(workspace: Workspace) -> None:
+    before = trials_of(workspace, "whole")
+    workspace.set({"tune.study": "whole", "tune.trials": len(before)})
+    workspace.run("eqreg", "tune")
+    after = trials_of(workspace, "whole")
+    assert outcomes(after[:-1]) == outcomes(before)
+    assert len(after) == len(before) + 1
+    assert sum(statuses(workspace, "whole").values()) == len(after) + 1  # and the sweep's own run
+    workspace.set({"tune.trials": 3})
+
+
+def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
+    workspace: Workspace, postgres: str
+) -> None:
+    workspace.set({"tune.study": "shared", "tune.study_storage": postgres, "tune.trials": 4})
+    both = [workspace.start("eqreg", "tune") for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    workspace.set({"tune.study_storage": None, "tune.trials": 3})
+    assert [process.returncode for process in both] == [0, 0], outputs
+    trials = trials_of(workspace, "shared", postgres)
+    assert len(trials) == 5
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert len({trial.user_attrs["owner"] for trial in trials}) == 2
+    assert sorted(histories(workspace, "shared")) == list(range(5))
+    assert sum(statuses(workspace, "shared").values()) == 5 + 1
+    numbers = [line.split()[1] for line in outputs[0].splitlines() if line.startswith("│")]
+    assert numbers == [line.split()[1] for line in outputs[1].splitlines() if line.startswith("│")]
+    assert numbers == [str(number) for number in range(5)]
+
+
+def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(workspace: Workspace) -> None:
+    arms = {
+        "good": {"seed": 1},
+        "diverging": {"train.learning_rate": 1e30, "train.gradient_clip": 1e30},
+        "too_large": {"network.width": 400_000},
+        "killed": {"train.batch_size": 512},
+    }
+    space = {"search": "grid", "arm": {"variants": arms}}
+    (workspace.folder / "tune_spaces/failing.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    workspace.set({"tune.study": "failing", "tune.space": "failing", "tune.trials": 4, "cluster.max_failures": 0})
+    process = workspace.start("eqreg", "tune")
+    wait_for(has_reached(workspace, "failing", 3, GRACE), 120)
+    for victim in trial_processes(process):
+        victim.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    good, diverging, too_large, killed = trials_of(workspace, "failing")
+    assert good.state.name == "COMPLETE"
+    assert "no longer finite" in diverging.user_attrs["failure"]
+    assert too_large.user_attrs["failure"].startswith("out of memory")
+    assert killed.user_attrs["failure"].startswith("its process was lost")
+    assert {trial.state.name for trial in (diverging, too_large, killed)} == {"FAIL"}
+    assert statuses(workspace, "failing") == {"FINISHED": 2, "FAILED": 3}
+    best = yaml.safe_load((workspace.folder / "results/tune/best.yaml").read_text())
+    assert best["params"] == {"seed": 1}

@@ -246,7 +246,7 @@ def test_a_server_that_cannot_be_used_is_an_error_of_two_lines_at_most(
 
 
 def test_a_server_that_accepts_and_is_silent_is_given_up(bucket: Bucket, aws: pytest.MonkeyPatch) -> None:
-    aws.setattr("pipeline.storage.s3.READ_TIMEOUT", 0.3)
+    aws.setattr("pipeline.storage.s3_client.READ_TIMEOUT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(UserError, match=r"silence from http://127\.0\.0\.1:\d+; look at AWS_ENDPOINT_URL"):

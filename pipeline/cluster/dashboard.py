@@ -1,0 +1,146 @@
+"""The dashboard of a Ray cluster: where it is, and a client that it lets in. Jobs go through it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.params import load_params
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+_TIMEOUT_S = 10
+_TOKEN = (
+    "put the cluster's token ('ray get-auth-token' on its head) into RAY_AUTH_TOKEN, or the path of its file into "
+    "RAY_AUTH_TOKEN_PATH"
+)
+
+
+def dashboard_url(address: str | None) -> str:
+    """The dashboard's URL: ``address``, or what RAY_ADDRESS or ``cluster.address`` leads to.
+
+    Raises:
+        UserError: there is no address, or the cluster there has no dashboard.
+    """
+    if address:
+        return (address if "://" in address else f"http://{address}").rstrip("/")
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if value := os.environ.get(name):
+            return value.rstrip("/") if value.startswith(("http://", "https://")) else _ask_cluster(name, value)
+    value = load_params().cluster.address
+    if value == "local":
+        raise UserError(
+            "cluster.address: local: there is no running cluster to submit to; "
+            "name its dashboard with --address http://HOST:8265 or in RAY_ADDRESS"
+        )
+    return _ask_cluster("cluster.address", value)
+
+
+@contextmanager
+def connected(url: str) -> Iterator[JobSubmissionClient]:
+    """A client of the dashboard; what it raises is worded for the user."""
+    import aiohttp
+    import requests
+
+    remedy = "name it with --address http://HOST:8265; on the cluster 'ray start --head --include-dashboard=true'"
+    try:
+        # Ray's own client waits without end.
+        answer = requests.get(f"{url}/api/version", timeout=_TIMEOUT_S)
+        is_ray = answer.status_code in (401, 403) or "ray_version" in answer.json()
+    except requests.RequestException as error:
+        raise UserError(f"{url}: no Ray dashboard answers there ({type(error).__name__}); {remedy}") from error
+    if not is_ray:
+        raise UserError(f"{url}: what answers there is no Ray dashboard; {remedy}")
+    _send_token(url)
+    import ray.job_submission
+    from ray.exceptions import AuthenticationError
+
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # else RAY_ADDRESS overrules what the client is given
+    os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # what is sent is chosen here
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
+    try:
+        yield ray.job_submission.JobSubmissionClient(url)
+    except AuthenticationError as error:
+        fault = "asks for a token" if "required" in str(error) else "does not take the token"
+        raise UserError(f"{url}: the cluster {fault}\n{_TOKEN}") from error
+    except (RuntimeError, ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+        raise UserError(
+            f"{url}: the dashboard broke off ({first_line(error)})\n"
+            "once it is up again, 'eqreg submit --follow JOB' shows what became of the job"
+        ) from error
+
+
+def first_line(what: object) -> str:
+    """The first line of a message that says anything."""
+    return next((line.strip() for line in str(what).splitlines() if line.strip()), type(what).__name__)[:300]
+
+
+def _ask_cluster(name: str, address: str) -> str:
+    """The dashboard of the Ray cluster at HOST:PORT, or of the one on this machine ("auto")."""
+    remedy = "name its dashboard with --address http://HOST:8265"
+    _send_token(f"{name}: {address}")
+    import ray._private.ray_constants as constants
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        found = canonicalize_bootstrap_address("auto") if address == "auto" else address
+        if not found:
+            raise UserError(f"{name}: {address}: no Ray cluster runs on this machine; {remedy}")
+        _reach(found)  # Ray's own client waits for three quarters of a minute
+        with _silent():
+            told = GcsClient(address=found).internal_kv_get(
+                constants.DASHBOARD_ADDRESS.encode(), constants.KV_NAMESPACE_DASHBOARD, timeout=_TIMEOUT_S
+            )
+    except AuthenticationError as error:
+        raise UserError(f"{name}: {address}: the cluster does not take the token\n{_TOKEN}") from error
+    except UserError:
+        raise
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name}: {address}: no Ray cluster answers there ({first_line(error)}); {remedy}") from error
+    dashboard = told.decode() if told else ""
+    try:
+        _reach(dashboard)  # a cluster without one names an address, too
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: {address}: the cluster there runs without its dashboard, which takes jobs, or {dashboard} is out "
+            "of reach\nstart it with 'ray start --head --include-dashboard=true', where ray[default] is installed"
+        ) from error
+    return f"http://{dashboard}"
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what Ray's C++ says of an error off standard error; its exception says it, too."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
+
+
+def _send_token(place: str) -> None:
+    """Has Ray's clients send the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, if there is one."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    is_on = maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if is_on and not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        raise UserError(f"{place}: RAY_AUTH_MODE is token, and there is none\n{_TOKEN}")

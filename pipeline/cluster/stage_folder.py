@@ -1,0 +1,123 @@
+"""``python -m pipeline.cluster.stage_folder FOLDER STAGE``: what a submitted job runs, on the cluster's head.
+
+The code of a job is unpacked into a folder that goes with the job. FOLDER stays: the project's files come into it from
+beside this very code, the data and results of earlier jobs lie there already, and the stage runs in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import filecmp
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from pipeline.errors import UserError
+from pipeline.paths import PARAMS, SCRATCH
+
+COMMITTED = ".committed"
+"""Folder of the upload with files as the commit has them, for ``pipeline.lineage.committed_text``."""
+
+_LISTING, _LOCK = SCRATCH / "submitted.txt", SCRATCH / "submitted.lock"
+# Not the project's, or of the folder itself. dvc.lock says what lies in a folder, so each has its own.
+_STAY = {COMMITTED, ".eqreg", ".git", ".venv", "benchmarks", "dvc.lock", "tests"}
+_RESULTS = {"data", "results"}
+
+
+def travels(name: Path) -> bool:
+    """Whether a file of the project, relative to its root, is one that a stage needs elsewhere: no data, no results."""
+    top = name.parts[0]
+    return top not in _STAY and "__pycache__" not in name.parts and (top not in _RESULTS or name.suffix == ".dvc")
+
+
+def prepare(folder: Path, source: Path) -> int:
+    """Brings the project's files from ``source`` into ``folder``; files of an earlier job that are gone go.
+
+    ``cluster.address: local`` becomes ``auto``: the cluster that runs the job is meant, not one inside it.
+
+    Returns:
+        A file descriptor: the folder is locked for other jobs until it is closed.
+
+    Raises:
+        UserError: the folder holds something else, is in use by another job, or cannot be written.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _LOCK).exists():
+        raise UserError(
+            f"{folder}: holds files, but not of submitted stages; name an empty or a new folder with --workdir"
+        )
+    try:
+        (folder / SCRATCH).mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another submitted stage runs there; wait for it, or name another folder with --workdir"
+            ) from None
+        _copy_files(folder, source)
+        _use_this_cluster(folder / PARAMS)
+        # Outside git, where DVC asks for this.
+        (folder / ".dvc").mkdir(exist_ok=True)
+        (folder / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written on the cluster's head ({error.strerror or error})") from error
+    return lock
+
+
+def _copy_files(folder: Path, source: Path) -> None:
+    names = sorted(
+        path.relative_to(source) for path in source.rglob("*") if path.is_file() and travels(path.relative_to(source))
+    )
+    listing = folder / _LISTING
+    earlier = {Path(line) for line in listing.read_text().splitlines()} if listing.exists() else set()
+    for name in sorted(earlier - set(names)):
+        (folder / name).unlink(missing_ok=True)
+    listing.write_text("".join(f"{name.as_posix()}\n" for name in sorted(earlier | set(names))))
+    for name in names:
+        target = folder / name
+        if not (target.is_file() and filecmp.cmp(source / name, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, target)
+    listing.write_text("".join(f"{name.as_posix()}\n" for name in names))
+
+
+def _use_this_cluster(params_file: Path) -> None:
+    """Comments stay; a file that is no YAML stays as it is, for the stage to refuse."""
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    try:
+        values = yaml.load(params_file)
+        if values["cluster"]["address"] != "local":
+            return
+        values["cluster"]["address"] = "auto"
+    except Exception:
+        return
+    yaml.dump(values, params_file)
+
+
+def main() -> None:
+    """Prepares the folder and becomes the stage."""
+    folder, stage = Path(sys.argv[1]).expanduser().absolute(), sys.argv[2]
+    source = Path(__file__).resolve().parents[2]
+    try:
+        lock = prepare(folder, source)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    os.set_inheritable(lock, True)  # held until the stage ends
+    os.chdir(folder)
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    os.environ["DVC_NO_ANALYTICS"] = "1"
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # the stage hands on variables that the job has, too
+    if (source / COMMITTED).is_dir():
+        os.environ["EQREG_COMMITTED"] = str(source / COMMITTED)
+    command = ["-m", "dvc", "repro"] if stage == "repro" else ["-m", "pipeline.cli", stage]
+    print(f"{stage} in {folder}", flush=True)
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+if __name__ == "__main__":
+    main()

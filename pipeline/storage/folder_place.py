@@ -1,0 +1,175 @@
+"""A folder as a place. What is written there is whole, and outlives a loss of power."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from pipeline.errors import UserError
+from pipeline.storage.names import shown, unsafe
+from pipeline.storage.places import KEY, probe
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_PARTIAL = ".partial"
+_ABANDONED = 3600.0  # seconds since the last byte: whoever wrote it is gone
+_CHUNK = 1 << 22
+
+
+class FolderPlace:
+    """A folder; objects are files. An object is written under a hidden name beside its own, then renamed."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self._path(prefix) if prefix else Path(self.address)
+        with self._spoken("be listed"):
+            files = [Path(parent) / name for parent, _, names in os.walk(folder, onerror=self._mind) for name in names]
+        return sorted(file.relative_to(self.address).as_posix() for file in files if not _is_partial(file.name))
+
+    def read(self, name: str) -> bytes:
+        with self._spoken("be read", name):
+            return self._path(name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._new_file(name) as file, self._spoken("be written", name):
+            file.write(data)
+
+    def download(self, name: str, path: Path) -> None:
+        with self._spoken("be read", name):
+            source = self._path(name).open("rb")
+        with source, path.open("wb") as file:
+            while chunk := self._read_chunk(source, name):
+                file.write(chunk)
+
+    def upload(self, path: Path, name: str) -> None:
+        with path.open("rb") as source, self._new_file(name) as file:
+            while chunk := source.read(_CHUNK):
+                with self._spoken("be written", name):
+                    file.write(chunk)
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        with self._spoken("be deleted", name), suppress(FileNotFoundError):
+            path.unlink()
+            _sync_folder(path.parent)
+        with suppress(OSError):  # folders that are empty now go, up to the place itself
+            _remove_abandoned(path.parent)
+            for folder in path.parents:
+                if folder == Path(self.address):
+                    break
+                folder.rmdir()
+
+    def check(self) -> None:
+        probe(self)
+
+    @contextmanager
+    def _new_file(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that becomes the object when the block succeeds."""
+        path = self._path(name)
+        partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{_PARTIAL}")
+        with self._spoken("be written", name):
+            if not Path(self.address).is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address)
+            file = _open_new(partial)
+        try:
+            with file:
+                yield file
+                with self._spoken("be written", name):
+                    file.flush()
+                    os.fsync(file.fileno())
+            with self._spoken("be written", name):
+                partial.replace(path)
+                _sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            _remove_abandoned(path.parent)
+
+    def _read_chunk(self, source: IO[bytes], name: str) -> bytes:
+        with self._spoken("be read", name):
+            return source.read(_CHUNK)
+
+    def _mind(self, error: OSError) -> None:
+        """Lets pass that a folder to be listed is not there, or no longer."""
+        if not (_is_missing(error) and Path(self.address).is_dir()):
+            raise error
+
+    def _path(self, name: str) -> Path:
+        if reason := unsafe(name):
+            raise ValueError(f"{shown(name)}: {reason}")
+        return Path(self.address) / name
+
+    @contextmanager
+    def _spoken(self, what: str, name: str = "") -> Iterator[None]:
+        """Errors of the file system in words; but an object that is not there to be read is a FileNotFoundError."""
+        try:
+            yield
+        except OSError as error:
+            host = socket.gethostname()
+            if not Path(self.address).is_dir():
+                reason, remedy = "there is no such folder", "mount it there, or use s3://BUCKET/PREFIX"
+            elif _is_missing(error) and what == "be read":
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+            else:
+                reason = error.strerror or str(error)
+                remedy = "make room" if error.errno in FULL else "every node must be allowed to read and write there"
+            at = f"{self.address}: {name}" if name else self.address
+            raise UserError(f"{KEY}: {at}: cannot {what} on {host} ({reason}); {remedy}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those it lies in, so that they outlive a loss of power."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _open_new(path: Path) -> IO[bytes]:
+    """A new file; its folder is made, again if another process, finding it empty, takes it away."""
+    for attempt in range(10):
+        try:
+            make_folder(path.parent)
+            return path.open("xb")
+        except (FileNotFoundError, FileExistsError):
+            if attempt == 9:
+                raise
+    raise AssertionError("the last attempt raises")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _is_missing(error: OSError) -> bool:
+    return isinstance(error, FileNotFoundError | NotADirectoryError)
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed writers left. Ages are of the file system's own clock."""
+    partials = [file for file in folder.iterdir() if _is_partial(file.name)]
+    if partials:
+        now = folder.stat().st_mtime
+        for file in partials:
+            if now - file.stat().st_mtime > _ABANDONED:
+                file.unlink(missing_ok=True)

@@ -1,0 +1,307 @@
+"""A study knows all that decides: drivers may die, come back, and work on it together."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from pipeline.cluster import drivers
+from pipeline.cluster.study import Rules, Study, Trial
+from pipeline.cluster.study_storage import StudyStorage
+from pipeline.errors import UserError
+from pipeline.params import read_values
+from pipeline.spaces import WEIGHT, Space, build_space
+
+ROOT = Path(__file__).parents[3]
+IDENTITY = {"data": "1", "params": "2", "code": "3"}
+RULES = Rules(("score",), steps=80, grace_steps=10, reduction_factor=2, seed=0)
+SEARCH = {
+    WEIGHT: {"distribution": "log_uniform", "low": 0.003, "high": 0.3},
+    "equivariance.penalty": {"distribution": "choice", "values": ["regular", "rotation"]},
+    "equivariance.layer_weights.decay": {
+        "distribution": "uniform",
+        "low": 0.6,
+        "high": 1.0,
+        "when": {"equivariance.penalty": "regular"},
+    },
+}
+GRID = {"search": "grid", "network.width": {"distribution": "choice", "values": [8, 12, 16]}} | {
+    "equivariance.penalty": {"distribution": "choice", "values": ["regular", "rotation"]}
+}
+
+
+def space(plain: dict[str, Any] = SEARCH) -> Space:
+    return build_space("test", plain, read_values(ROOT / "params.yaml"), "test")
+
+
+def open_study(address: str, plain: dict[str, Any] = SEARCH, rules: Rules = RULES, **identity: str) -> Study:
+    return Study(StudyStorage(address), "test", IDENTITY | identity, space(plain), rules)
+
+
+def reached(trial: Trial) -> float:
+    """A score that depends on what was proposed alone."""
+    return 20 - abs(math.log10(trial.params[WEIGHT]) + 1.5) - 0.1 * len(trial.params["equivariance.penalty"])
+
+
+def run_trials(address: str, num_trials: int, pause: float = 0.0) -> None:
+    """A driver: runs what there is, in a process of its own."""
+    with open_study(address) as study:
+        while trial := study.next(num_trials):
+            time.sleep(pause)
+            score = 0.0 if trial.is_control else reached(trial)
+            study.report(trial.number, [(10, {"val_score": score})])
+            study.complete(trial.number, {"val_score": score})
+
+
+def take_and_hang(address: str, num_taken: int) -> None:
+    """A driver that begins some trials and then waits to be killed."""
+    with open_study(address) as study:
+        for _ in range(num_taken):
+            trial = study.next(10)
+            assert trial is not None
+            study.report(trial.number, [(10, {"val_score": 5.0})])
+        Path(f"{os.environ['MARK']}").write_text("ready")
+        time.sleep(600)
+
+
+class Deadly(Space):
+    """A space in which a driver dies while it chooses."""
+
+    def choose(self, chooser: Any) -> dict[str, Any]:
+        chooser.suggest_float(WEIGHT, 0.003, 0.3, log=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+def die_while_choosing(address: str) -> None:
+    deadly = Deadly(**{each.name: getattr(space(), each.name) for each in fields(Space)})
+    with Study(StudyStorage(address), "test", IDENTITY, deadly, RULES) as study:
+        study.next(10)  # the control
+        study.next(10)
+
+
+def started(function: Any, *arguments: Any) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def test_two_drivers_at_once_run_each_trial_once(database: str) -> None:
+    both = [started(run_trials, database, 9, 0.1) for _ in range(2)]
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    study = open_study(database)
+    trials = study.trials()
+    assert [trial.number for trial in trials] == list(range(10))
+    assert [trial.is_control for trial in trials] == [True] + 9 * [False]
+    assert len({str(trial.params) for trial in trials}) == 10
+    owners = {trial.user_attrs["owner"] for trial in study.with_control().get_trials()}
+    assert len(owners) == 2
+    assert study.is_complete(9)
+    assert not study.is_complete(10)
+
+
+def test_what_a_killed_driver_ran_is_taken_over_with_the_same_params(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+    process = started(take_and_hang, database, 3)
+    while not (tmp_path / "mark").exists():
+        time.sleep(0.05)
+    study = open_study(database)
+    before = [study.trial(number) for number in range(3)]
+    assert not study.has_orphan()
+    assert study.waits_for_others()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert study.has_orphan()
+    with study:
+        taken = [study.next(2) for _ in range(3)]
+        assert taken == before
+        assert study.next(2) is None
+        assert not study.waits_for_others()
+
+
+def test_a_driver_that_dies_while_it_chooses_leaves_a_trial_for_the_next(database: str) -> None:
+    process = started(die_while_choosing, database)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    with open_study(database) as study:
+        taken = [study.next(1), study.next(1)]
+        assert study.next(1) is None
+    assert [trial.number for trial in taken if trial] == [0, 1]
+    assert taken[1] is not None
+    assert set(taken[1].params) >= {WEIGHT, "equivariance.penalty"}
+
+
+def test_a_driver_that_comes_back_proposes_what_it_would_have_without_leaving(database: str, tmp_path: Path) -> None:
+    for num_trials in (2, 5, 13):
+        run_trials(database, num_trials)
+    broken = [trial.params for trial in open_study(database).trials()]
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    run_trials(other, 13)
+    assert broken == [trial.params for trial in open_study(other).trials()]
+    assert len({str(params) for params in broken}) == 14
+
+
+def test_ended_drivers_leave_their_trials_to_others_in_the_same_process(database: str) -> None:
+    with open_study(database) as first:
+        trial = first.next(3)
+        second = open_study(database)
+        assert not second.has_orphan()
+    with second:
+        assert second.has_orphan()
+        assert second.next(3) == trial
+
+
+def test_a_silent_driver_elsewhere_loses_its_trial_and_cannot_change_it_any_more(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "SILENT_S", 0.3)
+    monkeypatch.setattr(drivers, "_machine", lambda: "far")
+    far = open_study(database)
+    monkeypatch.setattr(drivers, "_machine", lambda: "near")
+    with far, open_study(database) as near:
+        trial = far.next(3)
+        assert trial is not None
+        assert not near.has_orphan()  # heard of for the first time
+        time.sleep(0.4)
+        assert near.has_orphan()
+        assert near.next(3) == trial
+        assert far.report(trial.number, [(10, {"val_score": 1.0})]) == "lost"
+        far.fail(trial.number, "wrong")
+        assert near.report(trial.number, [(10, {"val_score": 2.0})]) == "continue"
+        near.complete(trial.number, {"val_score": 3.0})
+        assert (near.trial(trial.number).failure, near.trial(trial.number).metrics) == (None, {"val_score": 3.0})
+
+
+def test_a_driver_elsewhere_that_beats_keeps_its_trial(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "SILENT_S", 0.5)
+    monkeypatch.setattr(drivers, "BEAT_S", 0.1)
+    monkeypatch.setattr(drivers, "_machine", lambda: "far")
+    far = open_study(database)
+    monkeypatch.setattr(drivers, "_machine", lambda: "near")
+    near = open_study(database)
+    with far:
+        far.next(3)
+        for _ in range(8):
+            assert not near.has_orphan()
+            time.sleep(0.1)
+
+
+def test_the_control_comes_first_is_never_stopped_and_is_no_bar(tmp_path: Path) -> None:
+    with open_study(f"sqlite:///{tmp_path / 'studies.db'}") as study:
+        control, first, second = (study.next(3) for _ in range(3))
+        assert control is not None
+        assert first is not None
+        assert second is not None
+        assert (control.is_control, control.params, control.choices) == (True, {WEIGHT: 0.0}, {})
+        assert study.report(first.number, [(10, {"val_score": 20.0})]) == "continue"
+        assert study.report(second.number, [(10, {"val_score": 19.0})]) == "stop"
+        assert study.report(control.number, [(10, {"val_score": 1.0}), (20, {"val_score": 1.0})]) == "continue"
+        third = study.next(3)
+        assert third is not None
+        assert study.report(third.number, [(10, {"val_score": 19.5})]) == "continue"  # the upper half of 20 and 19
+
+
+def test_the_study_stops_what_rays_scheduler_would(tmp_path: Path) -> None:
+    from ray.tune.schedulers import AsyncHyperBandScheduler  # slow, and not for the processes that others start
+
+    ray = AsyncHyperBandScheduler(
+        time_attr="step", metric="score", mode="max", max_t=801, grace_period=10, reduction_factor=2
+    )
+    generator = np.random.default_rng(0)
+    with open_study(f"sqlite:///{tmp_path / 'studies.db'}") as study:
+        study.next(0)  # the control
+        running = []
+        for _ in range(12):
+            trial = study.next(12)
+            assert trial is not None
+            running.append(trial)
+            ray.on_trial_add(None, _with_id(trial))
+        stopped = 0
+        for step in range(10, 80, 10):
+            for trial in list(generator.permutation(np.array(running, dtype=object))):
+                score = float(generator.normal(20))
+                told = study.report(trial.number, [(step, {"val_score": score})])
+                assert study.report(trial.number, [(step, {"val_score": -score})]) == told  # told once more
+                assert (told == "continue") == (
+                    ray.on_trial_result(None, _with_id(trial), {"step": step, "score": score}) == "CONTINUE"
+                )
+                if told == "stop":
+                    study.stop(trial.number)
+                    running.remove(trial)
+                    stopped += 1
+        assert stopped >= 4
+        states = [trial.state.name for trial in study.without_control().get_trials()]
+        assert states.count("PRUNED") == stopped
+
+
+def _with_id(trial: Trial) -> Any:
+    class Named:
+        trial_id = str(trial.number)
+
+    return Named()
+
+
+def test_a_study_of_something_else_is_refused_in_two_lines(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'studies.db'}"
+    open_study(address)
+    with pytest.raises(UserError, match=r"^tune.study: test: it was begun with other data and code") as error:
+        open_study(address, data="x", code="y")
+    assert len(str(error.value).splitlines()) == 2
+    open_study(address)
+
+
+def test_a_grid_has_each_point_once_and_takes_in_more(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'studies.db'}"
+    points = space(GRID).grid()
+    few = Study(StudyStorage(address), "test", IDENTITY, space(GRID).only(points[2:4]), RULES)
+    with few:
+        for _ in range(2):
+            trial = few.next(2)
+            assert trial is not None
+            few.complete(trial.number, {"val_score": 1.0})
+        assert few.next(2) is None
+    with open_study(address, GRID) as whole:
+        while trial := whole.next(6):
+            whole.complete(trial.number, {"val_score": 1.0})
+        found = [trial.choices for trial in whole.trials()]
+        assert not any(trial.is_control for trial in whole.trials())
+    assert found == [*points[2:4], *points[:2], *points[4:]]
+    assert found[0] == whole.trials()[0].params
+
+
+def test_of_several_objectives_some_stop_early_and_what_was_not_measured_fails(tmp_path: Path) -> None:
+    rules = replace(RULES, objectives=("score", "equivariance_error"))
+    with open_study(f"sqlite:///{tmp_path / 'studies.db'}", rules=rules) as study:
+        numbers = [trial.number for trial in (study.next(3) for _ in range(4)) if trial]
+        assert study.report(1, [(10, {"val_score": 20.0})]) == "continue"
+        assert study.report(2, [(10, {"val_score": 19.0})]) == "stop"
+        study.stop(2)
+        study.complete(1, {"val_score": 21.0, "equivariance_error": 0.1})
+        study.complete(3, {"val_score": 21.0})
+        found = study.with_control()
+    assert numbers == [0, 1, 2, 3]
+    assert found.directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
+    assert [trial.values for trial in found.get_trials()] == [[21.0, 0.1], None, None]  # the control runs still
+    assert [trial.failure for trial in study.trials()] == [None, None, "equivariance_error is not finite"]
+
+
+def test_a_server_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "not-to-be-told")
+    with pytest.raises(UserError, match=r"^tune.study_storage: postgresql://test@127.0.0.1:1/nothing") as error:
+        StudyStorage("postgresql://test@127.0.0.1:1/nothing")
+    assert len(str(error.value).splitlines()) == 2
+    assert "not-to-be-told" not in str(error.value)

@@ -1,0 +1,84 @@
+"""What is made of a sweep's trials: the best, the front, the tables, the figures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.cluster.study import Trial
+from pipeline.cluster.sweep_figures import LEAST, save_figures
+from pipeline.sweep_results import best_trial, pareto_front, write_results
+
+
+def trial(number: int, psnr: float, *, stopped: bool = False, failure: str | None = None) -> Trial:
+    return Trial(number, {}, number == 0, stopped, 8, {"val_score": psnr}, failure)
+
+
+def test_the_best_trial_is_the_best_of_those_that_ran_to_their_end() -> None:
+    found = [trial(0, 27.0), trial(1, 28.0), trial(2, 29.0, stopped=True), trial(3, 30.0, failure="NaN")]
+    assert best_trial(found) is found[1]
+    assert best_trial(found[2:]) is None
+
+
+def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(tmp_path: Path) -> None:
+    failed = Trial(0, {}, True, False, 0, {}, "NaN")
+    best = Trial(1, {"equivariance.weight": 0.1}, False, False, 8, {"val_score": 28.0}, None)
+    write_results(tmp_path, [failed, best], {"equivariance": {"weight": 0.03}}, "PSNR, dB")
+    summary = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert summary["params"] == {"equivariance.weight": 0.1}
+    assert "difference_to_control" not in summary
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        assert [row["failure"] for row in csv.DictReader(file)] == ["NaN", ""]
+
+
+@pytest.mark.parametrize("objectives", [["score", "equivariance_error"], ["score", "equivariance_error", "step_time"]])
+def test_the_front_is_optunas(objectives: list[str]) -> None:
+    values = np.random.default_rng(0).integers(0, 30, (60, len(objectives))).astype(float)
+    directions = ["maximize", "minimize", "minimize"][: len(objectives)]
+    study = optuna.create_study(directions=directions)
+    names = ["val_score", "equivariance_error", "step_time"][: len(objectives)]
+    trials = []
+    for number, row in enumerate(values):
+        study.add_trial(optuna.trial.create_trial(values=list(row)))
+        trials.append(Trial(number, {}, False, False, 8, dict(zip(names, map(float, row), strict=True)), None))
+    front = {each.number for each in pareto_front(trials, objectives)}
+    assert front == {each.number for each in study.best_trials}
+    assert 1 < len(front) < 60
+
+
+def _studies(num_trials: int) -> optuna.Study:
+    """A score that hangs on ``big`` alone."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    generator = np.random.default_rng(0)
+    space = {name: optuna.distributions.FloatDistribution(0, 1) for name in ("big", "small")}
+    for _ in range(num_trials):
+        params = {name: float(generator.uniform()) for name in space}
+        values = [10 * params["big"], params["small"]]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, values=values))
+    return study
+
+
+def test_figures_are_drawn_where_there_are_trials_enough(tmp_path: Path) -> None:
+    study = _studies(12)
+    assert save_figures(tmp_path, study, study, ["score", "equivariance_error"], "PSNR, dB") == []
+    for name in ("importances", "slices", "pareto"):
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        assert pixels.min() < 100
+        assert min(pixels.shape) > 200
+
+
+def test_too_few_trials_give_a_line_and_no_figure(tmp_path: Path) -> None:
+    study = _studies(1)
+    lines = save_figures(tmp_path, study, study, ["score", "equivariance_error"], "PSNR, dB")
+    assert [line.split(":")[0] for line in lines] == ["no importances.png", "no slices.png"]
+    few = _studies(LEAST - 1)
+    assert [line.split(":")[0] for line in save_figures(tmp_path, few, few, ["score", "equivariance_error"], "")] == [
+        "no importances.png"
+    ]
+    assert not (tmp_path / "importances.png").exists()
