@@ -109,7 +109,7 @@ def submit(
     address: Annotated[
         str | None, typer.Option(help="of the dashboard, http://HOST:8265; else RAY_ADDRESS, else cluster.address")
     ] = None,
-    folder: Annotated[str, typer.Option(help="on the cluster's head, where data and results stay")] = "~/eqreg",
+    workdir: Annotated[str, typer.Option(help="folder of the cluster's head, where data and results stay")] = "~/eqreg",
     follow: Annotated[str, typer.Option(metavar="JOB", help="only follow a job that was sent before")] = "",
     stop: Annotated[str, typer.Option(metavar="JOB", help="only stop a job")] = "",
 ) -> None:
@@ -121,7 +121,7 @@ def submit(
     if stop:
         jobs.stop(stop, address)
         return
-    code = jobs.follow(follow, address) if follow else jobs.submit(stage, address, folder)
+    code = jobs.follow(follow, address) if follow else jobs.submit(stage, address, workdir)
     raise typer.Exit(code)
 
 

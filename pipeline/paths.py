@@ -18,6 +18,7 @@ TUNE = Path("results/tune")
 TRAIN = Path("results/train")
 EVALUATE = Path("results/evaluate")
 REGISTER = Path("results/register")
+ABLATE = Path("results/ablate")
 SCRATCH = Path(".eqreg")
 
 MANIFEST = RAW / "manifest.json"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psutil
 import ray
+import torch.distributed as dist
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -31,7 +33,41 @@ class MeetingBackend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: MeetingConfig) -> None:
         worker_group.execute(meet_on, backend_config.interface)
-        super().on_start(worker_group, backend_config)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        host, port = worker_group.execute_single(0, open_store)
+        size, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, join, backend_config.backend, host, port, rank, size, timeout)
+                for rank in range(size)
+            ]
+        )
+
+
+_stores: list[dist.TCPStore] = []  # of this process, for as long as it lives
+
+
+def open_store() -> tuple[str, int]:
+    """Opens the store of a process group at this node's address, and at no other: torch's own listens on all of them.
+
+    Returns:
+        Address and port.
+    """
+    host = ray.util.get_node_ip_address()
+    listening = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listening.getsockname()[1]
+    _stores.append(
+        dist.TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach(), use_libuv=False
+        )
+    )
+    return host, port
+
+
+def join(backend: str, host: str, port: int, rank: int, size: int, timeout: timedelta) -> None:
+    """Makes this process a member of the group whose store is there."""
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def meet_on(interface: str) -> None:

@@ -88,7 +88,7 @@ def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
     wait_for(lambda: has_compared(workspace, 2), 240)
     everyone = descendants(first.pid)
     first.kill()
-    psutil.wait_procs(everyone, timeout=30)  # its trials end when they miss it
+    psutil.wait_procs(everyone, timeout=10)  # its trials end when they miss it
     before = {t.number: t.datetime_complete for t in trials_of(workspace, "seed") if t.state.is_finished()}
     chosen_before = [trial.datetime_complete for trial in trials_of(workspace, "equivariance.weight")]
     assert not (workspace.folder / "results/ablate").exists()

@@ -123,13 +123,26 @@ def test_repro_runs_dvc_in_the_folder_and_does_nothing_twice(
     assert "Running stage" not in second
 
 
+_ENDLESS = """
+import time
+
+check = None
+
+def fetch(params):
+    print("waiting", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("cleared up", flush=True)
+"""
+
+
 @pytest.fixture
-def endless(sender: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A checkout whose `fetch` never ends, and says so when it is interrupted."""
     workspace = Workspace(tmp_path_factory.mktemp("endless"))
     command = workspace.folder / "pipeline/fetch.py"
-    text = "import time\ncheck = None\n\ndef fetch(params):\n    print('waiting', flush=True)\n    try:\n        time.sleep(600)\n"
-    command.write_text(text + "    finally:\n        print('cleared up', flush=True)\n")
+    command.write_text(_ENDLESS)
     return workspace
 
 
@@ -188,10 +201,12 @@ WRONG_CLIENTS = {
 }
 
 
-@pytest.mark.parametrize("who", WRONG_CLIENTS)
-@pytest.mark.parametrize("by", ["dashboard", "cluster"])
+@pytest.mark.parametrize(
+    ("by", "who"),
+    [*(("dashboard", who) for who in WRONG_CLIENTS), ("cluster", "a wrong token"), ("cluster", "no token")],
+)
 def test_a_client_without_the_token_is_refused_with_the_remedy(
-    cluster: OwnCluster, sender: Workspace, tmp_path: Path, who: str, by: str
+    cluster: OwnCluster, sender: Workspace, tmp_path: Path, by: str, who: str
 ) -> None:
     changes, message = WRONG_CLIENTS[who]
     environment = {key: value for key, value in cluster.environment(**changes).items() if value}

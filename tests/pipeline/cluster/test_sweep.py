@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -18,6 +19,7 @@ from pipeline.cluster.study_storage import StudyStorage
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 STEPS, GRACE = 120, 20
+Start = Callable[[], subprocess.Popen[str]]
 
 pytestmark = pytest.mark.end_to_end
 
@@ -25,10 +27,24 @@ pytestmark = pytest.mark.end_to_end
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     changes = {"tune.steps": STEPS, "tune.grace_steps": GRACE, "tune.concurrent": 1, "tune.trials": 3}
-    made = Workspace(tmp_path_factory.mktemp("sweeping"), {**changes, "train.batch_size": 64})
+    made = Workspace(tmp_path_factory.mktemp("sweeping"), {**changes, "train.batch_size": 32})
     made.run("eqreg", "fetch")
     made.run("eqreg", "preprocess")
     return made
+
+
+@pytest.fixture
+def start(workspace: Workspace) -> Iterator[Start]:
+    """Starts a sweep; none outlives the test."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin() -> subprocess.Popen[str]:
+        begun.append(workspace.start("eqreg", "tune"))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
 
 
 def trials_of(workspace: Workspace, study: str, address: str | None = None) -> list[optuna.trial.FrozenTrial]:
@@ -106,14 +122,14 @@ def trial_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(workspace: Workspace) -> None:
+def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(workspace: Workspace, start: Start) -> None:
     workspace.set({"tune.study": "whole"})
     workspace.run("eqreg", "tune")
     whole = trials_of(workspace, "whole")
     table = (workspace.folder / "results/tune/trials.csv").read_bytes()
 
     workspace.set({"tune.study": "broken"})
-    first = workspace.start("eqreg", "tune")
+    first = start()
     output: list[str] = []
     reader = threading.Thread(target=lambda: output.append(first.communicate()[0]))
     reader.start()
@@ -157,10 +173,10 @@ def test_trials_can_be_added_later(workspace: Workspace) -> None:
 
 
 def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
-    workspace: Workspace, postgres: str
+    workspace: Workspace, postgres: str, start: Start
 ) -> None:
     workspace.set({"tune.study": "shared", "tune.study_storage": postgres, "tune.trials": 4})
-    both = [workspace.start("eqreg", "tune") for _ in range(2)]
+    both = [start() for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     workspace.set({"tune.study_storage": None, "tune.trials": 3})
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -175,17 +191,19 @@ def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
     assert numbers == [str(number) for number in range(5)]
 
 
-def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(workspace: Workspace) -> None:
+def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
+    workspace: Workspace, start: Start
+) -> None:
     arms = {
         "good": {"seed": 1},
         "diverging": {"train.learning_rate": 1e30, "train.gradient_clip": 1e30},
         "too_large": {"network.width": 400_000},
-        "killed": {"train.batch_size": 512},
+        "killed": {"train.batch_size": 256, "equivariance.weight": 0.0},  # never stopped early
     }
     space = {"search": "grid", "arm": {"variants": arms}}
     (workspace.folder / "tune_spaces/failing.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     workspace.set({"tune.study": "failing", "tune.space": "failing", "tune.trials": 4, "cluster.max_failures": 0})
-    process = workspace.start("eqreg", "tune")
+    process = start()
     wait_for(has_reached(workspace, "failing", 3, GRACE), 120)
     for victim in trial_processes(process):
         victim.kill()
