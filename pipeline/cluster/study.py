@@ -186,7 +186,7 @@ class Study:
             number: of the trial.
             rows: (step, metrics) of each report.
             resumed_at: after how many steps it went on from a checkpoint just now; 0 if it did not.
-            clock: when its process began to train, and until when it has: seconds of that machine's clock.
+            clock: when its process began to train, until when it has, and seconds of it that went to something else.
 
         Returns:
             "lost": the trial is no longer this driver's.

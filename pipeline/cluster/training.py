@@ -12,7 +12,8 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import ray.train
 import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -106,13 +108,32 @@ def train_on_cluster(
             callbacks=[_Watcher(mailbox)],
         ),
     )
-    _Listener(run, report, notice).follow(trainer, mailbox)
+    with _known_address():
+        _Listener(run, report, notice).follow(trainer, mailbox)
     found = run.checkpoints().newest()
     if found is None or found[0] != job.params.train.steps:
         raise UserError(
             f"{run.place.address}: training ended, but its last checkpoint is not there; run the stage again"
         )
     return found[1]
+
+
+@contextmanager
+def _known_address() -> Iterator[None]:
+    """Tells Ray's own actors of a run which cluster is theirs.
+
+    The one that frees the workers' room when a trial is stopped asks the dashboard, finds none where several Rays are
+    on a machine, and then the room is never free again (Ray 2.60).
+    """
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_ADDRESS")
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def _scaling(run: TrainingRun) -> ray.train.ScalingConfig:
@@ -265,11 +286,10 @@ class _Listener:
     def _mind_the_wait(self) -> None:
         waited = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
         if waited > self._run.cluster.wait_s:
-            least, each = self._run.num_workers[0], self._run.each
+            seconds, least, each = self._run.cluster.wait_s, self._run.num_workers[0], self._run.each
             raise UserError(
-                f"cluster.wait_s: {least} workers with {each} each did not start in {self._run.cluster.wait_s} s; there "
-                f"is {_free()} free\nwait for others to end, use fewer workers or more nodes; a run goes on from its last "
-                "checkpoint"
+                f"cluster.wait_s: {least} workers with {each} each did not start in {seconds} s; there is {_free()} free\n"
+                "wait for others to end, use fewer workers or more nodes; a run goes on from its last checkpoint"
             )
 
     def _failure(self, error: BaseException) -> BaseException:

@@ -10,6 +10,8 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +37,27 @@ class Teller:
 
     Attributes:
         began: when the training began, seconds of this machine's clock.
+        aside: seconds since then that went to telling, and to keeping checkpoints.
     """
 
     def __init__(self) -> None:
-        self.began = time.time()
+        self.began, self.aside = time.time(), 0.0
 
     def __call__(self, rows: Rows, resumed_at: int = 0, **ending: Any) -> None:
         """Tells rows, and after which step the trial goes on if it was begun before."""
         import ray.tune
 
-        told = {"rows": [list(row) for row in rows], "resumed_at": resumed_at, "clock": [self.began, time.time()]}
-        ray.tune.report(told | ending)
+        clock = [self.began, time.time(), self.aside]
+        told = {"rows": [list(row) for row in rows], "resumed_at": resumed_at, "clock": clock}
+        with self.not_training():
+            ray.tune.report(told | ending)
+
+    @contextmanager
+    def not_training(self) -> Iterator[None]:
+        """Counts the time of the block as ``aside``."""
+        start = time.time()
+        yield
+        self.aside += time.time() - start
 
 
 @dataclass(frozen=True)
@@ -149,9 +161,10 @@ def _train_here(number: int, job: TrainingJob, task: TrialTask, tell: Teller) ->
         tell([_row(entry) for entry in earlier.history], kept[0])
 
     def checkpoint(state: TrainingState, metrics: Metrics) -> None:
-        checkpoints.save(state.step, state.to_bytes(), metrics.get("val_score"))
+        with tell.not_training():
+            checkpoints.save(state.step, state.to_bytes(), metrics.get("val_score"))
 
-    tell.began = time.time()
+    tell.began, tell.aside = time.time(), 0.0
     return job.run(lambda step, metrics: tell([(step, metrics)]), checkpoint, kept[1] if kept else None)
 
 
@@ -171,6 +184,7 @@ def _train_on_workers(number: int, job: TrainingJob, task: TrialTask, tell: Tell
     )
     if kept := run.checkpoints().newest():
         tell([], kept[0])  # what came before, its first worker tells
+    tell.began, tell.aside = time.time(), 0.0
     try:
         data = train_on_cluster(job, run, lambda step, metrics: tell([(step, metrics)]))
     finally:

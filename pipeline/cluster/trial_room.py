@@ -18,8 +18,12 @@ class TrialRoom:
     concurrent: int
 
     def as_ray(self) -> dict[str, float]:
-        """What Ray sets aside for the trial itself: of several workers, it only waits for them."""
-        return self.each.as_ray() if self.num_workers == 1 else {"CPU": 0.001}
+        """What Ray sets aside for the trial itself.
+
+        Of several workers it only waits for them, beside Ray's head and without a core: part of one would be missing
+        where workers take all.
+        """
+        return self.each.as_ray() if self.num_workers == 1 else {"node:__internal_head__": 0.001}
 
 
 def find_room(cluster: Cluster, num_workers: int, gpu_share: float, concurrent: int | str) -> TrialRoom:

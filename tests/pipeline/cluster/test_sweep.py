@@ -218,3 +218,23 @@ def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
     assert statuses(workspace, "failing") == {"FINISHED": 2, "FAILED": 3}
     best = yaml.safe_load((workspace.folder / "results/tune/best.yaml").read_text())
     assert best["params"] == {"seed": 1}
+
+
+def test_trials_of_several_workers_train_together_and_may_be_stopped(workspace: Workspace) -> None:
+    arms = {name: {"train.learning_rate": rate} for name, rate in (("good", 5e-3), ("bad", 1e-6), ("better", 1e-2))}
+    space = {"search": "grid", "arm": {"variants": arms}}
+    (workspace.folder / "tune_spaces/rates.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    changes = {"tune.steps": 16, "tune.grace_steps": 4, "tune.space": "rates", "network.norm": "none"}
+    workspace.set({**changes, "tune.study": "workers", "tune.num_workers": 2})
+    workspace.run("eqreg", "tune")
+    workspace.set({"tune.study": "alone", "tune.num_workers": 1})
+    workspace.run("eqreg", "tune")
+    together, alone = trials_of(workspace, "workers"), trials_of(workspace, "alone")
+    assert [trial.state.name for trial in together] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    for one, other in zip(together, alone, strict=True):  # the global batch is the same, and so is what is learnt
+        assert one.state == other.state
+        scores, same_scores = (
+            {step: score for step, score, _ in trial.user_attrs["progress"]["scores"]} for trial in (one, other)
+        )
+        assert scores == pytest.approx(same_scores, abs=1e-3)
+    assert not list((workspace.folder / ".eqreg").rglob("*.pt"))
