@@ -2,12 +2,12 @@
 
     python -m benchmarks.scaling [--rounds 5] [--steps 12]
 
-Measured: the default training step (U-Net, penalty as in params.yaml) in processes of one thread each that average their
-gradients by gloo over loopback, for the same global batch (strong) and for the same images a worker (weak); rounds of 1
-and 2 workers alternate, medians. Efficiency is images a second of 2 workers / (2 x those of 1 worker).
+Measured: the default training step (U-Net, penalty as in params.yaml) in processes of one thread each that average
+their gradients by gloo over loopback, for the same global batch (strong) and for the same images a worker (weak);
+rounds of 1 and 2 workers alternate, medians. Efficiency is images a second of 2 workers / (2 x those of 1 worker).
 
-On paper: floating-point operations a step (counted by torch) and the bytes of an all-reduce (counted), on GPUs and links
-whose figures are assumptions, printed with the result. The two efficiencies are those without and with all of the
+On paper: floating-point operations a step (counted by torch) and the bytes of an all-reduce (counted), on GPUs and
+links whose figures are assumptions, printed with the result. The two efficiencies are those without and with all of the
 communication hidden behind the backward pass. Nothing of that part was run.
 """
 

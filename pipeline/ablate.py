@@ -22,18 +22,16 @@ from pipeline.job import TrainingJob
 from pipeline.lineage import trace
 from pipeline.measure import layer_names
 from pipeline.params import Params, check_params, read_values, set_value
-from pipeline.paths import PACKED, PARAMS, existing, replaced_folder
+from pipeline.paths import ABLATE, PACKED, PARAMS, existing, replaced_folder
 from pipeline.spaces import Space, load_space
 from pipeline.storage.delivery import Delivery, deliver
 from pipeline.storage.places import open_place
 from pipeline.tracking.store import Store
 from pipeline.tracking.sweeps import SweepLog
-from pipeline.tune import _interrupts_first, sweep_settings
+from pipeline.tune import interrupts_first, sweep_settings
 
 if TYPE_CHECKING:
     from pipeline.cluster.study import Trial
-
-ABLATE = Path("results/ablate")
 
 
 def ablate(params: Params) -> None:
@@ -48,10 +46,15 @@ def ablate(params: Params) -> None:
     images = _images_a_step(arms, values, job.packed, origin)
     open_place(sweep_settings(params).storage).check()
     delivery = deliver(PACKED, params.cluster.storage, params.cluster.cache)
-    with _interrupts_first(), ExitStack() as stack:
+    with interrupts_first(), ExitStack() as stack:
         phases = _Phases(params, values, delivery, stack)
         table, seeds = _run(params, values, space, arms, phases)
-        rows = next(rows for arm in table for rows in arm.rows.values())
+        if not (measured := [rows for arm in table for rows in arm.rows.values()]):
+            raise UserError(
+                "ablate: what its runs have measured is no longer in cluster.storage: set it to where it was, or name "
+                "another tune.study"
+            )
+        rows = measured[0]
         columns, conditions = columns_of(rows, job.task), conditions_of(params, images, seeds)
         with replaced_folder(ABLATE) as folder:
             write_ablation(folder, table, columns, conditions)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +56,23 @@ def train() -> None:
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
     # Made first: a place that cannot be written is noticed before training.
-    with replaced_folder(TRAIN) as folder:
-        with store.ended_if_broken_off([run_id]), progress() as bars, ray_session(params.cluster, dashboard=False):
+    with replaced_folder(TRAIN) as folder, store.ended_if_broken_off([run_id]), ExitStack() as alone:
+        with progress() as bars, ray_session(params.cluster, dashboard=False):
             run = _prepare(job, lineage, delivery, place)
+            alone.enter_context(_alone(run))
+            _forget_finished(run)
             data = _follow(job, run, bars, _History(store, run_id))
         state = job.state(Worker(0, 1, torch.device("cpu")))
         state.from_bytes(data)
         _write(folder, job, run.num_workers, lineage, state, resolved)
-    place.write(f"{run.prefix}/{_FINISHED}", b"")
+        place.write(f"{run.prefix}/{_FINISHED}", b"")
     final = state.history[-1]
     score = f"validation {job.task.score.title} {final['val_score']:.2f}"
     console.print(f"{params.train.steps} steps with {_worded(run.num_workers)} workers, {score}")
 
 
 def _prepare(job: TrainingJob, lineage: Lineage, delivery: Delivery, place: Place) -> TrainingRun:
-    """How the job is run on the cluster that is connected; a finished run of the same name is forgotten."""
+    """How the job is run on the cluster that is connected."""
     from pipeline.cluster.room import can_grow, check_room, living_nodes, resolve_workers, worker_resources
     from pipeline.cluster.training import TrainingRun
 
@@ -80,7 +85,7 @@ def _prepare(job: TrainingJob, lineage: Lineage, delivery: Delivery, place: Plac
     if params.network.norm == "batch" and most > 1:
         console.print(f"network.norm: batch: other numbers of workers than {_worded((least, most))} give other results")
     prefix = f"train/{_name(job, lineage, (least, most))}"
-    run = TrainingRun(
+    return TrainingRun(
         f"{prefix.rpartition('/')[2]}-{uuid.uuid4().hex[:8]}",
         (least, most),
         each,
@@ -91,10 +96,26 @@ def _prepare(job: TrainingJob, lineage: Lineage, delivery: Delivery, place: Plac
         params.train.keep_best,
         (SCRATCH / "ray").resolve(),
     )
-    if f"{prefix}/{_FINISHED}" in place.names(prefix):
+
+
+@contextmanager
+def _alone(run: TrainingRun) -> Iterator[None]:
+    """Refuses a second command that trains the same from this folder, where the two would undo each other's work."""
+    path = SCRATCH / f"{run.prefix}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another command trains with the same params; wait for it to end") from None
+        yield
+
+
+def _forget_finished(run: TrainingRun) -> None:
+    """A run that had come to its end begins anew."""
+    if f"{run.prefix}/{_FINISHED}" in run.place.names(run.prefix):
         run.checkpoints().discard()
-        place.delete(f"{prefix}/{_FINISHED}")
-    return run
+        run.place.delete(f"{run.prefix}/{_FINISHED}")
 
 
 def _name(job: TrainingJob, lineage: Lineage, num_workers: tuple[int, int]) -> str:

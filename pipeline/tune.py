@@ -48,7 +48,7 @@ def tune(params: Params) -> None:
     open_place(settings.storage).check()
     delivery = deliver(PACKED, params.cluster.storage, params.cluster.cache)
     values = trial_values(values, params)
-    with _interrupts_first():
+    with interrupts_first():
         from pipeline.cluster.sweep import open_study
 
         study = open_study(values, delivery.hash, space, settings)
@@ -158,7 +158,7 @@ def _layers(job: TrainingJob) -> list[str]:
 
 
 @contextmanager
-def _interrupts_first() -> Iterator[None]:
+def interrupts_first() -> Iterator[None]:
     """Whatever else breaks in consequence of Ctrl-C or SIGTERM, it is Ctrl-C that ends the block."""
     if threading.current_thread() is not threading.main_thread():
         yield

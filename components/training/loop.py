@@ -43,7 +43,7 @@ class Listeners:
 
     Attributes:
         report: (steps done, metrics); rank 0 alone need act.
-        checkpoint: called with the metrics of the last report when a checkpoint is due, to save ``state``.
+        checkpoint: called when a checkpoint is due, to save ``state``, with the metrics of this step if it reports.
         validate: (averaged network) -> metrics, the same on every worker.
     """
 
@@ -89,7 +89,7 @@ def train(
                 state.history.append({"step": state.step, **metrics})
                 listeners.report(state.step, metrics)
             if settings.is_due(settings.checkpoint_every, step):
-                listeners.checkpoint(state, metrics)
+                listeners.checkpoint(state, metrics if is_reporting else {})
             if is_reporting:
                 clock, clock_step = time.perf_counter(), state.step
 

@@ -14,7 +14,7 @@ from statistics import median
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.meeting import meet_on
+from pipeline.cluster.meeting import join, meet_on, open_store
 
 MIB = 32
 ROUNDS = 5
@@ -33,15 +33,14 @@ class _End:
     """One of two processes. An actor: its methods run in turn on its node."""
 
     def prepare(self, address: str, interface: str) -> int:
-        """Sets the interface; gives a port that is free at the node's address."""
+        """Sets the interface; opens a store for the two to meet, at the node's address alone, and gives its port."""
         meet_on(interface)
         chosen, known = os.environ.get("GLOO_SOCKET_IFNAME"), [name for _, name in socket.if_nameindex()]
         if chosen is None:
             raise ValueError(f"no network interface has its address {address} (there are {', '.join(known)})")
         if chosen not in known:
             raise ValueError(f"no network interface is called {chosen} (there are {', '.join(known)})")
-        with socket.create_server((address, 0)) as listener:
-            return int(listener.getsockname()[1])
+        return open_store()[1]
 
     def measure(self, rank: int, host: str, port: int, timeout: float) -> float:
         """MB/s sent by this process: the median of several rounds after a first."""
@@ -49,9 +48,7 @@ class _End:
         import torch.distributed
 
         torch.set_num_threads(1)
-        torch.distributed.init_process_group(
-            "gloo", f"tcp://{host}:{port}", timedelta(seconds=timeout), world_size=2, rank=rank
-        )
+        join("gloo", host, port, rank, 2, timedelta(seconds=timeout))
         numbers = torch.ones(MIB << 18)  # of 4 bytes each
         seconds = []
         for _ in range(1 + ROUNDS):

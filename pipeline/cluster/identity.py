@@ -11,9 +11,17 @@ from pipeline.code_hash import code_hash
 from pipeline.spaces import WEIGHT, Space
 
 # Beside what decides a training.
-_CODE = ("cluster/asha.py", "cluster/study.py", "cluster/trial.py", "distributions.py", "measure.py", "spaces.py")
+_CODE = (
+    "cluster/asha.py",
+    "cluster/study.py",
+    "cluster/trial.py",
+    "distributions.py",
+    "measure.py",
+    "space_parsing.py",
+    "spaces.py",
+)
 # Of train: what changes how a run is carried out, and not what comes of it.
-_CARRIED_OUT = ("num_workers", "keep_best", "images_at_once")
+_CARRIED_OUT = ("num_workers", "keep_best")
 
 
 def study_identity(

@@ -54,8 +54,11 @@ def resolve_workers(chosen: int | str | tuple[int, int], nodes: Sequence[Node]) 
         return chosen
     if isinstance(chosen, str):
         gpus = int(sum(node.get("GPU", 0.0) for node in nodes))
-        without = min(2, int(nodes[0].get("CPU", 1.0))) if len(nodes) == 1 else len(nodes)
-        chosen = max(1, gpus or without)
+        useful = [node for node in nodes if node.get("CPU", 0.0) >= 1]  # a head is often left without
+        if not useful:
+            raise UserError("train.num_workers: auto: no node of the cluster has a CPU yet: give a number")
+        without = min(2, int(useful[0]["CPU"])) if len(useful) == 1 else len(useful)
+        chosen = gpus or without
     return chosen, chosen
 
 

@@ -36,10 +36,11 @@ _DRIVER_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its handler ends a sweep on Ctrl-C as if it had been completed
     "RAY_DISABLE_METRICS_COLLECTION": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",  # it would show the arguments of workers, with credentials among them
 }
 # The user's settings that workers on other machines must have, too.
-_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL|EQREG|MLFLOW)_\w+|AWS_(REGION|DEFAULT_REGION|ENDPOINT_URL\w*)")
-_SECRET = re.compile(r"(AWS|MLFLOW_TRACKING|PG)_?\w+")
+_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL|EQREG)_\w+|AWS_(REGION|DEFAULT_REGION)")
+_SECRET = re.compile(r"(AWS|MLFLOW_(TRACKING|REGISTRY))_\w+|PG[A-Z]+")
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     """
     address = cluster.address
     environment = _WORKER_ENVIRONMENT | {
-        name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name) and not _is_secret(name)
+        name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name)
     }
     runtime: dict[str, Any] = {"env_vars": environment}
     if address == "local":
@@ -90,7 +91,7 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
 
 
 def secret_environment() -> dict[str, str]:
-    """Credentials of this process for storage and tracking.
+    """Credentials and addresses of this process for storage and tracking; an address may hold a password.
 
     Workers get them as arguments, which Ray shows nobody; its runtime environment is on the dashboard and in its logs.
     """
@@ -98,7 +99,7 @@ def secret_environment() -> dict[str, str]:
 
 
 def _is_secret(name: str) -> bool:
-    return bool(_SECRET.fullmatch(name)) and not name.startswith(("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT"))
+    return bool(_SECRET.fullmatch(name)) and not _FORWARDED.fullmatch(name)
 
 
 def _reach(address: str) -> None:

@@ -244,8 +244,8 @@ class _Desk:
 
     def _end(self, number: int, end: Callable[[], None]) -> None:
         end()
-        self._task.checkpoints(number).discard()
         self._on_result(self._study.trial(number), [])
+        self._task.checkpoints(number).discard()
 
 
 class _Search(Searcher):

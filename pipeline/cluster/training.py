@@ -33,7 +33,7 @@ from components.training.worker import Worker
 from pipeline.cluster.meeting import MeetingConfig
 from pipeline.cluster.room import WorkerResources
 from pipeline.cluster.session import secret_environment
-from pipeline.errors import UserError
+from pipeline.errors import NoRoomError, UserError
 from pipeline.job import TrainingJob
 from pipeline.params import Cluster, check_params
 from pipeline.storage.checkpoints import Checkpoints
@@ -154,6 +154,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     mailbox: Queue = config["mailbox"]
     worker = Worker.current()
     is_first = worker.rank == 0
+    if is_first:
+        mailbox.put(("arrived", None))
     if worker.device.type == "cpu":
         torch.set_num_threads(run.each.threads)
     problems = worker.from_all(_obstacle(run, config["versions"]))
@@ -268,13 +270,14 @@ class _Listener:
     def _hear(self, kind: str, content: Any) -> None:
         if kind == "report":
             self._report(*content)
+        elif kind == "arrived":  # what they fetch first may take its time
+            self._waiting_since = None
         elif kind == "started":
             number, step, damaged = content
             for name in damaged:
                 self._notice(f"{name}: damaged; an older checkpoint is used")
             if step or self._num_starts:
                 self._notice(f"{number} workers go on after step {step}")
-            self._waiting_since = None
             self._num_starts += 1
         elif kind == "lost":
             self._notice(f"lost: {content}")
@@ -287,8 +290,9 @@ class _Listener:
         waited = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
         if waited > self._run.cluster.wait_s:
             seconds, least, each = self._run.cluster.wait_s, self._run.num_workers[0], self._run.each
-            raise UserError(
-                f"cluster.wait_s: {least} workers with {each} each did not start in {seconds} s; there is {_free()} free\n"
+            raise NoRoomError(
+                f"cluster.wait_s: {least} workers with {each} each did not start in {seconds} s; "
+                f"there is {_free()} free\n"
                 "wait for others to end, use fewer workers or more nodes; a run goes on from its last checkpoint"
             )
 

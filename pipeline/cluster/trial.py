@@ -22,6 +22,7 @@ from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from components.training.worker import Worker
 from pipeline.cluster.room import WorkerResources
+from pipeline.errors import NoRoomError
 from pipeline.job import TrainingJob
 from pipeline.params import check_params, set_value
 from pipeline.storage.checkpoints import Checkpoints
@@ -126,6 +127,8 @@ def run_trial(config: dict[str, Any], task: TrialTask) -> None:
     try:
         metrics = _train(config["number"], json.loads(config["params"]), task, tell)
     except Exception as error:
+        if isinstance(error, NoRoomError):
+            raise  # others had the room: Ray runs the trial again, cluster.max_failures times
         tell([], failure=reason(error))
     else:
         tell([], end=[metrics])
@@ -180,7 +183,7 @@ def _train_on_workers(number: int, job: TrainingJob, task: TrialTask, tell: Tell
         place=task.place,
         prefix=task.prefix_of(number),
         keep_best=0,
-        scratch=Path(tempfile.mkdtemp(prefix="eqreg-trial-")),
+        scratch=Path(tempfile.mkdtemp(prefix="eqreg-trial-", dir=Path.cwd())),
     )
     if kept := run.checkpoints().newest():
         tell([], kept[0])  # what came before, its first worker tells

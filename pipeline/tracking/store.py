@@ -90,12 +90,6 @@ class Store:
             return str(found.info.run_id)
         return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
 
-    def delete_trials(self, parent: str) -> None:
-        """Deletes the runs nested under a parent run."""
-        with answering(self.uri):
-            for run in self.client.search_runs([self.experiment_id], f"tags.`{PARENT_TAG}` = '{parent}'"):
-                self.client.delete_run(run.info.run_id)
-
     def log_params(self, run_id: str, values: Mapping[str, Any], resolved: str) -> None:
         """Logs what a run was made with, once: nested values under dotted keys, and the same as ``params.yaml``."""
         from mlflow.entities import Param

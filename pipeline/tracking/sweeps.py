@@ -39,9 +39,9 @@ class SweepLog:
         self, store: Store, lineage: Mapping[str, str], name: str, key: str, locked: AbstractContextManager[None]
     ) -> None:
         self._store, self._lineage, self._key = store, lineage, key
-        parent = store.parent_run(lineage)
         tags = {_KIND: "sweep", _STUDY: key}
         with locked:
+            parent = store.parent_run(lineage)
             found = store.find(tags)
             self.run_id = str(found.info.run_id) if found else store.begin(f"sweep-{name}", {**lineage, **tags}, {})
         # A trial that was added has another lineage: the sweep moves to the newest.

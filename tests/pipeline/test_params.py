@@ -94,10 +94,10 @@ def _section(values: dict[str, Any], sections: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.num_workers", "all", "'all': use auto or a whole number of at least 1"),
-        ("train.num_workers", 0, "0: use auto or a whole number of at least 1"),
-        ("train.num_workers", True, "True: use auto or a whole number of at least 1"),
-        ("train.num_workers", 1.5, "1.5: use auto or a whole number of at least 1"),
+        ("train.num_workers", "all", "'all': use auto or a whole number of at least 1 or a range [least, most]"),
+        ("train.num_workers", 0, "0: use auto or a whole number of at least 1 or a range [least, most]"),
+        ("train.num_workers", True, "True: use auto or a whole number of at least 1 or a range [least, most]"),
+        ("train.num_workers", 1.5, "1.5: use auto or a whole number of at least 1 or a range [least, most]"),
         ("train.batch_size", "16", "'16': use a whole number of at least 1"),
         ("train.steps", True, "True: use a whole number of at least 1"),
         ("train.steps", 10.0, "10.0: use a whole number of at least 1"),
@@ -221,7 +221,8 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ({"tune.steps": 40, "tune.grace_steps": 40}, ["tune.grace_steps: 40", "tune.steps 40", "less than 40"]),
         ({"evaluate.tile": 64, "evaluate.overlap": 64}, ["evaluate.overlap: 64", "less than evaluate.tile 64"]),
         ({"preprocess.remaining": {"val": 0.5, "test": 0.5}}, ["preprocess.remaining", "below 1"]),
-        ({"train.batch_size": 16, "train.num_workers": 3}, ["train.batch_size: 16", "do not divide by 3 workers"]),
+        ({"train.batch_size": 16, "train.num_workers": 5}, ["train.batch_size: 16", "too few for 5 workers"]),
+        ({"train.batch_size": 16, "train.num_workers": [4, 5]}, ["train.batch_size: 16", "too few for 5 workers"]),
         (
             {"train.batch_size": 16, "equivariance.pair_fraction": 0.3},
             ["equivariance.pair_fraction: 0.3", "4.8 pairs", "use 0.3125"],

@@ -221,10 +221,10 @@ def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
 
 
 def test_trials_of_several_workers_train_together_and_may_be_stopped(workspace: Workspace) -> None:
-    arms = {name: {"train.learning_rate": rate} for name, rate in (("good", 5e-3), ("bad", 1e-6), ("better", 1e-2))}
+    arms = {"good": {"seed": 0}, "bad": {"train.learning_rate": 1e-6}, "after": {"equivariance.weight": 0.0}}
     space = {"search": "grid", "arm": {"variants": arms}}
-    (workspace.folder / "tune_spaces/rates.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
-    changes = {"tune.steps": 16, "tune.grace_steps": 4, "tune.space": "rates", "network.norm": "none"}
+    (workspace.folder / "tune_spaces/stopping.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    changes = {"tune.steps": 16, "tune.grace_steps": 4, "tune.space": "stopping", "network.norm": "none"}
     workspace.set({**changes, "tune.study": "workers", "tune.num_workers": 2})
     workspace.run("eqreg", "tune")
     workspace.set({"tune.study": "alone", "tune.num_workers": 1})
