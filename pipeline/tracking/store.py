@@ -154,7 +154,7 @@ class Store:
         try:
             yield
         except BaseException as error:
-            with suppress(UserError):  # the error on its way may be that the store does not answer
+            with suppress(Exception):  # the error on its way may be that the store does not answer
                 for run_id in run_ids:
                     self.end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise

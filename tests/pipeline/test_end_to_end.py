@@ -82,11 +82,12 @@ def test_a_second_repro_changes_nothing(workspace: Workspace) -> None:
     ) == before
 
 
-def test_trials_are_nested_under_the_one_parent_run(workspace: Workspace) -> None:
+def test_trials_are_nested_under_their_sweep_and_that_under_the_one_pipeline_run(workspace: Workspace) -> None:
     parents = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")
+    sweeps = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'sweep'")
     nested = rows(workspace, "select value from tags where key = 'mlflow.parentRunId'")
-    assert len(parents) == 1
-    assert nested == parents * 3
+    assert len(parents) == len(sweeps) == 1
+    assert sorted(nested) == sorted(parents + sweeps * 3)
     assert rows(workspace, "select count(*) from tags where key = 'eqreg.git_commit'")[0][0] >= 4
 
 
