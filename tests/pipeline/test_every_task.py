@@ -17,10 +17,10 @@ from components.training.loop import Metrics
 from components.training.state import TrainingState
 from pipeline.evaluate import evaluate
 from pipeline.fetch import fetch
-from pipeline.job import TrainingJob, load_model, save_model
+from pipeline.job import TrainingJob, load_model
 from pipeline.lineage import trace
 from pipeline.params import load_params
-from pipeline.paths import EVALUATE, MODEL, PACKED, SCRATCH, TRAIN, replaced_folder
+from pipeline.paths import EVALUATE, MODEL, PACKED, TRAIN, replaced_folder
 from pipeline.preprocess import preprocess
 from pipeline.resolve import resolve
 from pipeline.summary import summary
@@ -115,7 +115,7 @@ def test_a_task_runs_from_files_to_figures(name: str, project: Project, store: S
         assert len(pack) >= 1
 
     job = TrainingJob(params, PACKED.resolve())
-    job.check(num_workers=1)
+    job.check([1])
     history: dict[int, Metrics] = {}
 
     def report(step: int, metrics: Metrics) -> None:
@@ -129,11 +129,8 @@ def test_a_task_runs_from_files_to_figures(name: str, project: Project, store: S
     assert {"val_score", "penalty", "task_loss"} <= history[4].keys()
 
     lineage = trace(params)
-    SCRATCH.mkdir(exist_ok=True)
     with replaced_folder(TRAIN) as folder:
-        metadata = {"network": job.network_settings(), "task": name, "lineage": lineage.tags()}
-        save_model(SCRATCH / MODEL.name, state.averaged.module, metadata)
-        write_results(folder, job, 1, lineage, history, resolve())
+        write_results(folder, job, (1, 1), lineage, state, resolve())
     loaded, _ = load_model(MODEL)
     inputs, _, _ = next(iter(_batches(job)))
     with torch.inference_mode():

@@ -103,8 +103,10 @@ def test_packs_and_checkpoints_on_s3_make_the_same_run_and_a_damaged_object_is_p
     prepared.set({"cluster.storage": bucket.address("runs"), "cluster.cache": str(tmp_path / "cache")})
     process = prepared.start("eqreg", "train")
     wait_for(lambda: reported(prepared) >= 100, 120)
+    training = workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
+    assert psutil.wait_procs(training, timeout=30)[1] == []  # none saves another checkpoint
     objects = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="runs/train/")["Contents"]
     newest = max(item["Key"] for item in objects)
     data = bytearray(bucket.client.get_object(Bucket=bucket.name, Key=newest)["Body"].read())
