@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -225,6 +226,10 @@ def main() -> None:
         if os.environ.get("EQREG_DEBUG") or not _is_for_the_user(error):
             raise
         print(f"error: {error}", file=sys.stderr)
+        if threading.active_count() > 1:  # one that still waits for a Ray that is gone would crash the interpreter
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
         sys.exit(2)
 
 
