@@ -39,7 +39,7 @@ _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",  # it would show the arguments of workers, with credentials among them
 }
 # The user's settings that workers on other machines must have, too.
-_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL|EQREG)_\w+|AWS_(REGION|DEFAULT_REGION)")
+_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL)_\w+|EQREG_(DEBUG|FUSED)|AWS_(REGION|DEFAULT_REGION)")
 _SECRET = re.compile(r"(AWS|MLFLOW_(TRACKING|REGISTRY))_\w+|PG[A-Z]+")
 
 

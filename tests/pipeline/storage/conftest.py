@@ -150,6 +150,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.transfer.FIRST_WAIT", 0.01)
 
 
+def start_ready(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that runs the code, once it has said that it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
 def start_fetch(project: Project, source: str) -> subprocess.Popen[str]:
     """`eqreg fetch` of the project, as a process."""
     project.set({"fetch.source": source})

@@ -22,7 +22,7 @@ from pipeline.lineage import data_hash
 from pipeline.storage.delivery import Delivery, deliver
 from pipeline.storage.places import open_place
 from tests.pipeline.conftest import ROOT
-from tests.pipeline.storage.conftest import Bucket, files_below
+from tests.pipeline.storage.conftest import Bucket, files_below, start_ready
 from tests.pipeline.storage.packs import PACKS, make_packs
 from tests.pipeline.storage.proxy import Proxy
 
@@ -112,15 +112,7 @@ print(delivery.obtain(), flush=True)
 def start_obtaining(delivery: Delivery, tmp_path: Path) -> subprocess.Popen[str]:
     """A process that obtains as soon as tmp_path/go exists."""
     (tmp_path / "delivery").write_bytes(pickle.dumps(delivery))
-    process = subprocess.Popen(
-        [sys.executable, "-c", OBTAIN, str(tmp_path / "delivery"), str(tmp_path / "go")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+    return start_ready(OBTAIN, str(tmp_path / "delivery"), str(tmp_path / "go"))
 
 
 def test_of_several_processes_of_a_node_one_fetches(bucket: Bucket, proxy: Proxy, packed: Path, tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ import pickle
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +18,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.storage.folder_place import FolderPlace
 from pipeline.storage.places import Place, open_place
-from tests.pipeline.conftest import ROOT
-from tests.pipeline.storage.conftest import MIB, Bucket
+from tests.pipeline.storage.conftest import MIB, Bucket, start_ready
 from tests.pipeline.storage.proxy import Proxy
 
 
@@ -139,7 +136,7 @@ while True:
 def test_a_writer_that_is_killed_leaves_the_object_whole(place: Place) -> None:
     chance = random.Random(3)
     for _ in range(4):
-        process = _start(WRITER, place.address)
+        process = start_ready(WRITER, place.address)
         time.sleep(chance.uniform(0.05, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -186,18 +183,6 @@ def test_bytes_are_on_the_disk_before_they_get_their_name(tmp_path: Path, monkey
         ("replace", f"{partial} {tmp_path}/p/a/b"),
         ("fsync", str(tmp_path / "p/a")),
     ]
-
-
-def _start(code: str, *arguments: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
 
 
 def refusals(place: Place, path: Path) -> list[str]:
@@ -276,7 +261,7 @@ print(place.read("a"), place.names(""))
 
 def test_a_file_that_finds_no_room_leaves_the_old_one_and_no_rest(tmp_path: Path) -> None:
     folder = tmp_path / "place"
-    output = _start(FULL, str(folder), str(tmp_path / "file")).communicate()[0].splitlines()
+    output = start_ready(FULL, str(folder), str(tmp_path / "file")).communicate()[0].splitlines()
     host = os.uname().nodename
     assert output == [f"cluster.storage: {folder}: a: cannot be written on {host} (File too large); make room"] * 2 + [
         "b'old' ['a']"
