@@ -79,7 +79,7 @@ def test_the_built_in_photographs_are_those_of_the_packages_and_of_the_shipped_s
         ("nowhere", r"fetch\.source: nowhere: there is no such folder; use 'builtin', a folder, an archive, s3://"),
         ("gs://bucket/x", r"fetch\.source: gs://bucket/x: 'gs' is not supported; use builtin, a path, s3://"),
         ("params.yaml", r"fetch\.source: params\.yaml: neither a folder nor an archive nor a file of a known kind"),
-        ("tune_spaces", r"fetch\.source: tune_spaces: 1 files \(1 \.yaml\), none of a known kind: images, \.npy"),
+        ("notes", r"fetch\.source: notes: 3 files \(2 \.yaml, 1 \.toml\), none of a known kind: images, \.npy"),
     ],
 )
 def test_a_source_without_images_is_refused_and_leaves_what_was_there(
@@ -87,6 +87,9 @@ def test_a_source_without_images_is_refused_and_leaves_what_was_there(
 ) -> None:
     RAW.mkdir(parents=True)
     (RAW / "old").write_text("old")
+    Path("notes").mkdir()
+    for name in ("a.yaml", "b.yaml", "c.toml"):
+        (Path("notes") / name).write_text("words")
     with pytest.raises(UserError, match=message):
         fetch(project.params(fetch__source=source))
     assert [file.name for file in Path("data").iterdir()] == ["raw"]

@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -265,21 +264,24 @@ def test_a_saver_killed_anywhere_has_lost_at_most_the_step_it_was_at(place: Plac
     chance = random.Random(1)
     said = 0
     for _ in range(6):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-c", SAVER, place.address],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             text=True,
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"ready {said}\n"
-        time.sleep(chance.uniform(0.0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        lines = re.findall(r"\d+(?=\n)", process.stdout.read())
-        process.wait()
+        ) as process:
+            try:
+                assert process.stdout is not None
+                ready = int(process.stdout.readline().removeprefix("ready "))
+                time.sleep(chance.uniform(0.0, 0.6))
+            finally:
+                process.kill()
+            lines = re.findall(r"\d+(?=\n)", process.stdout.read())
+        # An S3 server may put an object in its place after the death of the one who sent it, and after we looked.
+        assert ready in (said, said + 1)
+        said = int(lines[-1]) if lines else ready
         checkpoints = Checkpoints(place, RUN, keep_best=1)
         found = checkpoints.newest()
-        said = int(lines[-1]) if lines else said
         if found is not None:
             step, data = found
             assert step in (said, said + 1)  # written whole, but killed before it could say so
