@@ -10,7 +10,7 @@ folder=${1:?a folder for its data that does not exist yet}
 port=${2:-7480}
 monitor_port=$((port + 9309))   # and the one after it
 key=testkey
-secret=testsecret
+secret=$(tr -d - < /proc/sys/kernel/random/uuid)   # tests look for it where it must not be
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)

@@ -18,6 +18,7 @@ from pipeline.ablation_plan import ARM, SEED, Point, arms_of, candidates, compar
 from pipeline.ablation_results import columns_of, conditions_of, print_ablation, write_ablation
 from pipeline.console import progress
 from pipeline.errors import UserError
+from pipeline.interrupts import interrupts_first
 from pipeline.job import TrainingJob
 from pipeline.lineage import trace
 from pipeline.measure import layer_names
@@ -28,7 +29,7 @@ from pipeline.storage.delivery import Delivery, deliver
 from pipeline.storage.places import open_place
 from pipeline.tracking.store import Store
 from pipeline.tracking.sweeps import SweepLog
-from pipeline.tune import interrupts_first, sweep_settings
+from pipeline.tune import sweep_settings
 
 if TYPE_CHECKING:
     from pipeline.cluster.study import Trial

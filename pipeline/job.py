@@ -25,7 +25,7 @@ from components.equivariance import BalancedWeight, EquivarianceRegularizer, Pen
 from components.networks import build_network
 from components.tasks import Task
 from components.training.global_batch import Share, count_pairs, worker_share
-from components.training.loop import Listeners, Metrics, Sampler, train
+from components.training.loop import REMEDY, Listeners, Metrics, Sampler, TrainingDivergedError, train
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
 from components.training.worker import Worker
@@ -166,12 +166,22 @@ class TrainingJob:
         )
 
     def validate(self, network: nn.Module, worker: Worker) -> Metrics:
-        """The mean score over the validation pairs, shared out over the workers."""
+        """The mean score over the validation pairs, shared out over the workers.
+
+        Raises:
+            TrainingDivergedError: on every worker, where the network gives values that are not finite.
+        """
         pack = Pack(self.packed / "val")
         was_training = network.training
         network.eval()
-        scores = validation_scores(network, self.task, pack, range(worker.rank, len(pack), worker.num_workers))
+        scores, complaint = [], ""
+        try:
+            scores = validation_scores(network, self.task, pack, range(worker.rank, len(pack), worker.num_workers))
+        except NonFiniteOutputError as error:
+            complaint = str(error)
         network.train(was_training)
+        if complaint := next(filter(None, worker.from_all(complaint)), ""):  # all give up, and none waits
+            raise TrainingDivergedError(f"validation: {complaint}: {REMEDY}")
         total = worker.mean(torch.tensor(sum(scores), dtype=torch.float64, device=worker.device))
         return {"val_score": float(total) * worker.num_workers / len(pack)}
 
@@ -181,12 +191,16 @@ class TrainingJob:
         return worker_share(batch_size, chosen.pairing, num_pairs, rank, num_workers)
 
 
+class NonFiniteOutputError(ValueError):
+    """A network gave NaN or infinite values."""
+
+
 @torch.inference_mode()
 def validation_scores(network: nn.Module, task: Task, pack: Pack, indices: Sequence[int]) -> list[float]:
     """The task's score of each of these pairs of a pack, by a network in evaluation mode.
 
     Raises:
-        ValueError: the network gives values that are not finite.
+        NonFiniteOutputError: the network gives values that are not finite.
     """
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     scores: list[float] = []
@@ -197,7 +211,7 @@ def validation_scores(network: nn.Module, task: Task, pack: Pack, indices: Seque
         given, wanted = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in (inputs, references))
         outputs = network(given)
         if not outputs.isfinite().all():
-            raise ValueError(f"the network gives values that are not finite for {entries[0].name}")
+            raise NonFiniteOutputError(f"the network gives values that are not finite for {entries[0].name}")
         scores += task.scores(outputs, given, wanted).tolist()
     return scores
 

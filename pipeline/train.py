@@ -6,7 +6,6 @@ import csv
 import fcntl
 import hashlib
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,7 +28,7 @@ from pipeline.paths import MODEL, PACKED, SCRATCH, TRAIN, existing, replaced_fol
 from pipeline.resolve import Resolved, resolve
 from pipeline.storage.delivery import Delivery, deliver
 from pipeline.storage.places import Place, open_place
-from pipeline.tracking.store import Store
+from pipeline.tracking.store import TRAINING_TAG, Store
 
 if TYPE_CHECKING:
     from pipeline.cluster.training import TrainingRun
@@ -51,7 +50,7 @@ def train() -> None:
     place.check()
     delivery = deliver(job.packed, params.cluster.storage, params.cluster.cache)
     lineage, store = trace(load_params()), Store(params.task)
-    run_id = store.parent_run(lineage.tags())
+    run_id = store.parent_run(_tags(job, lineage))
     store.log_params(run_id, resolved.values, resolved.as_yaml())
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
@@ -84,17 +83,16 @@ def _prepare(job: TrainingJob, lineage: Lineage, delivery: Delivery, place: Plac
     job.check(range(least, most + 1))
     if params.network.norm == "batch" and most > 1:
         console.print(f"network.norm: batch: other numbers of workers than {_worded((least, most))} give other results")
-    prefix = f"train/{_name(job, lineage, (least, most))}"
+    name = _name(job, lineage, (least, most))
     return TrainingRun(
-        f"{prefix.rpartition('/')[2]}-{uuid.uuid4().hex[:8]}",
+        f"{name}-{uuid.uuid4().hex[:8]}",
         (least, most),
         each,
         params.cluster,
         delivery,
         place,
-        prefix,
+        f"train/{name}",
         params.train.keep_best,
-        (SCRATCH / "ray").resolve(),
     )
 
 
@@ -118,12 +116,20 @@ def _forget_finished(run: TrainingRun) -> None:
         run.place.delete(f"{run.prefix}/{_FINISHED}")
 
 
-def _name(job: TrainingJob, lineage: Lineage, num_workers: tuple[int, int]) -> str:
-    """12 hexadecimal digits that change with all that decides the weights: what a run goes on from is its own."""
+def _name(job: TrainingJob, lineage: Lineage, num_workers: tuple[int, int] | None = None) -> str:
+    """12 hexadecimal digits that change with all that decides the weights: what a run goes on from is its own.
+
+    ``num_workers`` is what the params came to on the cluster, once that is known.
+    """
     aside = {"fetch", "tune", "ablate", "evaluate", "register", "cluster"}
     values = job.params.model_dump(by_alias=True, mode="json", exclude=aside)
     text = json.dumps([values, num_workers, lineage.data, code_hash()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _tags(job: TrainingJob, lineage: Lineage) -> dict[str, str]:
+    """What tells this training from all others in MLflow."""
+    return lineage.tags() | {TRAINING_TAG: _name(job, lineage)}
 
 
 def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, history: _History) -> bytes:
@@ -143,10 +149,7 @@ def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, history: _Histor
         validation = f", validation {metrics['val_score']:.2f}" if "val_score" in metrics else ""
         bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
 
-    try:
-        return train_on_cluster(job, run, report, lambda text: console.print(text, markup=False))
-    finally:
-        shutil.rmtree(run.scratch / run.name, ignore_errors=True)
+    return train_on_cluster(job, run, report, lambda text: console.print(text, markup=False))
 
 
 class _History:
@@ -191,7 +194,7 @@ def _write(
     metadata = {
         "network": job.network_settings(),
         "task": job.params.task,
-        "lineage": lineage.tags(),
+        "lineage": _tags(job, lineage),
         "steps": state.step,
     }
     save_model(folder / MODEL.name, state.averaged.module, metadata)
@@ -203,7 +206,7 @@ def _write(
         **{key: final[key] for key in ("val_score", "task_loss", "penalty") if key in final},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    (folder / "lineage.json").write_text(json.dumps(lineage.tags(), indent=1) + "\n")
+    (folder / "lineage.json").write_text(json.dumps(_tags(job, lineage), indent=1) + "\n")
     (folder / "params.yaml").write_text(resolved.as_yaml())
     history = {int(row["step"]): {key: value for key, value in row.items() if key != "step"} for row in state.history}
     save_history(folder / "history.png", history, job.task.score.title)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.equivariance.layers import named_layers, requested_fields
 from pipeline.console import console, progress
 from pipeline.errors import UserError
+from pipeline.interrupts import interrupts_first
 from pipeline.job import TrainingJob
 from pipeline.lineage import trace
 from pipeline.params import Params, read_values
@@ -155,28 +153,3 @@ def _save_figures(folder: Path, study: Study, objectives: Sequence[str], score: 
 def _layers(job: TrainingJob) -> list[str]:
     """The names of the layers that the penalty may take."""
     return list(requested_fields(named_layers(job.network()), job.params.equivariance.layers))
-
-
-@contextmanager
-def interrupts_first() -> Iterator[None]:
-    """Whatever else breaks in consequence of Ctrl-C or SIGTERM, it is Ctrl-C that ends the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    is_interrupted = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal is_interrupted
-        is_interrupted = True
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Exception:
-        if is_interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

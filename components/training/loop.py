@@ -28,7 +28,7 @@ class TrainingDivergedError(ValueError):
     """The loss or its gradient became NaN or infinite; raised on every worker in the same step."""
 
 
-_REMEDY = "lower train.learning_rate or equivariance.weight"
+REMEDY = "lower train.learning_rate or equivariance.weight"
 
 
 class Sampler(Protocol):
@@ -135,7 +135,7 @@ def _update(
         state.penalty_weight.observe(_mean_norms(sums.norms, worker))
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.gradient_clip)
     if not torch.isfinite(norm):  # the same on every worker; the weights are still good
-        raise TrainingDivergedError(f"the gradient is no longer finite in step {state.step + 1}: {_REMEDY}")
+        raise TrainingDivergedError(f"the gradient is no longer finite in step {state.step + 1}: {REMEDY}")
     metrics: Metrics = {}
     if is_reporting:
         metrics = {"task_loss": task_loss, "learning_rate": learning_rate}
@@ -214,7 +214,7 @@ class _Sums:
             complaint = next(filter(None, self._worker.from_all(self._complaint)), "")
             raise TrainingDivergedError(
                 f"the loss is no longer finite in step {step + 1} (task {task:g}, penalty {penalty:g}{complaint}): "
-                f"{_REMEDY}"
+                f"{REMEDY}"
             )
         return task, penalty
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pipeline.cluster.session import reach
 from pipeline.errors import UserError
 from pipeline.params import load_params
 
@@ -95,7 +95,7 @@ def _ask_cluster(name: str, address: str) -> str:
         found = canonicalize_bootstrap_address("auto") if address == "auto" else address
         if not found:
             raise UserError(f"{name}: {address}: no Ray cluster runs on this machine; {remedy}")
-        _reach(found)  # Ray's own client waits for three quarters of a minute
+        reach(found)  # Ray's own client waits for three quarters of a minute
         with _silent():
             told = GcsClient(address=found).internal_kv_get(
                 constants.DASHBOARD_ADDRESS.encode(), constants.KV_NAMESPACE_DASHBOARD, timeout=_TIMEOUT_S
@@ -108,7 +108,7 @@ def _ask_cluster(name: str, address: str) -> str:
         raise UserError(f"{name}: {address}: no Ray cluster answers there ({first_line(error)}); {remedy}") from error
     dashboard = told.decode() if told else ""
     try:
-        _reach(dashboard)  # a cluster without one names an address, too
+        reach(dashboard)  # a cluster without one names an address, too
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name}: {address}: the cluster there runs without its dashboard, which takes jobs, or {dashboard} is out "
@@ -128,11 +128,6 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _reach(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
 
 
 def _send_token(place: str) -> None:

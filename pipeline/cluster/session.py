@@ -72,7 +72,10 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     for name, value in (_WORKER_ENVIRONMENT | _DRIVER_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     if address not in ("local", "auto"):
-        _reach(address)
+        try:
+            reach(address)  # Ray's own client waits for minutes
+        except (OSError, ValueError) as error:
+            raise _refusal(address, error) from error
     warnings.filterwarnings("ignore", module="ray")
     import ray
 
@@ -102,13 +105,10 @@ def _is_secret(name: str) -> bool:
     return bool(_SECRET.fullmatch(name)) and not _FORWARDED.fullmatch(name)
 
 
-def _reach(address: str) -> None:
-    """Refuses an address where nobody listens: Ray's own client waits for minutes."""
-    try:
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise _refusal(address, error) from error
+def reach(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT, ValueError where it is none."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _refusal(address: str, error: Exception) -> UserError:

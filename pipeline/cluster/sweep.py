@@ -8,8 +8,7 @@ sweep is scratch for the same reason: ``Tuner.restore`` begins interrupted trial
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pipeline.cluster.study import Rules, Study, Trial
 from pipeline.cluster.study_storage import StudyStorage
 from pipeline.cluster.trial import Rows, TrialTask, run_trial
 from pipeline.cluster.trial_room import TrialRoom, find_room
+from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.params import check_params
 from pipeline.paths import SCRATCH
@@ -126,12 +126,16 @@ def sweep(
     with study:
         _forget_ended(study, task)
         _tune(study, task, settings, room, on_result)
+        is_waiting = False
         # The table is whole when other drivers' trials have ended, too; those of one that dies are taken over.
         while study.waits_for_others():
             if study.has_orphan():
                 _tune(study, task, settings, room, on_result)
-            else:
-                time.sleep(_POLL_S)
+                continue
+            if not is_waiting:
+                console.print("waiting for trials that another command runs")
+            is_waiting = True
+            time.sleep(_POLL_S)
         trials = study.trials()
     if settings.measures:
         trials = [replace(trial, rows=None if trial.failure else task.read_rows(trial.number)) for trial in trials]
@@ -149,8 +153,15 @@ def _forget_ended(study: Study, task: TrialTask) -> None:
 def _tune(study: Study, task: TrialTask, settings: SweepSettings, room: TrialRoom, on_result: OnResult) -> None:
     """Runs trials until the study has none left for this driver."""
     desk = _Desk(study, task, settings.num_trials, on_result)
-    folder = (SCRATCH / "tune" / f"ray-{secrets.token_hex(4)}").resolve()
-    tuner = ray.tune.Tuner(
+    with tempfile.TemporaryDirectory(prefix="eqreg-", ignore_cleanup_errors=True) as records:
+        _tuner(desk, task, settings, room, records).fit()
+    if desk.error:
+        raise desk.error
+
+
+def _tuner(desk: _Desk, task: TrialTask, settings: SweepSettings, room: TrialRoom, records: str) -> ray.tune.Tuner:
+    """``records`` is a folder of this machine for what Ray writes down, which nothing is read from."""
+    return ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(run_trial, task=task), room.as_ray()),
         tune_config=ray.tune.TuneConfig(
             search_alg=_Search(desk),
@@ -164,18 +175,12 @@ def _tune(study: Study, task: TrialTask, settings: SweepSettings, room: TrialRoo
         ),
         run_config=ray.tune.RunConfig(
             name="sweep",
-            storage_path=str(folder),
+            storage_path=records,
             verbose=0,
             stop=_StopAll(desk),
             failure_config=ray.tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if desk.error:
-        raise desk.error
 
 
 def _name(trial: Any) -> str:

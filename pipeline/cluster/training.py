@@ -10,12 +10,12 @@ import math
 import os
 import platform
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -57,7 +57,6 @@ class TrainingRun:
         place: of the checkpoints.
         prefix: of the checkpoints; a run with the same one goes on from the newest.
         keep_best: checkpoints kept beside the last.
-        scratch: folder of this machine for Ray's records.
     """
 
     name: str
@@ -68,7 +67,6 @@ class TrainingRun:
     place: Place
     prefix: str
     keep_best: int
-    scratch: Path
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.place, self.prefix, self.keep_best)
@@ -90,7 +88,19 @@ def train_on_cluster(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(_START_TIMEOUT, run.cluster.wait_s))
-    trainer = TorchTrainer(
+    with tempfile.TemporaryDirectory(prefix="eqreg-", ignore_cleanup_errors=True) as records, _known_address():
+        _Listener(run, report, notice).follow(_trainer(job, run, mailbox, records), mailbox)
+    found = run.checkpoints().newest()
+    if found is None or found[0] != job.params.train.steps:
+        raise UserError(
+            f"{run.place.address}: training ended, but its last checkpoint is not there; run the stage again"
+        )
+    return found[1]
+
+
+def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -> TorchTrainer:
+    """``records`` is a folder of this machine for what Ray writes down, which nothing is read from."""
+    return TorchTrainer(
         _train_worker,
         train_loop_config={
             "params": job.params.model_dump(by_alias=True, mode="json"),
@@ -103,19 +113,11 @@ def train_on_cluster(
         scaling_config=_scaling(run),
         run_config=ray.train.RunConfig(
             name=run.name,
-            storage_path=str(run.scratch),
+            storage_path=records,
             failure_config=ray.train.FailureConfig(max_failures=run.cluster.max_failures),
             callbacks=[_Watcher(mailbox)],
         ),
     )
-    with _known_address():
-        _Listener(run, report, notice).follow(trainer, mailbox)
-    found = run.checkpoints().newest()
-    if found is None or found[0] != job.params.train.steps:
-        raise UserError(
-            f"{run.place.address}: training ended, but its last checkpoint is not there; run the stage again"
-        )
-    return found[1]
 
 
 @contextmanager

@@ -6,9 +6,7 @@ import copy
 import json
 import os
 import secrets
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,15 +181,11 @@ def _train_on_workers(number: int, job: TrainingJob, task: TrialTask, tell: Tell
         place=task.place,
         prefix=task.prefix_of(number),
         keep_best=0,
-        scratch=Path(tempfile.mkdtemp(prefix="eqreg-trial-", dir=Path.cwd())),
     )
     if kept := run.checkpoints().newest():
         tell([], kept[0])  # what came before, its first worker tells
     tell.began, tell.aside = time.time(), 0.0
-    try:
-        data = train_on_cluster(job, run, lambda step, metrics: tell([(step, metrics)]))
-    finally:
-        shutil.rmtree(run.scratch, ignore_errors=True)
+    data = train_on_cluster(job, run, lambda step, metrics: tell([(step, metrics)]))
     state = job.state(Worker.current())
     state.from_bytes(data)
     return state

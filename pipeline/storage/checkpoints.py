@@ -80,15 +80,10 @@ class Checkpoints:
         Raises:
             UserError: the place refuses.
         """
-        return self._first(self._records())
-
-    def best(self) -> tuple[int, bytes] | None:
-        """(step, bytes) of the good checkpoint with the largest score, of equals the newest; None where none has one.
-
-        Raises:
-            UserError: the place refuses.
-        """
-        return self._first(_best(self._records()))
+        for record in self._records():
+            if (data := self._read(record)) is not None:
+                return record.step, data
+        return None
 
     def discard(self) -> None:
         """Removes all checkpoints of the run, so that it begins anew."""
@@ -105,12 +100,6 @@ class Checkpoints:
                 step, score, sha256 = found.groups()
                 records.append(_Record(found[0], int(step), None if score == "none" else float(score), sha256))
         return sorted(records, key=lambda record: (record.step, record.sha256), reverse=True)
-
-    def _first(self, records: Iterable[_Record]) -> tuple[int, bytes] | None:
-        for record in records:
-            if (data := self._read(record)) is not None:
-                return record.step, data
-        return None
 
     def _is_good(self, record: _Record) -> bool:
         return record.name in self._good or (record.name not in self.damaged and self._read(record) is not None)

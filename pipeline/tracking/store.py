@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
+TRAINING_TAG = "eqreg.training"
+_MOST_TRAININGS = 1000  # of one lineage that are looked at
 
 
 def tracking_uri(root: Path | None = None) -> str:
@@ -66,28 +68,49 @@ class Store:
     @cached_property
     def experiment_id(self) -> str:
         """The experiment of the task, made if need be; with the default store its artifacts lie in ``mlartifacts``."""
-        name = f"eqreg-{self.task}"
+        name, client = f"eqreg-{self.task}", self.client
+        from mlflow.exceptions import MlflowException
+
         with answering(self.uri):
-            experiment = self.client.get_experiment_by_name(name)
+            experiment = client.get_experiment_by_name(name)
             if experiment:
                 return str(experiment.experiment_id)
             location = None
             if self.uri.startswith("sqlite:///"):
                 location = (Path(self.uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-            return str(self.client.create_experiment(name, artifact_location=location))
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                made = client.get_experiment_by_name(name)  # by another process, meanwhile
+                if made is None:
+                    raise
+                return str(made.experiment_id)
 
     def find(self, tags: Mapping[str, str]) -> Run | None:
         """The newest run that has all these tags."""
+        return next(iter(self._search(tags, 1)), None)
+
+    def _search(self, tags: Mapping[str, str], most: int) -> list[Run]:
         conditions = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         with answering(self.uri):
-            runs = self.client.search_runs([self.experiment_id], conditions, max_results=1)
-        return runs[0] if runs else None
+            return list(self.client.search_runs([self.experiment_id], conditions, max_results=most))
 
     def parent_run(self, lineage: Mapping[str, str]) -> str:
-        """The id of the run that holds everything of one lineage (``Lineage.tags()``), found again or begun."""
+        """The id of the run that holds everything of one lineage (``Lineage.tags()``), found again or begun.
+
+        One lineage may be trained twice with different params, as a sweep in between can choose others: with
+        ``TRAINING_TAG`` in ``lineage`` it is the run of that training, without it the newest.
+        """
         tags = {"eqreg.kind": "pipeline", "eqreg.lineage": lineage["eqreg.lineage"]}
-        if found := self.find(tags):
-            return str(found.info.run_id)
+        training = lineage.get(TRAINING_TAG)
+        found = self._search(tags, _MOST_TRAININGS)
+        for run in found:
+            if training is None or run.data.tags.get(TRAINING_TAG) == training:
+                return str(run.info.run_id)
+        for run in found:
+            if training is not None and TRAINING_TAG not in run.data.tags:  # begun by a sweep, not trained yet
+                self.set_tag(run.info.run_id, TRAINING_TAG, training)
+                return str(run.info.run_id)
         return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
 
     def log_params(self, run_id: str, values: Mapping[str, Any], resolved: str) -> None:

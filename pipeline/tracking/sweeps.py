@@ -5,8 +5,6 @@ Runs are found again by their tags, so that a sweep that goes on, a second drive
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.console import console
 from pipeline.errors import UserError
+from pipeline.interrupts import deaf_to_interrupts
 from pipeline.tracking.store import PARENT_TAG, Store, answering
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class SweepLog:
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             # A second Ctrl-C would break this off with a traceback; what fails here must not hide the error.
-            with _deaf_to_interrupts(), suppress(Exception):
+            with deaf_to_interrupts(), suppress(Exception):
                 for number in self._own:
                     if self._status.get(number) == "RUNNING":
                         self._set_status(self._runs[number], status)
@@ -107,7 +106,8 @@ class SweepLog:
                 self._last_steps[number] = step
         if trial.has_ended:
             measured = {key: value for key, value in trial.metrics.items() if key in _MEASURED}
-            if measured:
+            # One write holds all of them: a driver that was killed after it has logged them all.
+            if measured and self._store.last_step(run_id, next(iter(measured))) < trial.steps:
                 self._store.log(run_id, trial.steps, measured)
             if trial.failure:
                 self._store.set_tag(run_id, "eqreg.failure", trial.failure)
@@ -156,15 +156,3 @@ class SweepLog:
                 self._store.client.update_run(run_id, status=status)
         else:
             self._store.end(run_id, status)
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from components.data.packs import Pack
 from components.tasks import TASKS
-from components.training.loop import Metrics
+from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
+from components.training.worker import Worker
 from pipeline.evaluate import evaluate
 from pipeline.fetch import fetch
 from pipeline.job import TrainingJob, load_model
@@ -164,10 +165,14 @@ def test_the_score_of_validation_is_that_of_a_network_that_does_nothing(project:
     fetch(params)
     preprocess(params)
     job = TrainingJob(params, PACKED.resolve())
-    from components.training.worker import Worker
 
     network = job.network()  # its residual is zero at first: it enlarges by bicubic interpolation
     ((inputs, reference, _),) = _batches(job)
     enlarged = torch.nn.functional.interpolate(inputs, scale_factor=2, mode="bicubic", align_corners=False)
     expected = job.task.scores(enlarged, inputs, torch.from_numpy(reference)[None]).item()
     assert job.validate(network, Worker.current())["val_score"] == pytest.approx(expected, abs=1e-3)
+
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingDivergedError, match="validation: the network gives values that are not finite for"):
+        job.validate(network, Worker.current())

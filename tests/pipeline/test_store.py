@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.tracking.store import PARENT_TAG, Store, answering, flatten, tracking_uri, without_password
+from pipeline.tracking.store import PARENT_TAG, TRAINING_TAG, Store, answering, flatten, tracking_uri, without_password
 from tests.pipeline.conftest import Project
 
 LINEAGE = {"eqreg.lineage": "0123456789ab", "eqreg.git_commit": "abc"}
@@ -27,6 +27,17 @@ def test_the_parent_run_of_a_lineage_is_found_again_by_another_process(store: St
     assert Store("denoise", store.uri).parent_run(LINEAGE) == run_id
     assert store.parent_run({**LINEAGE, "eqreg.lineage": "another"}) != run_id
     assert store.client.get_run(run_id).data.tags.items() >= {**LINEAGE, "eqreg.kind": "pipeline"}.items()
+
+
+def test_a_lineage_that_is_trained_with_other_params_has_a_run_for_each(store: Store) -> None:
+    swept = store.parent_run(LINEAGE)
+    first, second = ({**LINEAGE, TRAINING_TAG: name} for name in ("first", "second"))
+    assert store.parent_run(first) == swept
+    other = store.parent_run(second)
+    assert other != swept
+    assert store.parent_run(first) == swept
+    assert store.parent_run(second) == other
+    assert store.parent_run(LINEAGE) == other
 
 
 def test_the_params_of_a_run_are_logged_once_under_dotted_keys(store: Store) -> None:
@@ -45,6 +56,15 @@ def test_the_runs_of_another_task_are_another_experiment(store: Store) -> None:
     other = Store("derain", store.uri)
     assert other.parent_run(LINEAGE) != store.parent_run(LINEAGE)
     assert store.client.get_experiment(other.experiment_id).name == "eqreg-derain"
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, late = store.experiment_id, Store("denoise", store.uri)
+    look, seen = late.client.get_experiment_by_name, iter([None])  # it looked before the other had made it
+    monkeypatch.setattr(late.client, "get_experiment_by_name", lambda name: next(seen, look(name)))
+    assert late.experiment_id == made
 
 
 def test_trials_are_nested_under_their_parent_and_never_taken_for_it(store: Store) -> None:

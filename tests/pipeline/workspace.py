@@ -86,12 +86,12 @@ class Workspace:
             "GIT_COMMITTER_EMAIL": "test@localhost",
         }
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        """Starts a command in a session of its own, as a terminal does."""
+    def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+        """Starts a command in a session of its own, as a terminal does, with more variables in its environment."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment(),
+            env=self.environment() | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

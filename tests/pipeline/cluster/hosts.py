@@ -1,7 +1,7 @@
 """Two hosts on one machine: network namespaces A and B, joined by a cable, with a Ray cluster across them.
 
-They share files, as hosts with a shared file system do, and nothing else: each has its own network and processes of its
-own, which can be killed all at once.
+They share files, as hosts with a shared file system do, but for a folder that only A sees. Each has its own network and
+processes of its own, which can be killed all at once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ PORT = 6391
 class Hosts:
     """A runs the head of the cluster. Ray's token authentication is on.
 
+    Args:
+        cpus: of each host.
+        hidden: a folder that is empty for B.
+
     Attributes:
         address: of the cluster, as ``cluster.address``.
     """
 
     address = f"{ADDRESSES['A']}:{PORT}"
 
-    def __init__(self, cpus: int = 2) -> None:
-        self.cpus = cpus
+    def __init__(self, cpus: int = 2, hidden: Path | None = None) -> None:
+        self.cpus, self.hidden = cpus, hidden
         self._folder = Path(tempfile.mkdtemp(prefix="eq"))  # a short path: Ray's sockets lie below it
         self._mark = secrets.token_hex(2)
         (self._folder / "token").write_text(secrets.token_hex(32))
@@ -83,6 +87,8 @@ class Hosts:
         command = [f"{Path(sys.executable).parent}/ray", "start", *where, f"--node-ip-address={ADDRESSES[host]}"]
         command += [f"--temp-dir={self._folder / host}", f"--num-cpus={self.cpus}", "--object-store-memory=100000000"]
         command += ["--disable-usage-stats"]
+        if host == "B" and self.hidden:  # each command of a namespace has mounts of its own
+            command = ["sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(self.hidden), *command]
         started = subprocess.run(
             self._on(host, command), env=self.environment(), capture_output=True, text=True, timeout=90
         )
@@ -135,9 +141,9 @@ def is_training(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def two_hosts(cpus: int = 2) -> Iterator[Hosts]:
+def two_hosts(cpus: int = 2, hidden: Path | None = None) -> Iterator[Hosts]:
     """Skips, and says why, where there can be none."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("two hosts: network namespaces need root and iproute2")
-    with Hosts(cpus) as hosts:
+    with Hosts(cpus, hidden) as hosts:
         yield hosts

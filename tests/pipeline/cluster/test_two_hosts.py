@@ -21,14 +21,8 @@ EVERY_REPORT = list(range(5, STEPS + 1, 5))
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with two_hosts() as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """With packs and a storage that both hosts see, and that is another folder than the project's."""
+    """With packs and a storage that both hosts see; only host A sees the project's folder."""
     folder = tmp_path_factory.mktemp("two_hosts")
     (folder / "project").mkdir()
     changes = {
@@ -45,6 +39,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made.run("eqreg", "fetch")
     made.run("eqreg", "preprocess")
     return made
+
+
+@pytest.fixture(scope="module")
+def hosts(prepared: Workspace) -> Iterator[Hosts]:
+    with two_hosts(hidden=prepared.folder) as both:
+        yield both
 
 
 @pytest.fixture(scope="module")

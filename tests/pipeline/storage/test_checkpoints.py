@@ -78,23 +78,21 @@ def test_the_newest_two_and_the_best_are_kept(place: Place) -> None:
         best = sorted(range(1, number + 1), key=lambda step: (scores[step - 1], step), reverse=True)[:2]
         assert steps(place) == sorted({number, number - 1, *best} - {0})
     assert checkpoints.newest() == (8, content(8))
-    assert checkpoints.best() == (4, content(4))
+    assert steps(place) == [4, 5, 7, 8]
     assert checkpoints.damaged == []
 
 
-def test_without_scores_there_is_no_best_one(place: Place) -> None:
+def test_without_scores_none_is_kept_as_a_best_one(place: Place) -> None:
     checkpoints = Checkpoints(place, RUN, keep_best=3)
     for step, score in enumerate([None, float("nan"), float("inf"), None]):
         checkpoints.save(step, content(step), score)
     assert steps(place) == [2, 3]
-    assert checkpoints.best() is None
     assert checkpoints.newest() == (3, content(3))
 
 
 def test_nothing_there_is_no_checkpoint(place: Place) -> None:
     checkpoints = Checkpoints(place, RUN, keep_best=1)
     assert checkpoints.newest() is None
-    assert checkpoints.best() is None
     checkpoints.discard()
 
 
@@ -119,7 +117,6 @@ def test_a_step_done_again_replaces_its_checkpoint(place: Place) -> None:
     checkpoints.save(2, b"other", 3.0)  # although the first had the better score
     assert steps(place) == [1, 2]
     assert checkpoints.newest() == (2, b"other")
-    assert checkpoints.best() == (2, b"other")
 
 
 def test_runs_of_one_place_do_not_touch_each_other(place: Place) -> None:
@@ -152,7 +149,6 @@ def test_a_damaged_newest_one_is_passed_over_and_listed(folder: FolderPlace, dam
     damage(path)
     checkpoints = Checkpoints(folder, RUN, keep_best=1)
     assert checkpoints.newest() == (1, content(1))
-    assert checkpoints.best() == (1, content(1))
     assert checkpoints.damaged == [path.name]
 
 
@@ -189,18 +185,6 @@ def test_the_last_good_one_stays_while_there_is_none_newer_beside_the_one_just_w
     assert 1 in steps(folder)
     flip(path_of(folder, 3))
     assert Checkpoints(folder, RUN, keep_best=0).newest() == (1, content(1))
-
-
-def test_a_damaged_one_with_the_best_score_takes_no_place_of_a_good_one(folder: FolderPlace) -> None:
-    checkpoints = Checkpoints(folder, RUN, keep_best=1)
-    for step, score in enumerate([30.0, 20.0, 10.0, 5.0], start=1):
-        checkpoints.save(step, content(step), score)
-    flip(path_of(folder, 1))
-    assert checkpoints.best() == (3, content(3))
-    checkpoints.save(5, content(5), 4.0)
-    checkpoints.save(6, content(6), 3.0)
-    assert steps(folder) == [3, 5, 6]
-    assert checkpoints.best() == (3, content(3))
 
 
 def test_later_steps_are_left_to_those_who_made_them(folder: FolderPlace) -> None:
