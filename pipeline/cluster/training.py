@@ -24,6 +24,7 @@ import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -115,7 +116,7 @@ def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -
             name=run.name,
             storage_path=records,
             failure_config=ray.train.FailureConfig(max_failures=run.cluster.max_failures),
-            callbacks=[_Watcher(mailbox)],
+            callbacks=[_Watcher(mailbox), _StartWatcher(mailbox)],
         ),
     )
 
@@ -227,6 +228,16 @@ class _Watcher(UserCallback):
         self._mailbox.put(("lost", f"worker {ranks[0]}: {reason}"))
 
 
+class _StartWatcher(ControllerCallback):
+    """Tells the driver that workers are to be started, at first, after a loss or in another number."""
+
+    def __init__(self, mailbox: Queue) -> None:
+        self._mailbox = mailbox
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        self._mailbox.put(("starting", None))
+
+
 class _Listener:
     """The driver's side: hands on what workers tell, and gives up when none comes for too long."""
 
@@ -272,6 +283,8 @@ class _Listener:
     def _hear(self, kind: str, content: Any) -> None:
         if kind == "report":
             self._report(*content)
+        elif kind == "starting":
+            self._waiting_since = self._waiting_since or time.monotonic()
         elif kind == "arrived":  # what they fetch first may take its time
             self._waiting_since = None
         elif kind == "started":
