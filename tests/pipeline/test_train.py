@@ -17,7 +17,7 @@ from tests.pipeline.training_runs import damage, forget, history, reported, save
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.end_to_end
-STEPS, CHECKPOINT_EVERY = 400, 40
+STEPS, CHECKPOINT_EVERY = 240, 40
 EVERY_REPORT = list(range(5, STEPS + 1, 5))
 
 
@@ -43,7 +43,7 @@ def left_alone(prepared: Workspace) -> tuple[str, list[tuple[int, float]]]:
     """(weights, history) of a run that nothing happens to; its checkpoints: the best and the last."""
     forget(prepared)
     output = prepared.run("eqreg", "train")
-    assert "400 steps with 3 workers" in output
+    assert f"{STEPS} steps with 3 workers" in output
     assert [step for step, _ in history(prepared)] == EVERY_REPORT
     return weights(prepared), history(prepared)
 
@@ -95,6 +95,15 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
     assert history(prepared) == left_alone[1]
 
 
+def test_a_finished_run_begins_anew_when_it_is_run_again(
+    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
+) -> None:
+    assert STEPS in saved(prepared)
+    assert "go on after" not in prepared.run("eqreg", "train")
+    assert weights(prepared) == left_alone[0]
+    assert len(saved(prepared)) <= 3  # the best, the last and the one before
+
+
 def test_packs_and_checkpoints_on_s3_make_the_same_run_and_a_damaged_object_is_passed_over(
     prepared: Workspace,
     left_alone: tuple[str, list[tuple[int, float]]],
@@ -126,16 +135,6 @@ def test_packs_and_checkpoints_on_s3_make_the_same_run_and_a_damaged_object_is_p
     assert [file for file in kept if secret in file.read_bytes()] == []
     shutil.rmtree(records)
     prepared.set({"cluster.storage": None})
-
-
-def test_a_finished_run_begins_anew_when_it_is_run_again(
-    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
-) -> None:
-    if STEPS not in saved(prepared):
-        prepared.run("eqreg", "train")
-    assert "go on after" not in prepared.run("eqreg", "train")
-    assert weights(prepared) == left_alone[0]
-    assert len(saved(prepared)) <= 3  # the best, the last and the one before
 
 
 def test_more_workers_than_the_machine_can_hold_are_refused_with_what_there_is(prepared: Workspace) -> None:

@@ -1,0 +1,77 @@
+"""How long the driver waits for workers, whatever it has heard before. Real runs: test_two_hosts, test_train."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.queue import Empty
+
+from pipeline.cluster.room import WorkerResources
+from pipeline.cluster.training import TrainingRun, _Listener
+from pipeline.errors import NoRoomError
+from pipeline.params import load_params
+from pipeline.storage.delivery import Delivery
+from pipeline.storage.places import open_place
+from tests.pipeline.workspace import ROOT
+
+ARRIVE: list[tuple[str, Any]] = [("starting", None), ("arrived", None), ("started", (2, 0, []))]
+
+
+class Training:
+    """Stands for Ray Train, which takes its time."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+
+    def fit(self) -> None:
+        self.end.wait(30)
+
+
+def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float) -> list[int]:
+    """The steps that a driver with so much patience (1 s) has heard of when training ends after ``seconds``."""
+    cluster = load_params(ROOT / "params.yaml").cluster.model_copy(update={"wait_s": 1})
+    place = open_place(str(tmp_path))
+    delivery = Delivery("0" * 12, tmp_path, None, str(tmp_path))
+    run = TrainingRun("run", (2, 2), WorkerResources(1), cluster, delivery, place, "train/run", 1)
+    mailbox: queue.Queue[tuple[str, Any]] = queue.Queue()
+    for each in told:
+        mailbox.put(each)
+    training, steps = Training(), list[int]()
+    timer = threading.Timer(seconds, training.end.set)
+    timer.start()
+    try:
+        _Listener(run, lambda step, metrics: steps.append(step), lambda text: None).follow(training, mailbox)  # type: ignore[arg-type]
+    finally:
+        timer.cancel()
+        training.end.set()
+    return steps
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [("starting", None)],
+        [*ARRIVE, ("report", (5, {})), ("lost", "worker 1: killed"), ("starting", None)],
+        [*ARRIVE, ("report", (5, {})), ("starting", None)],  # in another number, for which there is no room
+    ],
+)
+def test_workers_that_do_not_come_are_waited_for_as_long_as_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, Any]]
+) -> None:
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    with pytest.raises(NoRoomError, match=r"2 workers with 1 CPU each did not start in 1 s; there is 1 CPU free"):
+        follow(tmp_path, told, 20)
+
+
+@pytest.mark.parametrize("told", [ARRIVE, [*ARRIVE, *ARRIVE]])
+def test_workers_that_have_come_may_take_their_time(tmp_path: Path, told: list[tuple[str, Any]]) -> None:
+    assert follow(tmp_path, [*told, ("report", (5, {}))], 3) == [5]
+
+
+def test_an_empty_mailbox_of_rays_is_one_of_pythons() -> None:
+    assert issubclass(Empty, queue.Empty)
