@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
+    os.environ.update(TORCH_CPP_LOG_LEVEL="ERROR", PYTHONWARNINGS="ignore")  # of the processes started below
     for kind in ("strong", "weak"):
         batch_of_two = arguments.batch_size * (2 if kind == "weak" else 1)
         pairs = [
