@@ -17,7 +17,7 @@ from tests.pipeline.training_runs import damage, forget, history, reported, save
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.end_to_end
-STEPS, CHECKPOINT_EVERY = 240, 40
+STEPS, CHECKPOINT_EVERY = 400, 40
 EVERY_REPORT = list(range(5, STEPS + 1, 5))
 
 

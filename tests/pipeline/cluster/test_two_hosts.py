@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,16 @@ from tests.pipeline.workspace import Workspace, wait_for
 
 pytestmark = pytest.mark.end_to_end
 STEPS, CHECKPOINT_EVERY = 400, 40
-EVERY_REPORT = list(range(5, STEPS + 1, 5))
+ENDLESS = 1_000_000  # steps of runs that are not to end by themselves, however fast the machine is
+
+
+RUN: dict[str, Any] = {
+    "train.steps": STEPS,
+    "train.num_workers": 2,
+    "cluster.cpus_per_worker": 1,
+    "cluster.placement": "strict_spread",
+    "cluster.wait_s": 300,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +36,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("two_hosts")
     (folder / "project").mkdir()
     changes = {
-        "train.steps": STEPS,
+        **RUN,
         "train.checkpoint_every": CHECKPOINT_EVERY,
-        "train.num_workers": 2,
         "network.norm": "none",
-        "cluster.cpus_per_worker": 1,
         "cluster.storage": str(folder / "storage"),
         "cluster.cache": str(folder / "cache"),
         "tune.trials": 0,
@@ -50,13 +58,18 @@ def hosts(prepared: Workspace) -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def on_one_host(prepared: Workspace) -> tuple[str, list[tuple[int, float]]]:
     """(weights, history) of two workers on this machine."""
+    prepared.set({"cluster.placement": "pack"})
     prepared.run("eqreg", "train")
     return weights(prepared), history(prepared)
 
 
-def train(hosts: Hosts, workspace: Workspace) -> subprocess.Popen[str]:
-    """The command on host A. The project is not on the path of the cluster's Python: Ray carries it there."""
-    workspace.set({"cluster.address": Hosts.address})
+def train(hosts: Hosts, workspace: Workspace, changes: dict[str, Any] | None = None) -> subprocess.Popen[str]:
+    """The command on host A, for another run than before.
+
+    The project is not on the path of the cluster's Python: Ray carries it there.
+    """
+    forget(workspace)
+    workspace.set({**RUN, "cluster.address": Hosts.address, **(changes or {})})
     command = [sys.executable, "-m", "pipeline.cli", "train"]
     return hosts.start("A", command, workspace.folder, workspace.environment())
 
@@ -65,6 +78,11 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
     """Waits, as long as the process runs."""
     wait_for(lambda: process.poll() is not None or condition(), 120)
     assert process.poll() is None, process.communicate()[0]
+
+
+def are_spread(hosts: Hosts) -> bool:
+    """Whether each host has one worker."""
+    return [len(hosts.workers(host)) for host in "AB"] == [1, 1]
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -76,16 +94,11 @@ def ended(process: subprocess.Popen[str]) -> str:
 def test_a_host_is_lost_and_returns_and_the_run_ends_with_the_bytes_of_one_on_a_single_host(
     hosts: Hosts, prepared: Workspace, on_one_host: tuple[str, list[tuple[int, float]]], tmp_path: Path
 ) -> None:
-    forget(prepared)
-    prepared.set({"cluster.placement": "strict_spread"})
     process = train(hosts, prepared)
-    until(lambda: reported(prepared) >= 60, process)
-    assert [len(hosts.workers(host)) for host in "AB"] == [1, 1]
-    before = reported(prepared)
+    until(lambda: are_spread(hosts) and reported(prepared) >= 60, process)
     hosts.kill("B")
     hosts.start_ray("B")
-    until(lambda: reported(prepared) > before, process)
-    assert [len(hosts.workers(host)) for host in "AB"] == [1, 1]
+    until(lambda: are_spread(hosts), process)
     output = ended(process)
     assert "lost" in output
     assert "2 workers go on after step" in output
@@ -102,37 +115,36 @@ def test_packs_are_fetched_once_a_host_and_not_once_a_worker(prepared: Workspace
 def test_with_fewer_hosts_fewer_workers_go_on_and_more_when_it_returns(
     hosts: Hosts, prepared: Workspace, on_one_host: tuple[str, list[tuple[int, float]]]
 ) -> None:
-    forget(prepared)
     changes = {
         "cluster.placement": "spread",
         "cluster.cpus_per_worker": 2,  # all of a host
         "cluster.resize_s": 10,
         "train.num_workers": [1, 2],
-        "train.steps": 2400,
+        "train.steps": ENDLESS,
     }
-    prepared.set(changes)
-    process = train(hosts, prepared)
-    until(lambda: reported(prepared) >= 60, process)
+    process = train(hosts, prepared, changes)
+    until(lambda: are_spread(hosts) and reported(prepared) >= 60, process)
     before = reported(prepared)
     hosts.kill("B")
     until(lambda: reported(prepared) > before + CHECKPOINT_EVERY, process)
-    assert len(hosts.workers("A")) == 1
+    assert [len(hosts.workers(host)) for host in "AB"] == [1, 0]
     hosts.start_ray("B")
-    until(lambda: len(hosts.workers("B")) == 1, process)
-    output = ended(process)
+    until(lambda: are_spread(hosts), process)
+    alone = reported(prepared)
+    until(lambda: reported(prepared) > alone + CHECKPOINT_EVERY, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
     assert "1 workers go on after step" in output
     assert output.rindex("2 workers go on after step") > output.rindex("1 workers go on after step")
-    losses = [value for _, value in history(prepared)]
-    assert [step for step, _ in history(prepared)] == list(range(5, 2401, 5))
-    alone = [value for _, value in on_one_host[1]][:50]  # the schedule of the rate is another later on
-    assert losses[:10] == pytest.approx(alone[:10], rel=0.2)
-    prepared.set({"train.num_workers": 2, "train.steps": STEPS, "cluster.cpus_per_worker": 1})
+    steps, losses = zip(*history(prepared), strict=True)
+    assert list(steps) == list(range(5, steps[-1] + 1, 5))
+    expected = [value for _, value in on_one_host[1]][:10]  # the schedule of the rate is another later on
+    assert losses[:10] == pytest.approx(expected, rel=0.2)
 
 
 def test_a_host_that_does_not_return_is_waited_for_as_long_as_was_said(hosts: Hosts, prepared: Workspace) -> None:
-    forget(prepared)
-    prepared.set({"cluster.placement": "strict_spread", "cluster.wait_s": 40, "train.steps": 12000})
-    process = train(hosts, prepared)
+    changes = {"cluster.wait_s": 40, "train.steps": ENDLESS}
+    process = train(hosts, prepared, changes)
     until(lambda: reported(prepared) >= 40, process)
     hosts.kill("B")
     start = time.monotonic()
@@ -141,16 +153,14 @@ def test_a_host_that_does_not_return_is_waited_for_as_long_as_was_said(hosts: Ho
     assert "cluster.wait_s: 2 workers with 1 CPU each did not start in 40 s" in output
     assert "Traceback" not in output
     assert 40 < time.monotonic() - start < 140
-    output, _ = train(hosts, prepared).communicate(timeout=60)
+    output, _ = train(hosts, prepared, changes).communicate(timeout=60)
     assert "2 workers with 1 CPU each on a node of its own" in output
     assert "room for 1 (1 node: 2 CPU)" in output
     hosts.start_ray("B")
-    prepared.set({"cluster.wait_s": 300, "train.steps": STEPS})
 
 
 def test_an_interrupted_command_leaves_no_worker_on_any_host(hosts: Hosts, prepared: Workspace) -> None:
-    forget(prepared)
-    process = train(hosts, prepared)
+    process = train(hosts, prepared, {"train.steps": ENDLESS})
     until(lambda: reported(prepared) >= 20, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
