@@ -32,6 +32,9 @@ from components.training.worker import Worker
 from pipeline.auxiliary import read_auxiliary
 from pipeline.params import Params
 
+CARRIED_OUT = ("checkpoint_every", "keep_best", "num_workers")
+"""Keys of ``train`` that say how a run is carried out, and not what comes of it."""
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -61,6 +64,20 @@ class TrainingJob:
             raise ValueError(f"equivariance.{error}") from error
         for number in num_workers:
             self._share(0, number).parts(self.params.train.images_at_once)
+
+    def deciding_params(self) -> dict[str, Any]:
+        """The params that decide the weights, as plain values. Data, code and the number of workers decide, too."""
+        values = self.params.model_dump(by_alias=True, mode="json")
+        task = values["tasks"][self.params.task]
+        return {
+            "task": values["task"],
+            "seed": values["seed"],
+            "preprocess": {"colour": values["preprocess"]["colour"]},
+            "tasks": {self.params.task: {key: task[key] for key in ("degradation", "rotations")}},
+            "network": values["network"],
+            "equivariance": values["equivariance"],
+            "train": {key: value for key, value in values["train"].items() if key not in CARRIED_OUT},
+        }
 
     def settings(self) -> TrainingSettings:
         """The part of the params that the training loop wants."""
@@ -217,7 +234,10 @@ def validation_scores(network: nn.Module, task: Task, pack: Pack, indices: Seque
 
 
 def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None:
-    """Writes a network's weights with what is needed to build it again: ``metadata["network"]``, ``["task"]``."""
+    """Writes a network's weights with what is needed to build it again: ``metadata["network"]``, ``["task"]``.
+
+    The file is to be a function of what decides it: no commit, time or place belongs into the metadata.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(tensors, path, {"eqreg": json.dumps(metadata, sort_keys=True)})
 

@@ -23,17 +23,30 @@ CODE = (
 )
 
 
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class Lineage:
-    """Attributes: the git commit ("none" outside git), whether code or params differ from it, the hashes of the
-    difference, of the packed data and of the params, and the id: 12 hexadecimal digits of all of these.
+    """What made a result.
+
+    Attributes:
+        commit: of git; "none" outside git, "unknown" of a result that came from elsewhere.
+        difference: hash of how code and params differ from the commit; "" if they do not.
+        data: hash of the packed data.
+        params: hash of the params.
+        id: 12 hexadecimal digits of all of these.
     """
 
     commit: str
-    dirty: bool
     difference: str
     data: str
     params: str
+
+    @property
+    def dirty(self) -> str:
+        """Whether code or params differed from the commit: "true", "false" or "unknown"."""
+        return UNKNOWN if self.commit == UNKNOWN else str(bool(self.difference)).lower()
 
     @property
     def id(self) -> str:
@@ -45,7 +58,7 @@ class Lineage:
         return {
             "eqreg.lineage": self.id,
             "eqreg.git_commit": self.commit,
-            "eqreg.git_dirty": str(self.dirty).lower(),
+            "eqreg.git_dirty": self.dirty,
             "eqreg.data_hash": self.data,
             "eqreg.params_hash": self.params,
         }
@@ -54,7 +67,7 @@ class Lineage:
 def trace(params: Params) -> Lineage:
     """The lineage of what would be made now, from this folder."""
     commit, difference = code_state()
-    return Lineage(commit, bool(difference), difference, data_hash(), params.hash)
+    return Lineage(commit, difference, data_hash(), params.hash)
 
 
 def code_state() -> tuple[str, str]:

@@ -17,9 +17,9 @@ PACKED = Path("data/packed")
 TUNE = Path("results/tune")
 TRAIN = Path("results/train")
 EVALUATE = Path("results/evaluate")
-REGISTER = Path("results/register")
 ABLATE = Path("results/ablate")
 SCRATCH = Path(".eqreg")
+REGISTER = SCRATCH / "register"  # what the registry said: no function of files, so not beside results
 
 MANIFEST = RAW / "manifest.json"
 BEST = TUNE / "best.yaml"

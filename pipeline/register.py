@@ -15,7 +15,7 @@ from pipeline.model_hash import model_sha256
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, MODEL, PACKED, REGISTER, existing, replaced_folder
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, Registry, Version
-from pipeline.tracking.results import log_results
+from pipeline.tracking.results import lineage_tags, log_results
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def register(params: Params) -> None:
         return
     from pipeline.job import load_model
 
-    network, metadata = load_model(MODEL)
+    network, _ = load_model(MODEL)
     decision = decide(params, network, registry, champion)
     run_id = log_results(registry.store)
-    tags = metadata["lineage"] | {REASON: decision.reason} | figures_as_tags(metrics)
+    tags = lineage_tags(registry.store, run_id) | {REASON: decision.reason} | figures_as_tags(metrics)
     version = known or registry.add(run_id, network, digest, tags)
     registry.point(decision.alias, version.number)
     registry.tag(version.number, REASON, decision.reason)
@@ -87,7 +87,7 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
 
 
 def _write(registry: Registry, version: str, decision: Decision) -> None:
-    """results/register/decision.json: what the registry says of the model in results/train."""
+    """.eqreg/register/decision.json: what the registry says of the model in results/train."""
     with replaced_folder(REGISTER) as folder:
         record = {"name": registry.name, "version": version, "alias": decision.alias, "reason": decision.reason}
         (folder / "decision.json").write_text(json.dumps(record, indent=1) + "\n")

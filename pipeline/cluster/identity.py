@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-from pipeline.code_hash import code_hash
+from pipeline.deciding import deciding_hash
+from pipeline.job import CARRIED_OUT
 from pipeline.spaces import WEIGHT, Space
 
-# Beside what decides a training.
-_CODE = (
-    "cluster/asha.py",
-    "cluster/study.py",
-    "cluster/trial.py",
-    "distributions.py",
-    "measure.py",
-    "space_parsing.py",
-    "spaces.py",
-)
-# Of train: what changes how a run is carried out, and not what comes of it.
-_CARRIED_OUT = ("num_workers", "keep_best")
+DECIDING = ("pipeline.cluster.trial", "pipeline.cluster.study")
+"""The modules that decide what comes of a trial, and which trials there are."""
 
 
 def study_identity(
@@ -48,7 +38,7 @@ def study_identity(
             for key, value in values["equivariance"].items()
             if not (f"equivariance.{key}" == WEIGHT and _always_chooses_weight(space))
         },
-        "train": {key: value for key, value in values["train"].items() if key not in _CARRIED_OUT},
+        "train": {key: value for key, value in values["train"].items() if key not in CARRIED_OUT},
         "evaluate": values["evaluate"] if measures else None,
     }
     parts: dict[str, Any] = {
@@ -56,7 +46,7 @@ def study_identity(
         "params": chosen,
         "space": space.identity,
         "rules": {**rules, "measures": measures},
-        "code": _code(),
+        "code": deciding_hash(*DECIDING),
     }
     return {name: _digest(json.dumps(part, sort_keys=True, default=str).encode()) for name, part in parts.items()}
 
@@ -64,11 +54,6 @@ def study_identity(
 def auto_name(task: str, identity: dict[str, str]) -> str:
     """The name of the study of this identity."""
     return f"{task}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
-
-
-def _code() -> list[str]:
-    root = Path(__file__).parents[1]
-    return [code_hash(), *(_digest(path.read_bytes()) for name in _CODE for path in root.glob(name))]
 
 
 def _always_chooses_weight(space: Space) -> bool:

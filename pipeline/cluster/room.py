@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,14 @@ class WorkerResources:
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+def this_machine() -> Node:
+    """What a Ray that is started here has, as `pipeline.cluster.session` starts it."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return {"CPU": float(os.cpu_count() or 1)} | ({"GPU": float(gpus)} if gpus else {})
 
 
 def living_nodes() -> list[Node]:

@@ -2,6 +2,12 @@
 
 All that decides lies in Optuna's database, so that drivers may die, come back, or work on one study together. It knows
 nothing of Ray.
+
+**Decisions are functions of the trials' numbers, and not of which process was faster**, so that a sweep that is run
+again gives the same table, byte by byte. A trial is compared at a rung with the trials of lower numbers; if one of them
+has not reached the rung yet, the trial goes on meanwhile, and is judged when it can be: what it did beyond the rung at
+which it is stopped does not count. A proposal knows the results of the trials whose number is lower by the window of
+the study at least; it waits for them.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from components.training.loop import Metrics
-from pipeline.cluster.asha import keep, rungs
+from pipeline.cluster.asha import Course, advance, rungs
 from pipeline.cluster.drivers import Driver
 from pipeline.cluster.study_storage import StudyStorage
 from pipeline.errors import UserError
@@ -32,6 +38,10 @@ OBJECTIVES = {"score": (SCORE, "maximize"), "equivariance_error": ("equivariance
 """Objective of params.yaml -> (metric of a finished trial, direction)."""
 
 Decision = Literal["continue", "stop", "lost"]
+Wait = Literal["wait"]
+
+_STARTUP = 10
+"""Trials that are drawn at random, before the sampler looks at results: Optuna's default for TPE."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +143,28 @@ class Study:
         with self._storage.locked():
             yield
 
-    def next(self, num_trials: int) -> Trial | None:
+    def set_window(self, concurrent: int) -> None:
+        """Fixes, for all drivers and for good, by how much a proposal's number exceeds those of the trials it knows.
+
+        Args:
+            concurrent: trials at a time of the first driver. The window is twice that, less one: a trial that takes
+                longer than its neighbours then holds up none of them.
+        """
+        with self._storage.locked():
+            if "window" not in self._optuna.user_attrs:
+                self._optuna.set_user_attr("window", 2 * concurrent - 1)
+
+    def next(self, num_trials: int) -> Trial | Wait | None:
         """The next trial for this driver, which is its own from now on; None if there is none.
 
         A trial whose driver is dead comes first, then the control, then what the sampler proposes, as long as the study
         has fewer than ``num_trials`` beside the control; or the first ``num_trials`` points of a grid, without control.
+
+        Returns:
+            "wait" where the next proposal needs results that are not there yet.
         """
         with self._storage.locked():
+            self._settle()
             trials = self._optuna.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state == TrialState.RUNNING and self._is_orphan(trial):
@@ -148,10 +173,15 @@ class Study:
                 self._optuna.enqueue_trial({}, user_attrs={"control": True, "params": {WEIGHT: 0.0}})
             elif any(trial.state == TrialState.WAITING for trial in trials):
                 pass  # its driver died before it took it
-            elif not self._enqueue(trials, num_trials):
+            elif not (left := self._left(trials, num_trials)):
                 return None
-            # A function of what is in the study: a driver that comes back does not propose the first points again.
-            self._optuna.sampler = _sampler(_mixed(self.rules.seed, len(trials)))
+            elif self.space.search == "grid":
+                self._optuna.enqueue_trial(left[0], user_attrs={"point": _text(left[0])})
+            elif (proposal := self._proposal(trials)) is None:
+                return "wait"
+            else:
+                self._optuna.enqueue_trial(proposal)
+            self._optuna.sampler = optuna.samplers.RandomSampler(seed=0)  # all values are given
             return self._claim(self._optuna.ask())
 
     def is_complete(self, num_trials: int) -> bool:
@@ -196,38 +226,59 @@ class Study:
             trial = trials[number]
             if not self._is_mine(trial):
                 return "lost"
-            progress: dict[str, Any] = dict(trial.user_attrs.get("progress") or {"scores": []})
+            progress = _progress(trial)
             if clock:
                 progress["clock"] = list(clock)
             if resumed_at:
                 progress["resumed_at"] = [*progress.get("resumed_at", []), resumed_at]
-            scores = {step: [score, keeps] for step, score, keeps in progress["scores"]}
+            scores = dict(progress["scores"])
             for step, metrics in rows:
                 if SCORE in metrics and step not in scores:
-                    scores[step] = [metrics[SCORE], self._keeps(trial, step, metrics[SCORE], trials, scores)]
+                    scores[step] = metrics[SCORE]
+                    if any(rung <= step for rung in self._rungs()):
+                        progress["at"].setdefault(str(step), metrics)
                     if len(self.rules.objectives) == 1:  # Optuna has none of trials with several
                         self._storage.optuna.set_trial_intermediate_value(trial._trial_id, step, metrics[SCORE])
                 if step >= progress.get("step", 0):
                     progress |= {"step": step, "metrics": metrics}
-            progress["scores"] = [[step, *value] for step, value in sorted(scores.items())]
+            progress["scores"] = [[step, score] for step, score in sorted(scores.items())]
             self._set(trial, "progress", progress)
-            return "continue" if all(keeps for _, keeps in scores.values()) else "stop"
+            self._settle()
+            return "stop" if self._now(number).user_attrs.get("stopped_at") else "continue"
 
     def stop(self, number: int) -> None:
-        """Ends a trial that does not go on."""
-        self._end(number, TrialState.PRUNED)
+        """Ends a trial whose ``report`` said so: it stays at the rung at which it is stopped."""
+        with self._storage.locked():
+            trial = self._now(number)
+            if self._is_mine(trial) and (step := trial.user_attrs.get("stopped_at")) is not None:
+                self._tell_stopped(trial, step)
 
     def fail(self, number: int, reason: str) -> None:
         """Ends a trial that broke off."""
-        self._end(number, TrialState.FAIL, reason)
+        with self._storage.locked():
+            self._fail(self._now(number), reason)
+            self._settle()
 
     def complete(self, number: int, metrics: Metrics) -> None:
-        """Ends a trial that did all its steps, with what the objectives are among its metrics."""
+        """Ends a trial that did all its steps, with what the objectives are among its metrics.
+
+        If it cannot be said yet whether an earlier rung stops it, it ends when that is known (``has_ended``).
+        """
         values = [metrics.get(OBJECTIVES[objective][0], math.nan) for objective in self.rules.objectives]
-        if bad := [name for name, value in zip(self.rules.objectives, values, strict=True) if not math.isfinite(value)]:
-            self._end(number, TrialState.FAIL, f"{bad[0]} is not finite")
-        else:
-            self._end(number, TrialState.COMPLETE, metrics=metrics, values=values)
+        bad = [name for name, value in zip(self.rules.objectives, values, strict=True) if not math.isfinite(value)]
+        with self._storage.locked():
+            trial = self._now(number)
+            if bad:
+                self._fail(trial, f"{bad[0]} is not finite")
+            elif self._is_mine(trial):
+                progress = _progress(trial) | {"metrics": metrics, "step": self.rules.steps, "values": values}
+                self._set(trial, "progress", progress)
+            self._settle()
+
+    def settle(self) -> None:
+        """Ends the trials that are through, and can be judged now."""
+        with self._storage.locked():
+            self._settle()
 
     def trials(self) -> list[Trial]:
         """All trials that have ended, those of other drivers too, by number."""
@@ -243,10 +294,7 @@ class Study:
         """Number of a trial -> (step, validation score) of each of its reports."""
         with self._storage.answering():
             trials = self._optuna.get_trials(deepcopy=False)
-        return {
-            trial.number: [(step, score) for step, score, _ in trial.user_attrs.get("progress", {}).get("scores", [])]
-            for trial in trials
-        }
+        return {trial.number: [(step, score) for step, score in _progress(trial)["scores"]] for trial in trials}
 
     def with_control(self) -> optuna.Study:
         """All trials, in a study in memory."""
@@ -276,58 +324,97 @@ class Study:
             return [point for point in self.space.grid()[:num_trials] if _text(point) not in taken]
         return [{}] if sum(not _is_control(trial) for trial in trials) < num_trials else []
 
-    def _enqueue(self, trials: Sequence[FrozenTrial], num_trials: int) -> bool:
-        """Whether there is a trial to ask for; a point of the grid is put where it is asked for."""
-        left = self._left(trials, num_trials)
-        if left and self.space.search == "grid":
-            self._optuna.enqueue_trial(left[0], user_attrs={"point": _text(left[0])})
-        return bool(left)
+    def _proposal(self, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+        """What the sampler proposes for the next number; None where it needs results that are not there yet.
 
-    def _keeps(
-        self, trial: FrozenTrial, step: int, score: float, trials: Sequence[FrozenTrial], scores: dict[int, list[Any]]
-    ) -> bool:
-        """ASHA's decision at a step: at most one rung is newly reached, and the others are those who were there."""
-        if trial.user_attrs["params"].get(WEIGHT) == 0 or step >= self.rules.steps:
-            return True
-        reached = [
-            rung
-            for rung in rungs(self.rules.grace_steps, self.rules.reduction_factor, self.rules.steps)
-            if rung <= step and not any(rung <= earlier < step for earlier in scores)
-        ]
-        if not reached:
-            return True
-        others = [
-            first
-            for other in trials
-            if other.number != trial.number and other.user_attrs.get("params", {}).get(WEIGHT) != 0
-            if (first := _score_at(other, reached[-1])) is not None
-        ]
-        return keep(score, others, self.rules.reduction_factor)
+        A function of the seed, the number, and the results of the trials below the window. Of the trials between, it
+        knows what they try: to Optuna they look like trials that were stopped before they had a score, so that they
+        are not tried again.
+        """
+        number = len(trials)
+        num_known = max(0, number - int(self._optuna.user_attrs.get("window", 1)) + 1) if number >= _STARTUP else 0
+        if not all(trial.state.is_finished() for trial in trials[:num_known]):
+            return None
+        view = optuna.create_study(
+            directions=self._optuna.directions, sampler=_sampler(_mixed(self.rules.seed, number))
+        )
+        view.add_trials(_known(trial) for trial in trials[:num_known])
+        view.add_trials(
+            optuna.trial.create_trial(state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions)
+            for trial in trials[num_known:]
+        )
+        asked = view.ask()
+        self.space.choose(asked)
+        return dict(asked.params)
 
-    def _end(
-        self,
-        number: int,
-        state: TrialState,
-        failure: str | None = None,
-        metrics: Metrics | None = None,
-        values: list[float] | None = None,
-    ) -> None:
-        with self._storage.locked():
-            trial = self._optuna.get_trials(deepcopy=False)[number]
-            if not self._is_mine(trial):
-                return
-            if failure:
-                self._set(trial, "failure", failure)
-            if metrics:
-                progress = trial.user_attrs.get("progress") or {"scores": []}
-                self._set(trial, "progress", progress | {"metrics": metrics, "step": self.rules.steps})
-            self._optuna.tell(number, values, state=state)
+    def _rungs(self) -> list[int]:
+        return rungs(self.rules.grace_steps, self.rules.reduction_factor, self.rules.steps)
+
+    def _settle(self) -> None:
+        """Judges every trial as far as the others allow, by number, and ends those that are through.
+
+        What was decided is kept: ``passed`` (how many rungs) and ``stopped_at`` (a step).
+        """
+        trials = self._optuna.get_trials(deepcopy=False)
+        courses = [self._course(trial) for trial in trials]
+        for number, trial in enumerate(trials):
+            before = courses[number]
+            if not before.is_decided:
+                courses[number] = advance(courses, number, self._rungs(), self.rules.reduction_factor)
+            if trial.state == TrialState.RUNNING:
+                self._keep(trial, before, courses[number])
+
+    def _keep(self, trial: FrozenTrial, before: Course, after: Course) -> None:
+        """Keeps what was decided, and ends a trial that did all its steps, or was stopped and is run by nobody."""
+        if after.passed != before.passed:
+            self._set(trial, "passed", after.passed)
+        if after.stopped_at != before.stopped_at:
+            self._set(trial, "stopped_at", after.stopped_at)
+        values = _progress(trial).get("values")
+        if after.stopped_at is not None:
+            if values or self._is_orphan(trial):
+                self._tell_stopped(trial, after.stopped_at)
+        elif values and not after.is_waiting:
+            self._optuna.tell(trial.number, values, state=TrialState.COMPLETE)
+
+    def _course(self, trial: FrozenTrial) -> Course:
+        """What ASHA has to know of a trial."""
+        kept, progress = trial.user_attrs, _progress(trial)
+        return Course(
+            scores=[(step, score) for step, score in progress["scores"] if step < self.rules.steps],
+            is_over=trial.state.is_finished() or "values" in progress,
+            is_compared=kept.get("params", {}).get(WEIGHT) != 0,
+            passed=kept.get("passed", 0),
+            stopped_at=kept.get("stopped_at"),
+        )
+
+    def _tell_stopped(self, trial: FrozenTrial, step: int) -> None:
+        """Ends a trial at the report at which ASHA stopped it: what it did beyond does not count."""
+        progress = _progress(trial)
+        scores = [[at, score] for at, score in progress["scores"] if at <= step]
+        kept = progress | {"step": step, "metrics": progress["at"][str(step)], "scores": scores}
+        self._set(trial, "progress", kept)
+        self._optuna.tell(trial.number, state=TrialState.PRUNED)
+
+    def _fail(self, trial: FrozenTrial, reason: str) -> None:
+        if self._is_mine(trial):
+            self._set(trial, "failure", reason)
+            self._optuna.tell(trial.number, state=TrialState.FAIL)
+
+    def _now(self, number: int) -> FrozenTrial:
+        return self._optuna.get_trials(deepcopy=False)[number]
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         return trial.state == TrialState.RUNNING and self._driver.is_mine(trial.user_attrs.get("owner"))
 
     def _is_orphan(self, trial: FrozenTrial) -> bool:
-        """Without an owner: its driver died while it asked for it, alone with the study as we are now."""
+        """Whether nobody runs it.
+
+        Without an owner: its driver died while it asked for it, alone with the study as we are now. A trial that did
+        all its steps needs nobody.
+        """
+        if "values" in _progress(trial):
+            return False
         owner = trial.user_attrs.get("owner")
         return owner is None or not (self._driver.is_mine(owner) or self._driver.is_alive(owner))
 
@@ -338,7 +425,30 @@ class Study:
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        return optuna.samplers.TPESampler(
+            n_startup_trials=_STARTUP, multivariate=True, group=True, constant_liar=True, seed=seed
+        )
+
+
+def _known(trial: FrozenTrial) -> FrozenTrial:
+    """An ended trial as the sampler may see it: nothing of what it did beyond the rung at which it was stopped."""
+    last = trial.user_attrs.get("stopped_at", math.inf)
+    return optuna.trial.create_trial(
+        state=trial.state,
+        values=trial.values if trial.state == TrialState.COMPLETE else None,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values={step: value for step, value in trial.intermediate_values.items() if step <= last},
+    )
+
+
+def _progress(trial: FrozenTrial) -> dict[str, Any]:
+    """What is recorded of a trial.
+
+    "scores": [step, score] of each report; "at": step -> metrics, from the first rung on; "step" and "metrics" of the
+    last report; "values" of the objectives, once it did all its steps.
+    """
+    return {"scores": [], "at": {}} | trial.user_attrs.get("progress", {})
 
 
 def _trial(trial: FrozenTrial) -> Trial:
@@ -359,12 +469,6 @@ def _trial(trial: FrozenTrial) -> Trial:
 
 def _is_control(trial: FrozenTrial) -> bool:
     return bool(trial.user_attrs.get("control"))
-
-
-def _score_at(trial: FrozenTrial, rung: int) -> float | None:
-    """The first score at or after the rung; None if the trial has not come so far."""
-    scores = trial.user_attrs.get("progress", {}).get("scores", [])
-    return next((score for step, score, _ in scores if step >= rung), None)
 
 
 def _text(point: dict[str, Any]) -> str:

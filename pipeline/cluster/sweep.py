@@ -8,6 +8,7 @@ sweep is scratch for the same reason: ``Tuner.restore`` begins interrupted trial
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from pipeline.storage.places import open_place
 
 OnResult = Callable[[Trial, Rows], None]
 _POLL_S = 2.0
+_ASK_AGAIN_S = 0.5  # Ray asks for trials ten times a second
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def sweep(
         settings.measures,
         secret_environment(),
     )
+    study.set_window(room.concurrent)
     with study:
         _forget_ended(study, task)
         _tune(study, task, settings, room, on_result)
@@ -136,6 +139,8 @@ def sweep(
                 console.print("waiting for trials that another command runs")
             is_waiting = True
             time.sleep(_POLL_S)
+        study.settle()
+        _forget_ended(study, task)
         trials = study.trials()
     if settings.measures:
         trials = [replace(trial, rows=None if trial.failure else task.read_rows(trial.number)) for trial in trials]
@@ -195,19 +200,27 @@ class _Desk:
         self.error: UserError | None = None
         self._numbers: dict[str, int] = {}
         self._given_up: set[int] = set()
+        self._through: set[int] = set()  # did all their steps, and are not judged yet
+        self._asked_at = -math.inf
         self._last_words: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray keeps pickles of a sweep; nothing goes on from them."""
         return {}
 
-    def next(self, trial_id: str) -> dict[str, Any] | str:
-        """The config of the next trial, or Ray's word for none."""
+    def next(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The config of the next trial; None where Ray is to ask again; or Ray's word for none."""
+        if time.monotonic() - self._asked_at < _ASK_AGAIN_S:
+            return None
         try:
             trial = self._study.next(self._num_trials)
+            self._hear_of_judged()
         except UserError as error:
             self.error = error
             return Searcher.FINISHED
+        if trial == "wait":
+            self._asked_at = time.monotonic()
+            return None
         if trial is None:
             return Searcher.FINISHED
         self._numbers[trial_id] = trial.number
@@ -229,6 +242,7 @@ class _Desk:
             elif decision == "stop":
                 self._end(number, lambda: self._study.stop(number))
                 return False
+            self._hear_of_judged()
         except UserError as error:
             self.error = error
         return self.error is None
@@ -241,7 +255,8 @@ class _Desk:
         """A trial is over for Ray; one that is not for the study, and was not given up, has failed."""
         number = self._numbers[trial_id]
         try:
-            if not self.error and number not in self._given_up and not self._study.trial(number).has_ended:
+            is_left = number not in self._given_up and number not in self._through
+            if not self.error and is_left and not self._study.trial(number).has_ended:
                 reason = self._last_words.get(number, "it ended without a word")
                 self._end(number, lambda: self._study.fail(number, reason))
         except UserError as error:
@@ -249,8 +264,16 @@ class _Desk:
 
     def _end(self, number: int, end: Callable[[], None]) -> None:
         end()
-        self._on_result(self._study.trial(number), [])
-        self._task.checkpoints(number).discard()
+        self._through.add(number)
+        self._hear_of_judged()
+
+    def _hear_of_judged(self) -> None:
+        """Tells of trials that are through and have been judged meanwhile, and forgets their checkpoints."""
+        for number in sorted(self._through):
+            if (trial := self._study.trial(number)).has_ended:
+                self._through.remove(number)
+                self._on_result(trial, [])
+                self._task.checkpoints(number).discard()
 
 
 class _Search(Searcher):
@@ -260,7 +283,7 @@ class _Search(Searcher):
         super().__init__()
         self._desk = desk
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self._desk.next(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.tracking.store import Store, answering, without_password
+from pipeline.tracking.store import MODEL_TAG, Store, answering, without_password
 
 if TYPE_CHECKING:
     from torch import nn
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON = "eqreg.reason"
-_HASH = "eqreg.model_sha256"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class Registry:
     def find(self, model_sha256: str) -> Version | None:
         """The version with this model, if its files are there."""
         with answering(self.store.uri):
-            found = self.store.client.search_model_versions(f"name='{self.name}' and tags.`{_HASH}`='{model_sha256}'")
+            condition = f"name='{self.name}' and tags.`{MODEL_TAG}`='{model_sha256}'"
+            found = self.store.client.search_model_versions(condition)
         for version in found:
             candidate = Version(str(version.version), self._aliases(version.version))
             if self.has_files(candidate):
@@ -107,7 +107,7 @@ class Registry:
                     registered_model_name=self.name,
                 )
         version = str(info.registered_model_version)
-        for key, value in {**tags, _HASH: model_sha256}.items():
+        for key, value in {**tags, MODEL_TAG: model_sha256}.items():
             self.tag(version, key, value)
         return Version(version, ())
 

@@ -8,17 +8,19 @@ from typing import Any
 
 import yaml
 
-from pipeline.paths import EVALUATE, TRAIN, existing
-from pipeline.tracking.store import Store, flatten
+from pipeline.lineage import UNKNOWN, Lineage
+from pipeline.model_hash import model_metadata, model_sha256
+from pipeline.paths import EVALUATE, MODEL, TRAIN, existing
+from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store, flatten
+from pipeline.training_identity import TrainingIdentity
 
 _LOGGED = "eqreg.evaluated"
 
 
 def log_results(store: Store) -> str:
     """Gives the id of the run that belongs to results/train, with its history, test figures and pictures in it."""
-    lineage: dict[str, str] = json.loads(existing(TRAIN / "lineage.json", "train").read_text())
+    run_id = training_run(store)
     resolved = (TRAIN / "params.yaml").read_text()
-    run_id = store.parent_run(lineage)
     store.log_params(run_id, yaml.safe_load(resolved), resolved)
     last_step = store.last_step(run_id, "task_loss")
     for step, metrics in _history():
@@ -33,6 +35,34 @@ def log_results(store: Store) -> str:
             store.set_tag(run_id, _LOGGED, _digest(text))
     store.end(run_id)
     return run_id
+
+
+def training_run(store: Store) -> str:
+    """The id of the run that trained results/train/model.safetensors.
+
+    It is found by the SHA-256 of the model, also where the file came from the cache of DVC. If the store was out
+    of reach when the training ended, it is the run of a training of the same data, params and code. If the store knows
+    neither, a run is begun, whose commit is "unknown".
+    """
+    sha256 = model_sha256(existing(MODEL, "train"))
+    if known := store.run_of_model(sha256):
+        return known
+    hashes = model_metadata(MODEL)["hashes"]
+    training = TrainingIdentity(**hashes).id
+    found = store.find({"eqreg.kind": "pipeline", TRAINING_TAG: training})
+    if found and MODEL_TAG not in found.data.tags:
+        run_id = str(found.info.run_id)
+    else:
+        lineage = Lineage(UNKNOWN, "", hashes["data"], hashes["params"])
+        run_id = store.parent_run(lineage.tags() | {TRAINING_TAG: training})
+    store.set_tag(run_id, MODEL_TAG, sha256)
+    return run_id
+
+
+def lineage_tags(store: Store, run_id: str) -> dict[str, str]:
+    """What made the model of a run, as its tags say: commit, data, params."""
+    tags = store.tags(run_id)
+    return {key: tags[key] for key in (*Lineage("", "", "", "").tags(), TRAINING_TAG) if key in tags}
 
 
 def _digest(text: str) -> str:

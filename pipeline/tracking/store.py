@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 TRAINING_TAG = "eqreg.training"
+MODEL_TAG = "eqreg.model_sha256"
+"""Of a training's run and of a model version: what both are found by."""
 _MOST_TRAININGS = 1000  # of one lineage that are looked at
 
 
@@ -113,6 +115,11 @@ class Store:
                 return str(run.info.run_id)
         return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
 
+    def run_of_model(self, sha256: str) -> str | None:
+        """The id of the newest run that trained this model (``pipeline.model_hash``); None if no run says so."""
+        found = self.find({"eqreg.kind": "pipeline", MODEL_TAG: sha256})
+        return None if found is None else str(found.info.run_id)
+
     def log_params(self, run_id: str, values: Mapping[str, Any], resolved: str) -> None:
         """Logs what a run was made with, once: nested values under dotted keys, and the same as ``params.yaml``."""
         from mlflow.entities import Param
@@ -155,11 +162,14 @@ class Store:
         with answering(self.uri):
             self.client.log_artifacts(run_id, str(folder), artifact_path)
 
+    def tags(self, run_id: str) -> dict[str, str]:
+        """All tags of a run."""
+        with answering(self.uri):
+            return dict(self.client.get_run(run_id).data.tags)
+
     def tag(self, run_id: str, key: str) -> str | None:
         """The value of a run's tag; None where it has none."""
-        with answering(self.uri):
-            tags: dict[str, str] = self.client.get_run(run_id).data.tags
-        return tags.get(key)
+        return self.tags(run_id).get(key)
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         """Sets a run's tag."""

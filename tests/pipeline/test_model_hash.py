@@ -9,21 +9,22 @@ import torch
 
 from components.networks import build_network
 from pipeline.job import save_model
-from pipeline.model_hash import model_sha256
+from pipeline.model_hash import model_metadata, model_sha256
 
 SETTINGS = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
 
 
-def saved(path: Path, *, bump: float = 0.0, commit: str = "a", **settings: object) -> str:
+def saved(path: Path, *, bump: float = 0.0, code: str = "a", **settings: object) -> str:
     torch.manual_seed(0)
     network = build_network(**SETTINGS)
     next(network.parameters()).data[0] += bump
-    save_model(path, network, {"network": SETTINGS | settings, "task": "denoise", "lineage": {"commit": commit}})
+    save_model(path, network, {"network": SETTINGS | settings, "task": "denoise", "hashes": {"code": code}})
     return model_sha256(path)
 
 
-def test_another_commit_with_the_same_weights_is_the_same_model(tmp_path: Path) -> None:
-    assert saved(tmp_path / "a") == saved(tmp_path / "b", commit="b")
+def test_other_code_with_the_same_weights_is_the_same_model(tmp_path: Path) -> None:
+    assert saved(tmp_path / "a") == saved(tmp_path / "b", code="b")
+    assert [model_metadata(tmp_path / name)["hashes"]["code"] for name in "ab"] == ["a", "b"]
 
 
 def test_another_weight_or_setting_is_another_model(tmp_path: Path) -> None:

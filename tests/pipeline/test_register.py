@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from components.data.packs import Entry, write_pack
 from pipeline.job import save_model
+from pipeline.lineage import Lineage
 from pipeline.model_hash import model_sha256
 from pipeline.params import Params, read_values
 from pipeline.register import Decision, decide, register
 from pipeline.tracking.registry import Registry, Version
-from pipeline.tracking.store import Store
+from pipeline.tracking.store import MODEL_TAG, Store
+from pipeline.training_identity import TrainingIdentity
 from tests.pipeline.conftest import Project
 
 CHAMPION = Version("7", ("champion",))
@@ -159,12 +162,11 @@ def _results(levels: float) -> str:
     last = network.layers.conv2  # type: ignore[union-attr]
     nn.init.zeros_(last.weight)  # type: ignore[arg-type,union-attr]
     nn.init.constant_(last.bias, levels / 255)  # type: ignore[arg-type,union-attr]
-    lineage = {"eqreg.lineage": f"lineage{levels}", "eqreg.git_commit": "abc"}
+    hashes = asdict(TrainingIdentity("data", f"params{levels}", "code"))
     train, evaluate = Path("results/train"), Path("results/evaluate")
     for folder in (train, evaluate):
         folder.mkdir(parents=True, exist_ok=True)
-    save_model(train / "model.safetensors", network, {"network": network_params, "lineage": lineage, "task": "denoise"})
-    (train / "lineage.json").write_text(json.dumps(lineage))
+    save_model(train / "model.safetensors", network, {"network": network_params, "hashes": hashes, "task": "denoise"})
     (train / "params.yaml").write_text(yaml.safe_dump(read_values(Path("params.yaml"))))
     (train / "history.csv").write_text("step,task_loss,val_score\n25,0.5,\n50,0.25,21.5\n")
     scores = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6}
@@ -177,14 +179,16 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
     params: Params, store: Store, project: Project, empty_database: Path
 ) -> None:
     sha256 = _results(10)
+    trained = Lineage("abc", "", "data", "params").tags()
+    store.set_tag(store.parent_run(trained), MODEL_TAG, sha256)
     register(params)
     registry = Registry(store)
     assert registry.find(sha256) == Version("1", ("champion",))
     tags = store.client.get_model_version("eqreg-denoise", "1").tags
     assert tags["eqreg.reason"] == "there was no champion"
     assert tags["eqreg.test.restored.psnr"] == "30.0000"
-    assert tags["eqreg.lineage"] == "lineage10"
-    decision = json.loads(Path("results/register/decision.json").read_text())
+    assert {key: tags[key] for key in trained} == trained  # of the commit that trained it
+    decision = json.loads(Path(".eqreg/register/decision.json").read_text())
     assert decision == {
         "name": "eqreg-denoise",
         "version": "1",
@@ -205,7 +209,10 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
         patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
         register(params)
-        assert Registry(Store("denoise")).find(sha256) == Version("1", ("champion",))
+        refilled = Store("denoise")
+        assert Registry(refilled).find(sha256) == Version("1", ("champion",))
+        # Nothing here says any more which commit trained it.
+        assert refilled.client.get_model_version("eqreg-denoise", "1").tags["eqreg.git_commit"] == "unknown"
 
 
 def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Params, store: Store) -> None:
@@ -224,7 +231,7 @@ def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Para
     # Back to the first: nothing is decided anew, but the summary must speak of it and of no other.
     Path("results/train/model.safetensors").write_bytes(first_model)
     register(params)
-    decision = json.loads(Path("results/register/decision.json").read_text())
+    decision = json.loads(Path(".eqreg/register/decision.json").read_text())
     assert decision == {"name": "eqreg-denoise", "version": "1", "alias": "", "reason": "there was no champion"}
     reasons = [store.client.get_model_version("eqreg-denoise", number).tags["eqreg.reason"] for number in "23"]
     assert [reason.split(" (")[0] for reason in reasons] == ["-6.021", "+6.021"]

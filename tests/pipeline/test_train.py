@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -95,12 +96,19 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
     assert history(prepared) == left_alone[1]
 
 
-def test_a_finished_run_begins_anew_when_it_is_run_again(
+def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
     prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
 ) -> None:
     assert STEPS in saved(prepared)
-    assert "go on after" not in prepared.run("eqreg", "train")
+    folder = prepared.folder / "results/train"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    shutil.rmtree(folder)
+    start = time.monotonic()
+    assert "its result is taken up" in prepared.run("eqreg", "train")
+    assert time.monotonic() - start < 20
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert weights(prepared) == left_alone[0]
+    assert history(prepared) == left_alone[1]
     assert len(saved(prepared)) <= 3  # the best, the last and the one before
 
 

@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,10 @@ def reached(trial: Trial) -> float:
 def run_trials(address: str, num_trials: int, pause: float = 0.0) -> None:
     """A driver: runs what there is, in a process of its own."""
     with open_study(address) as study:
-        while trial := study.next(num_trials):
+        while (trial := study.next(num_trials)) is not None:
+            if trial == "wait":
+                time.sleep(0.02)
+                continue
             time.sleep(pause)
             score = 0.0 if trial.is_control else reached(trial)
             study.report(trial.number, [(10, {"val_score": score})])
@@ -215,44 +220,145 @@ def test_the_control_comes_first_is_never_stopped_and_is_no_bar(tmp_path: Path) 
         assert study.report(third.number, [(10, {"val_score": 19.5})]) == "continue"  # the upper half of 20 and 19
 
 
-def test_the_study_stops_what_rays_scheduler_would(tmp_path: Path) -> None:
+def _begun(study: Study, num_trials: int) -> list[Trial]:
+    """The control, and so many trials."""
+    study.set_window(num_trials + 1)
+    trials = [study.next(num_trials) for _ in range(num_trials + 1)]
+    assert all(isinstance(trial, Trial) for trial in trials)
+    return trials[1:]  # type: ignore[return-value]
+
+
+SCORES = {
+    (number, step): float(score)
+    for number, row in enumerate(np.random.default_rng(0).normal(20, size=(13, 8)))
+    for step, score in zip(range(10, 90, 10), row, strict=True)
+}
+"""(number of a trial, step) -> the score that it has there."""
+
+
+def _by_rays_scheduler(numbers: Sequence[int]) -> dict[int, int]:
+    """Number -> the step at which Ray's scheduler stops it, if the trials report one after the other; 80 for none."""
     from ray.tune.schedulers import AsyncHyperBandScheduler  # slow, and not for the processes that others start
 
     ray = AsyncHyperBandScheduler(
         time_attr="step", metric="score", mode="max", max_t=801, grace_period=10, reduction_factor=2
     )
-    generator = np.random.default_rng(0)
+    trials = {number: SimpleNamespace(trial_id=str(number)) for number in numbers}
+    for trial in trials.values():
+        ray.on_trial_add(None, trial)
+    ended = dict.fromkeys(numbers, 80)
+    for step in range(10, 80, 10):
+        for number in [number for number in numbers if ended[number] == 80]:
+            if ray.on_trial_result(None, trials[number], {"step": step, "score": SCORES[number, step]}) == "STOP":
+                ended[number] = step
+    return ended
+
+
+@pytest.mark.parametrize("order", ["by number", "backwards", "by chance", "one after the other", "the last one first"])
+def test_the_study_stops_what_rays_scheduler_would_by_number_whichever_trial_is_faster(
+    order: str, tmp_path: Path
+) -> None:
     with open_study(f"sqlite:///{tmp_path / 'studies.db'}") as study:
-        study.next(0)  # the control
-        running = []
-        for _ in range(12):
-            trial = study.next(12)
-            assert trial is not None
-            running.append(trial)
-            ray.on_trial_add(None, _with_id(trial))
-        stopped = 0
-        for step in range(10, 80, 10):
-            for trial in list(generator.permutation(np.array(running, dtype=object))):
-                score = float(generator.normal(20))
-                told = study.report(trial.number, [(step, {"val_score": score})])
-                assert study.report(trial.number, [(step, {"val_score": -score})]) == told  # told once more
-                assert (told == "continue") == (
-                    ray.on_trial_result(None, _with_id(trial), {"step": step, "score": score}) == "CONTINUE"
-                )
-                if told == "stop":
-                    study.stop(trial.number)
-                    running.remove(trial)
-                    stopped += 1
-        assert stopped >= 4
-        states = [trial.state.name for trial in study.without_control().get_trials()]
-        assert states.count("PRUNED") == stopped
+        numbers = [trial.number for trial in _begun(study, 12)]
+        events = [(number, step) for step in range(10, 90, 10) for number in numbers]
+        if order == "backwards":
+            events.sort(key=lambda event: (event[1], -event[0]))
+        elif order == "by chance":
+            left = {number: list(range(10, 90, 10)) for number in numbers}
+            generator = np.random.default_rng(1)
+            events = [(int(n), left[n].pop(0)) for n in generator.permutation(np.repeat(numbers, 8))]
+        elif order == "one after the other":
+            events.sort()
+        elif order == "the last one first":
+            events.sort(key=lambda event: (-event[0], event[1]))
+        stopped: set[int] = set()
+        for number, step in events:
+            if number in stopped:
+                continue
+            score = SCORES[number, step]
+            told = study.report(number, [(step, {"val_score": score, "own": step})])
+            assert study.report(number, [(step, {"val_score": -score})]) == told  # told once more
+            if told == "stop":
+                study.stop(number)
+                stopped.add(number)
+            elif step == 80:
+                study.complete(number, {"val_score": score, "own": step})
+        trials = [study.trial(number) for number in numbers]
+    expected = _by_rays_scheduler(numbers)
+    assert sum(step < 80 for step in expected.values()) >= 4
+    assert all(trial.has_ended for trial in trials)
+    assert {trial.number: trial.steps for trial in trials} == expected
+    assert [trial.stopped_early for trial in trials] == [expected[number] < 80 for number in numbers]
+    # What was done beyond the rung does not count.
+    metrics = [{"val_score": SCORES[number, expected[number]], "own": expected[number]} for number in numbers]
+    assert [trial.metrics for trial in trials] == metrics
+    assert all(step <= expected[number] for number in numbers for step, _ in study.scores()[number])
 
 
-def _with_id(trial: Trial) -> Any:
-    class Named:
-        trial_id = str(trial.number)
+def test_a_trial_that_cannot_be_judged_yet_goes_on_and_ends_when_it_can(tmp_path: Path) -> None:
+    with open_study(f"sqlite:///{tmp_path / 'studies.db'}") as study:
+        first, second, third = (trial.number for trial in _begun(study, 3))
+        assert study.report(third, [(10, {"val_score": 5.0}), (20, {"val_score": 6.0})]) == "continue"
+        study.complete(third, {"val_score": 7.0})
+        assert not study.trial(third).has_ended
+        assert not study.has_orphan()  # it needs nobody
+        assert study.report(first, [(10, {"val_score": 9.0})]) == "continue"
+        assert not study.trial(third).has_ended
+        study.fail(second, "it broke off before the first rung")
+        ended = study.trial(third)
+        assert (ended.has_ended, ended.stopped_early, ended.steps) == (True, True, 10)
+        assert ended.metrics == {"val_score": 5.0}
 
-    return Named()
+
+def test_what_an_orphan_did_beyond_its_rung_is_not_run_again(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'studies.db'}"
+    with open_study(address) as gone:
+        first, second = (trial.number for trial in _begun(gone, 2))
+        assert gone.report(second, [(10, {"val_score": 1.0})]) == "continue"  # the first has not come so far
+    with open_study(address) as study:
+        taken = [study.next(2), study.next(2)]
+        assert [trial.number for trial in taken if isinstance(trial, Trial)] == [0, first]
+        study.report(first, [(10, {"val_score": 2.0})])
+        assert study.trial(second).stopped_early
+        assert study.next(2) is None
+
+
+def _proposed(address: str, concurrent: int, seed: int, sign: int = 1) -> list[dict[str, Any]]:
+    """The params of 20 trials, of which so many run at a time; which of them ends next is drawn."""
+    generator = np.random.default_rng(seed)
+    with open_study(address) as study:
+        study.set_window(concurrent)
+        running: list[Trial] = []
+        waited = 0
+        while True:
+            taken = study.next(20) if len(running) < concurrent else "wait"
+            if isinstance(taken, Trial):
+                running.append(taken)
+            elif taken is None and not running:
+                break
+            else:
+                waited += len(running) < concurrent and taken == "wait"
+                trial = running.pop(int(generator.integers(len(running))))
+                study.complete(trial.number, {"val_score": 0.0 if trial.is_control else sign * reached(trial)})
+        assert not waited or concurrent > 1
+        return [trial.params for trial in study.trials()]
+
+
+@pytest.mark.parametrize("concurrent", [1, 2, 4])
+def test_what_is_proposed_does_not_depend_on_which_trial_is_faster(concurrent: int, tmp_path: Path) -> None:
+    found = [_proposed(f"sqlite:///{tmp_path / f'{seed}.db'}", concurrent, seed) for seed in range(3)]
+    assert len(found[0]) == 21
+    assert found[1:] == [found[0], found[0]]
+
+
+def test_the_search_learns_from_its_results(tmp_path: Path) -> None:
+    """After the random proposals come better ones, or worse ones where worse is what scores."""
+    towards, away = (
+        [abs(math.log10(each[WEIGHT]) + 1.5) for each in _proposed(f"sqlite:///{tmp_path / name}", 2, 0, sign)[1:]]
+        for name, sign in (("towards.db", 1), ("away.db", -1))
+    )
+    assert towards[:9] == away[:9]
+    assert np.mean(towards[10:]) < np.mean(away[10:])
 
 
 def test_a_study_of_something_else_is_refused_in_two_lines(tmp_path: Path) -> None:
