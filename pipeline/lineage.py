@@ -44,9 +44,9 @@ class Lineage:
     params: str
 
     @property
-    def dirty(self) -> str:
-        """Whether code or params differed from the commit: "true", "false" or "unknown"."""
-        return UNKNOWN if self.commit == UNKNOWN else str(bool(self.difference)).lower()
+    def dirty(self) -> bool | None:
+        """Whether code or params differed from the commit; None where the commit is not known."""
+        return None if self.commit == UNKNOWN else bool(self.difference)
 
     @property
     def id(self) -> str:
@@ -58,7 +58,7 @@ class Lineage:
         return {
             "eqreg.lineage": self.id,
             "eqreg.git_commit": self.commit,
-            "eqreg.git_dirty": self.dirty,
+            "eqreg.git_dirty": UNKNOWN if self.dirty is None else str(self.dirty).lower(),
             "eqreg.data_hash": self.data,
             "eqreg.params_hash": self.params,
         }

@@ -10,6 +10,7 @@ from rich.table import Table
 from pipeline.console import console
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, REGISTER, TUNE, existing
+from pipeline.repeated import repeated
 
 _MOST_METRICS = 3
 _GROUPS = {"test": "test", "rotated": "test, turned", "out_of_distribution": "out of distribution"}
@@ -49,6 +50,8 @@ def summary(params: Params) -> None:
         model = f"--model models:/eqreg-{params.task}@champion"
         console.print(f"try it     eqreg restore PHOTO.jpg CLEAN.png {model}{mask}")
     console.print("look       make ui (MLflow on this machine), dvc plots show, dvc metrics show")
+    if line := repeated():
+        console.print(f"repeats    {line}")
 
 
 def _interval(gain: dict[str, float | None], digits: int) -> str:

@@ -43,12 +43,16 @@ _FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL)_\w+|EQREG_(DEBUG|FUSED)|AWS_
 _SECRET = re.compile(r"(AWS|MLFLOW_(TRACKING|REGISTRY))_\w+|PG[A-Z]+")
 
 
+_open: list[tuple[str, bool]] = []
+"""The session of this process, if there is one: its address, and whether it has a dashboard."""
+
+
 @contextmanager
 def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     """Connects to a Ray cluster, or starts one on this machine ("local") that ends with the block.
 
     Workers run the code of this checkout: on this machine from where it lies, on a cluster from a copy that Ray
-    carries to each node once.
+    carries to each node once. Inside another session of this process with the same address, that one is used.
 
     Args:
         cluster: of the params; its address is "local", "auto" (a running cluster on this machine) or HOST:PORT.
@@ -56,9 +60,16 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
             placement group and the sweep hangs (Ray 2.60).
 
     Raises:
-        UserError: no cluster answers at the address, or one of other versions.
+        UserError: no cluster answers at the address, or one of other versions; this process is in a session with
+            another cluster.
     """
     address = cluster.address
+    if _open:
+        known, has_dashboard = _open[-1]
+        if known != address or (dashboard and not has_dashboard):
+            raise UserError(f"cluster.address: {address}: this process is connected to {known} already; end that first")
+        yield
+        return
     environment = _WORKER_ENVIRONMENT | {
         name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name)
     }
@@ -87,9 +98,11 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
             ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
+    _open.append((address, dashboard or address != "local"))
     try:
         yield
     finally:
+        _open.pop()
         ray.shutdown()
 
 

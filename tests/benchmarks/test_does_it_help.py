@@ -22,6 +22,8 @@ from benchmarks.does_it_help import (
 )
 from components.data.randomness import Stream, torch_generator
 
+pytestmark = pytest.mark.unit
+
 IMAGES = np.random.default_rng(0).random((5, 60, 60), dtype=np.float32)
 
 

@@ -21,6 +21,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from pipeline.cli import app
 from pipeline.cluster.jobs import STAGES
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 LAUNCHER = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())

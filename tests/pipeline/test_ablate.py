@@ -15,6 +15,8 @@ import yaml
 
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
+pytestmark = pytest.mark.ray
+
 ARMS: dict[str, Any] = {
     "plain": {"train.rotations": True, "equivariance.pairing": "none", "equivariance.weight": 0.0},
     "pairs": {"train.rotations": True, "equivariance.weight": 0.0},
@@ -82,7 +84,6 @@ def measured(workspace: Workspace) -> dict[tuple[str, int], list[dict[str, Any]]
     return found
 
 
-@pytest.mark.end_to_end
 def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(workspace: Workspace) -> None:
     first = workspace.start(*COMMAND)
     wait_for(lambda: has_compared(workspace, 2), 240)
@@ -138,7 +139,6 @@ def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
     assert table(workspace)["regular", "test"]["minus_pairs_seeds"] == "3"
 
 
-@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [

@@ -21,6 +21,8 @@ from pipeline.paths import PARAMS
 from pipeline.spaces import build_space, load_space
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.unit
+
 REGULAR = {"equivariance.penalty": "regular"}
 SPACE: dict[str, Any] = {
     "search": "grid",

@@ -15,6 +15,8 @@ import yaml
 
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 EQREG = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 

@@ -7,6 +7,8 @@ import pytest
 from pipeline import console as module
 from pipeline.console import console, progress, track
 
+pytestmark = pytest.mark.unit
+
 
 def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", -1.0)

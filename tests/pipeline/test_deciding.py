@@ -16,6 +16,8 @@ from pipeline.deciding import EXCLUDED, EXCLUDED_FOR, canonical, deciding_files,
 from pipeline.training_identity import DECIDING
 from tests.pipeline.workspace import ROOT
 
+pytestmark = pytest.mark.unit
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ALL = [path.relative_to(ROOT).as_posix() for top in ("components", "pipeline") for path in (ROOT / top).rglob("*.py")]
 

@@ -28,6 +28,8 @@ from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.places import open_place
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 NETWORK = {"name": "unet", "width": 8, "depth": 2, "norm": "batch"}
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.pipeline.workspace import Workspace
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.ray
 STAGES = ("fetch", "preprocess", "tune", "train", "evaluate", "register")
 
 # Runs without the project: only what the model's own requirements name.

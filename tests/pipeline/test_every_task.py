@@ -19,15 +19,17 @@ from components.training.worker import Worker
 from pipeline.evaluate import evaluate
 from pipeline.fetch import fetch
 from pipeline.job import TrainingJob, load_model
-from pipeline.lineage import trace
+from pipeline.lineage import data_hash
 from pipeline.params import load_params
 from pipeline.paths import EVALUATE, MODEL, PACKED, TRAIN, replaced_folder
 from pipeline.preprocess import preprocess
-from pipeline.resolve import resolve
 from pipeline.summary import summary
 from pipeline.tracking.store import Store
 from pipeline.train import _write as write_results
+from pipeline.training_identity import TrainingIdentity
 from tests.pipeline.conftest import Project
+
+pytestmark = pytest.mark.process
 
 SMALL: dict[str, Any] = {
     "fetch.source": "source",
@@ -129,9 +131,9 @@ def test_a_task_runs_from_files_to_figures(name: str, project: Project, store: S
     assert all(np.isfinite(value) for metrics in history.values() for value in metrics.values())
     assert {"val_score", "penalty", "task_loss"} <= history[4].keys()
 
-    lineage = trace(params)
+    identity = TrainingIdentity.of(job, data_hash(PACKED))
     with replaced_folder(TRAIN) as folder:
-        write_results(folder, job, (1, 1), lineage, state, resolve())
+        write_results(folder, job, (1, 1), identity, state)
     loaded, _ = load_model(MODEL)
     inputs, _, _ = next(iter(_batches(job)))
     with torch.inference_mode():

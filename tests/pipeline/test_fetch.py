@@ -18,6 +18,8 @@ from pipeline.fetch import changes_at_source, fetch
 from pipeline.storage import open_source
 from tests.pipeline.conftest import ROOT, Project
 
+pytestmark = pytest.mark.process
+
 RAW = Path("data/raw")
 
 

@@ -13,6 +13,8 @@ from pipeline.lineage import committed_text, data_hash, main_checkout, trace
 from pipeline.params import load_params
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 
 def _git(*arguments: str, folder: Path | None = None) -> str:
     command = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", *arguments]
@@ -38,7 +40,7 @@ def test_a_clean_checkout_has_the_commit_and_is_not_dirty(committed: Project) ->
     params = load_params()
     lineage = trace(params)
     assert lineage.commit == _git("rev-parse", "HEAD")
-    assert (lineage.dirty, lineage.difference) == ("false", "")
+    assert (lineage.dirty, lineage.difference) == (False, "")
     assert lineage.params == params.hash
     assert lineage.tags() == {
         "eqreg.lineage": lineage.id,
@@ -124,7 +126,7 @@ def test_the_data_hash_is_over_names_and_indexes_in_order(tmp_path: Path) -> Non
 
 def test_outside_git_there_is_no_commit_and_nothing_is_dirty(project: Project) -> None:
     lineage = trace(load_params())
-    assert (lineage.commit, lineage.dirty) == ("none", "false")
+    assert (lineage.commit, lineage.dirty) == ("none", False)
     assert committed_text(Path("params.yaml")) is None
 
 

@@ -17,6 +17,8 @@ from pipeline.job import TrainingJob
 from pipeline.measure import layer_names, measure_rows, output_error
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.unit
+
 SIDE = 32
 
 

@@ -11,6 +11,8 @@ from components.networks import build_network
 from pipeline.job import save_model
 from pipeline.model_hash import model_metadata, model_sha256
 
+pytestmark = pytest.mark.unit
+
 SETTINGS = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
 
 

@@ -12,6 +12,8 @@ from pipeline.errors import UserError
 from pipeline.params import Params, check_params, get_value, load_params, parse_values, read_values, set_value
 from tests.pipeline.conftest import ROOT, Project
 
+pytestmark = pytest.mark.unit
+
 
 def _checked(changes: dict[str, Any]) -> Params:
     values = read_values(ROOT / "params.yaml")

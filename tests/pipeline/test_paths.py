@@ -9,6 +9,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.paths import existing, replaced_folder
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:

@@ -19,6 +19,8 @@ from pipeline.params import Preprocess
 from pipeline.preprocess import preprocess, split_scenes
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.unit
+
 PACKED = Path("data/packed")
 SPLITS = {"train": ["a*"], "val": ["val"], "test": ["test*"]}
 

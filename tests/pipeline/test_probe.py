@@ -17,6 +17,8 @@ from components.evaluation.symmetry import GROUPS, MIN_SCENES
 from pipeline.errors import UserError
 from pipeline.probe import probe
 
+pytestmark = pytest.mark.process
+
 QUARTER, HALF, MIRROR = GROUPS
 ROOT = Path(__file__).parents[2]
 

@@ -20,6 +20,8 @@ from pipeline.paths import PACKED
 from pipeline.preprocess import preprocess
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.unit
+
 SETTINGS: dict[str, Any] = {
     "fetch.source": "source",
     "preprocess.crop": 32,
@@ -350,7 +352,6 @@ def test_a_slice_with_metal_in_it_is_no_clean_slice(project: Project) -> None:
     assert [(entry.name, entry.scene) for entry in Pack(PACKED / "train").entries] == [("slices-0000-0", "a")]
 
 
-@pytest.mark.end_to_end
 def test_many_chunks_on_ray_give_the_bytes_of_one_process(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(24):
         name = f"{'aaab'[number % 4] if number % 8 else 'c'}{number:02d}"

@@ -25,6 +25,8 @@ from pipeline.tracking.store import MODEL_TAG, Store
 from pipeline.training_identity import TrainingIdentity
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 CHAMPION = Version("7", ("champion",))
 
 

@@ -15,6 +15,8 @@ from pipeline.tracking.registry import CHAMPION, Registry, Version, load_registe
 from pipeline.tracking.store import Store
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 LINEAGE = {"eqreg.lineage": "0123456789ab"}
 
 

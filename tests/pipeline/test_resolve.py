@@ -12,6 +12,8 @@ from pipeline.params import parse_values
 from pipeline.resolve import resolve
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 BEST = {"equivariance.weight": 0.0123, "equivariance.layer_weights.decay": 0.75, "equivariance.penalty": "rotation"}
 
 

@@ -18,6 +18,8 @@ from pipeline.job import save_model
 from pipeline.restore import restore
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 NETWORK = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
 
 

@@ -17,6 +17,8 @@ from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store
 from pipeline.training_identity import TrainingIdentity
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 IDENTITY = TrainingIdentity("data", "params", "code")
 LINEAGE = Lineage("abc", "", "data", "all-params").tags() | {TRAINING_TAG: IDENTITY.id}
 

@@ -18,6 +18,8 @@ from pipeline.paths import PARAMS
 from pipeline.spaces import Space, load_space
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.unit
+
 WEIGHT = "equivariance.weight: {distribution: log_uniform, low: 1e-3, high: 1}\n"
 LAYERS = ["layers.conv1", "layers.conv2", "layers.conv3"]
 

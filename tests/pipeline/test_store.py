@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.tracking.store import PARENT_TAG, TRAINING_TAG, Store, answering, flatten, tracking_uri, without_password
 from tests.pipeline.conftest import Project
 
+pytestmark = pytest.mark.process
+
 LINEAGE = {"eqreg.lineage": "0123456789ab", "eqreg.git_commit": "abc"}
 VALUES = {"seed": 0, "train": {"steps": 5, "loss": "l1"}, "preprocess": {"splits": {"val": ["a", "b"]}}}
 

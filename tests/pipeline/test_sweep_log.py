@@ -13,6 +13,8 @@ from pipeline.cluster.study import Trial
 from pipeline.tracking.store import PARENT_TAG, Store
 from pipeline.tracking.sweeps import SweepLog
 
+pytestmark = pytest.mark.process
+
 LINEAGE = {"eqreg.lineage": "abc", "eqreg.git_commit": "none"}
 TRIAL = Trial(1, {"equivariance.weight": 0.1}, False, False, 30, {"val_score": 22.0}, None, has_ended=False)
 ROWS = [(10, {"val_score": 20.0, "task_loss": 0.3}), (20, {"val_score": 21.0}), (30, {"val_score": 22.0})]

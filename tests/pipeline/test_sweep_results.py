@@ -15,6 +15,8 @@ from pipeline.cluster.study import Trial
 from pipeline.cluster.sweep_figures import LEAST, save_figures
 from pipeline.sweep_results import best_trial, pareto_front, write_results
 
+pytestmark = pytest.mark.unit
+
 
 def trial(number: int, psnr: float, *, stopped: bool = False, failure: str | None = None) -> Trial:
     return Trial(number, {}, number == 0, stopped, 8, {"val_score": psnr}, failure)

@@ -17,7 +17,7 @@ from tests.pipeline.storage.conftest import Bucket, aws, bucket  # noqa: F401 - 
 from tests.pipeline.training_runs import damage, forget, history, reported, saved, weights, workers_of
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.ray
 STEPS, CHECKPOINT_EVERY = 400, 40
 EVERY_REPORT = list(range(5, STEPS + 1, 5))
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
@@ -29,7 +31,6 @@ def trials(workspace: Workspace, name: str = "trials.csv") -> list[dict[str, str
         return list(csv.DictReader(file))
 
 
-@pytest.mark.end_to_end
 def test_trials_that_diverge_are_recorded_and_do_not_end_the_sweep(workspace: Workspace) -> None:
     space = {
         "equivariance.weight": {"distribution": "log_uniform", "low": 0.01, "high": 0.1},
@@ -51,7 +52,6 @@ def test_trials_that_diverge_are_recorded_and_do_not_end_the_sweep(workspace: Wo
     assert failed == (2,)
 
 
-@pytest.mark.end_to_end
 def test_a_sweep_that_is_done_starts_nothing_and_gives_the_same_again(workspace: Workspace) -> None:
     before = (workspace.folder / "results/tune/trials.csv").read_bytes()
     (workspace.folder / "results/tune/trials.csv").unlink()
@@ -63,7 +63,6 @@ def test_a_sweep_that_is_done_starts_nothing_and_gives_the_same_again(workspace:
     assert dict(kinds) == {"pipeline": 1, "sweep": 1, "trial": 3}
 
 
-@pytest.mark.end_to_end
 def test_several_objectives_give_a_front(workspace: Workspace) -> None:
     objectives = ["score", "equivariance_error", "step_time"]
     workspace.set({"tune.space": "lambda", "tune.objectives": objectives})
@@ -88,7 +87,6 @@ def test_several_objectives_give_a_front(workspace: Workspace) -> None:
     Image.open(workspace.folder / "results/tune/pareto.png").verify()
 
 
-@pytest.mark.end_to_end
 def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_they_were(workspace: Workspace) -> None:
     before = {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()}
     workspace.set({"tune.steps": 4000})

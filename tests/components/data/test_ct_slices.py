@@ -23,6 +23,8 @@ from pydicom.uid import (
 
 from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair, read_metal_pairs
 
+pytestmark = pytest.mark.unit
+
 HU = np.random.default_rng(0).integers(-1024, 2000, (3, 12, 10)).astype(np.int16)
 
 

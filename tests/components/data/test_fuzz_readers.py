@@ -36,6 +36,8 @@ from components.data.labelled import read_labelled
 from components.data.safe_arrays import FREE_BYTES, load_h5, load_npy, load_npz
 from tests.components.data.test_ct_slices import write_dicom, write_metal_case
 
+pytestmark = pytest.mark.process
+
 MOST_MEMORY = 300 * 2**20  # bytes above what a good file takes
 MOST_SECONDS = 3.0  # a file
 ADDRESS_SPACE = 6 * 2**30  # a reader that takes more is stopped before the machine suffers

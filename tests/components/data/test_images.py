@@ -14,6 +14,8 @@ from PIL import Image
 from components.data import images
 from components.data.images import image_size, is_image_name, read_image, to_float, to_uint8, write_image
 
+pytestmark = pytest.mark.unit
+
 HEIGHT, WIDTH = 9, 14
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from components.data.items import Loaded, Problem, find_items, load, scene_of
 
+pytestmark = pytest.mark.unit
+
 
 def test_a_scene_names_files_and_so_holds_no_slash() -> None:
     assert scene_of("a__b-0001", "^$", "study/1") == "study_1"

@@ -15,6 +15,8 @@ from PIL import Image
 from components.data.labelled import Labelled, read_labelled
 from components.data.safe_arrays import plain_pickle
 
+pytestmark = pytest.mark.unit
+
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
 TEST = RANDOM.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)

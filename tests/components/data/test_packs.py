@@ -9,6 +9,8 @@ import pytest
 
 from components.data.packs import Entry, Pack, ShardWriter, file_sha256, write_index, write_pack
 
+pytestmark = pytest.mark.unit
+
 SIZES = [(20, 31), (17, 17), (40, 16)]
 
 

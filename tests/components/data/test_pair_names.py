@@ -9,6 +9,8 @@ import pytest
 
 from components.data.pair_names import NAMINGS, Naming, find_pairs
 
+pytestmark = pytest.mark.unit
+
 # Layout -> what is found: (degraded, clean, scene). One list of names holds exactly these.
 LAYOUTS: list[tuple[str, list[tuple[str, str, str]]]] = [
     ("rain100", [(f"rain/rain-{n:03}.png", f"norain/norain-{n:03}.png", f"{n:03}") for n in range(1, 60)]),

@@ -9,6 +9,8 @@ import torch
 
 from components.data.randomness import Stream, generator, torch_generator
 
+pytestmark = pytest.mark.process
+
 
 def _numbers(*key: int, stream: Stream = Stream.TRAINING_IMAGE) -> tuple[float, ...]:
     return tuple(generator(0, stream, *key).random(4))

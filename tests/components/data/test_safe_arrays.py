@@ -14,6 +14,8 @@ import pytest
 from components.data import safe_arrays
 from components.data.safe_arrays import load_h5, load_npy, load_npz
 
+pytestmark = pytest.mark.unit
+
 VALUES = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
 
 

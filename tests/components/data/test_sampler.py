@@ -11,6 +11,8 @@ from components.data.sampler import Degradation, LabelledSampler, PatchSampler
 from components.degradations.noise import GaussianNoise
 from components.degradations.rain import Rain
 
+pytestmark = pytest.mark.unit
+
 PATCH = 8
 SIZES = [(9, 10), (16, 8), (12, 12)]
 

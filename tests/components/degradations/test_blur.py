@@ -30,6 +30,8 @@ from components.degradations.blur import (
     read_kernels,
 )
 
+pytestmark = pytest.mark.unit
+
 SIZES = [(3, 3), (5, 9), (4, 6), (1, 8), (7, 2), (1, 1)]
 
 

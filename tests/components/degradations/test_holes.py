@@ -24,6 +24,8 @@ from components.degradations.holes import (
     with_holes,
 )
 
+pytestmark = pytest.mark.unit
+
 KINDS = ("boxes", "strokes", "text")
 
 

@@ -12,6 +12,8 @@ from scipy import fft, ndimage
 
 from components.degradations.jpeg import JPEG, coded
 
+pytestmark = pytest.mark.unit
+
 # The luma table of the standard (ITU-T T.81, Annex K), its first row; at quality 25 libjpeg takes it twice.
 FIRST_ROW = np.array([16, 11, 10, 16, 24, 40, 51, 61])
 

@@ -10,6 +10,8 @@ import pytest
 
 from components.degradations.noise import GaussianNoise, PoissonGaussianNoise
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_noise_has_the_asked_standard_deviation_and_no_mean() -> None:
     clean = np.full((3, 300, 300), 0.5, dtype=np.float32)

@@ -12,6 +12,8 @@ from scipy import ndimage
 
 from components.degradations.rain import Rain, Streaks, render_streaks
 
+pytestmark = pytest.mark.unit
+
 LIGHT = Rain(angle=(-30, 30), length=(16, 38), width=(1.6, 2.4), density=(0.15, 0.33), brightness=(0.06, 0.14))
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from components.degradations.resampling import Bicubic, bicubic_upsample, cubic, imresize
 
+pytestmark = pytest.mark.unit
+
 
 def picture(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).uniform(size=shape).astype(np.float32)

@@ -10,6 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from components.degradations.streak_layers import StreakLayers, random_crop, streak_layer
 
+pytestmark = pytest.mark.unit
+
 
 def layer(height: int, width: int, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)

@@ -12,6 +12,8 @@ from tests.components.equivariance.exact import loop_regular, loop_rotate, rando
 from tests.components.equivariance.exact_groups import D4
 from tests.components.equivariance.small_networks import window_partition, window_reverse
 
+pytestmark = pytest.mark.unit
+
 NUM_PAIRS = 2
 
 

@@ -25,6 +25,8 @@ from tests.components.equivariance.plain_autograd import (
 )
 from tests.components.equivariance.small_networks import SharedNetwork, WindowAttentionNetwork
 
+pytestmark = pytest.mark.unit
+
 WEIGHT = 0.7
 
 

@@ -10,6 +10,8 @@ from components.equivariance import EquivarianceRegularizer
 from tests.components.equivariance.exact import plain_network, random_images
 from tests.components.equivariance.plain_autograd import gradients_of, mean_square_error, plain_step
 
+pytestmark = pytest.mark.unit
+
 WEIGHT = 0.7
 FORMATS = {torch.bfloat16: (2e-2, 0.999), torch.float16: (3e-3, 0.99999)}
 """Format -> largest relative error of the value, least cosine of the gradients."""

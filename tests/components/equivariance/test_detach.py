@@ -9,6 +9,8 @@ from torch import nn
 from components.equivariance import EquivarianceRegularizer
 from tests.components.equivariance.exact import plain_network, random_images
 
+pytestmark = pytest.mark.unit
+
 
 def _num_hooks(network: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in network.modules())

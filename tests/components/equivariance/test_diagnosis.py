@@ -33,6 +33,8 @@ from tests.components.equivariance.small_networks import (
     seeded,
 )
 
+pytestmark = pytest.mark.unit
+
 TOLERANCE = 1e-10
 HEALTHY: dict[str, tuple[Callable[[], SmallNetwork], tuple[int, int]]] = {
     "windows": (WindowAttentionNetwork, (8, 8)),

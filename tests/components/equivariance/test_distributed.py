@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from components.equivariance import EquivarianceRegularizer
 from tests.components.equivariance.exact import plain_network, random_images
 
+pytestmark = pytest.mark.process
+
 NUM_WORKERS = 2
 NUM_PAIRS = 4
 OPTIONS: dict[str, dict[str, object]] = {

@@ -26,6 +26,8 @@ from tests.components.equivariance.exact import (
 )
 from tests.components.equivariance.exact_groups import D4
 
+pytestmark = pytest.mark.unit
+
 SIZES = [(8, 8), (9, 9), (7, 10)]
 ROUNDING = {torch.float64: 1e-24, torch.float32: 1e-10}
 every_turn = pytest.mark.parametrize("turns", [1, 2, 3])

@@ -11,6 +11,8 @@ from components.equivariance.observation import Comparing
 from tests.components.equivariance.exact import random_images
 from tests.components.equivariance.small_networks import WindowAttentionNetwork
 
+pytestmark = pytest.mark.unit
+
 SHARES = [0.1, 1 / 3, 0.4, 0.5, 0.75, 0.99]
 NUM_FIELDS = [1, 2, 3, 5, 8, 12]
 GOLDEN = (5**0.5 - 1) / 2

@@ -18,6 +18,8 @@ from components.equivariance.layouts import Maps
 from components.equivariance.observation import Comparing, Observation, Share, settle
 from components.equivariance.penalties import Size
 
+pytestmark = pytest.mark.unit
+
 ELEMENTS = [("C2", 1), *[("C4", turns) for turns in (1, 2, 3)], *[("D4", element) for element in range(1, 8)]]
 
 needs_compiler = pytest.mark.skipif(not fused.is_available(), reason="fused.c needs a C compiler, found none")

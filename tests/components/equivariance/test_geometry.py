@@ -10,6 +10,8 @@ from components.equivariance import pair_scale, regular_residual, residual_size,
 from components.equivariance.geometry import Window
 from tests.components.equivariance.exact import convolution, lifting_kernel, random_images, symmetric_kernel
 
+pytestmark = pytest.mark.unit
+
 
 def _relative_residual(module: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int, turns: int) -> float:
     """That of the module with symmetric kernels, which only its grid can spoil."""

@@ -32,6 +32,8 @@ from tests.components.equivariance.exact import (
 )
 from tests.components.equivariance.exact_groups import C2, C4, D4
 
+pytestmark = pytest.mark.unit
+
 SIZES = [(6, 6), (5, 5), (4, 7)]
 
 

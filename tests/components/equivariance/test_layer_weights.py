@@ -6,6 +6,8 @@ from components.equivariance import EquivarianceRegularizer
 from components.equivariance.layer_weights import check_layer_weights, normalised_layer_weights
 from tests.components.equivariance.exact import plain_network
 
+pytestmark = pytest.mark.unit
+
 NAMES = ["head", "body.0", "body.1", "tail"]
 
 

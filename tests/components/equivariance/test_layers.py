@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from components.equivariance import EquivarianceRegularizer
 from tests.components.equivariance.exact import loop_regular, loop_rotate, loop_size, plain_network, random_images
 
+pytestmark = pytest.mark.unit
+
 
 def _step(network: nn.Module, images: Tensor, turns: int = 1, **options: object) -> EquivarianceRegularizer:
     """A regulariser of the network after one step."""

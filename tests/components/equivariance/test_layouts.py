@@ -29,6 +29,8 @@ from tests.components.equivariance.exact import (
 from tests.components.equivariance.exact_groups import C2
 from tests.components.equivariance.small_networks import window_partition
 
+pytestmark = pytest.mark.unit
+
 B, C, H, W = 2, 8, 4, 6
 MAPS = random_images(B, C, H, W)
 

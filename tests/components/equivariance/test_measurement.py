@@ -26,6 +26,8 @@ from tests.components.equivariance.exact import (
 from tests.components.equivariance.exact_groups import C2, C4, D4
 from tests.components.equivariance.small_networks import SubPixelNetwork, WindowAttentionNetwork
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [(8, 8), (9, 9), (7, 10)])

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from components.equivariance.ownership import is_unshared
 
+pytestmark = pytest.mark.unit
+
 
 class Look(torch.autograd.Function):
     """Passes on, and notes whether the gradient that arrives is unshared."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from components.equivariance import EquivarianceRegularizer
 from tests.components.equivariance.exact import loop_regular, loop_rotate, loop_size, plain_network, random_images
 
+pytestmark = pytest.mark.unit
+
 
 def _regularizer(**options: object) -> EquivarianceRegularizer:
     return EquivarianceRegularizer(plain_network(), **options)  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ from tests.components.equivariance.exact import (
 from tests.components.equivariance.exact_groups import C2, C4, D4
 from tests.components.equivariance.small_networks import Layout, averaged_kernel, seeded
 
+pytestmark = pytest.mark.unit
+
 # ----------------------------------------------------------------------------------------------------------- paper
 
 

@@ -21,6 +21,8 @@ from components.equivariance import (
 from tests.components.equivariance.exact import loop_regular, loop_rotate, loop_size, random_images
 from tests.components.equivariance.exact_groups import C2, C4, D4, PlaneGroup
 
+pytestmark = pytest.mark.unit
+
 TURNS = [1, 2, 3]
 
 

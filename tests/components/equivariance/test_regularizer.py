@@ -21,6 +21,8 @@ from tests.components.equivariance.exact import (
     random_images,
 )
 
+pytestmark = pytest.mark.unit
+
 PENALTIES = ["rotation", "channel", "rotation+channel", "regular"]
 LAYERS = ("0", "2", "4")
 

@@ -22,6 +22,8 @@ from tests.components.equivariance.small_networks import (
     WindowAttentionNetwork,
 )
 
+pytestmark = pytest.mark.unit
+
 PENALTIES = ["rotation", "channel", "rotation+channel", "regular"]
 every_penalty = pytest.mark.parametrize("penalty", PENALTIES)
 

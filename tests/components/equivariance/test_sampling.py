@@ -12,6 +12,8 @@ from components.equivariance import EquivarianceRegularizer
 from components.equivariance.sampling import inclusion_probabilities, sample_layers
 from tests.components.equivariance.exact import plain_network, random_images
 
+pytestmark = pytest.mark.unit
+
 WEIGHTS: dict[str, dict[str, float]] = {
     "uniform": dict.fromkeys("abcdefg", 1 / 7),
     "geometric": {name: 0.6**i for i, name in enumerate("abcdefg")},

@@ -35,6 +35,8 @@ from tests.components.equivariance.small_networks import (
     turned_channels,
 )
 
+pytestmark = pytest.mark.unit
+
 TOLERANCE = 1e-10
 Case = tuple[Callable[[], SmallNetwork], tuple[int, int]]
 CASES: dict[str, Case] = {

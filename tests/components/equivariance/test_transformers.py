@@ -27,6 +27,8 @@ from tests.components.equivariance.small_networks import (
     window_reverse,
 )
 
+pytestmark = pytest.mark.unit
+
 VARIANTS = ["hidden", "tail", "head", "both"]
 NETWORKS: dict[str, tuple[Callable[[], SmallNetwork], int]] = {
     "windows": (WindowAttentionNetwork, 8),

@@ -16,6 +16,8 @@ from components.equivariance import (
 )
 from tests.components.equivariance.exact import plain_network, random_images
 
+pytestmark = pytest.mark.unit
+
 LOSSES = [4.0, 2.0, 8.0, 1.0, 0.5]
 
 

@@ -17,6 +17,8 @@ from components.evaluation.arm_figure import save_arms
 from components.evaluation.arm_tables import Conditions, introduction, records, text_tables, weight_records
 from components.evaluation.arms import Arm, Candidate, Column, best, difference, mean_of
 
+pytestmark = pytest.mark.unit
+
 TEST = Column("test", "test", "psnr")
 TURNED = Column("turned", "rotated", "psnr")
 NOISE = Column("sigma_35", "out_of_distribution", "psnr", "sigma_35")

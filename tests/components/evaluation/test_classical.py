@@ -22,6 +22,8 @@ from components.evaluation.classical import (
     super_resolution_candidates,
 )
 
+pytestmark = pytest.mark.unit
+
 COFFEE = (skimage.data.coffee().transpose(2, 0, 1) / 255).astype(np.float32)
 CLEAN = COFFEE[:, 60:188, 150:278]
 

@@ -15,6 +15,8 @@ from components.evaluation.classical import CANDIDATES_BY_TASK, choose_classical
 from components.evaluation.classical.deblocking import bilateral, shifted_jpeg
 from components.evaluation.metrics import jpeg_quality
 
+pytestmark = pytest.mark.unit
+
 COFFEE = (skimage.data.coffee().transpose(2, 0, 1) / 255).astype(np.float32)
 CLEAN = COFFEE[:, 80:176, 180:292]
 

@@ -11,6 +11,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from components.evaluation.classical import CANDIDATES_BY_TASK, ClassicalBaseline, choose_classical
 from components.evaluation.classical.deblurring import richardson_lucy, unsharp_mask, wiener
 
+pytestmark = pytest.mark.unit
+
 COFFEE = (skimage.data.coffee().transpose(2, 0, 1) / 255).astype(np.float32)
 
 

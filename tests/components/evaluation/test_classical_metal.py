@@ -8,6 +8,8 @@ from skimage.restoration import denoise_tv_chambolle
 
 from components.evaluation.classical import CANDIDATES_BY_TASK, ClassicalBaseline, choose_classical
 
+pytestmark = pytest.mark.unit
+
 GENERATOR = np.random.default_rng(0)
 CLEAN = np.zeros((1, 48, 56), dtype=np.float32)
 CLEAN[:, 10:40, 12:44] = 0.4

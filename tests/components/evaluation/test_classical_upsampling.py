@@ -11,6 +11,8 @@ import skimage.data
 from components.evaluation.classical import super_resolution_candidates
 from components.evaluation.classical.upsampling import upsample
 
+pytestmark = pytest.mark.unit
+
 COFFEE = (skimage.data.coffee().transpose(2, 0, 1) / 255).astype(np.float32)
 
 

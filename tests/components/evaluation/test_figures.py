@@ -18,6 +18,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from components.evaluation.figures import save_equivariance_bars, save_history, save_strip, save_trials
 
+pytestmark = pytest.mark.unit
+
 COFFEE = skimage.data.coffee().transpose(2, 0, 1)
 
 

@@ -34,6 +34,8 @@ from components.evaluation.metrics import (
     top1,
 )
 
+pytestmark = pytest.mark.unit
+
 SIZES = [(11, 11), (11, 40), (12, 13), (33, 57), (64, 64), (101, 80)]
 
 

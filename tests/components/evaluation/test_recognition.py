@@ -9,6 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 from components.evaluation.recognition import PENALTY, describe, fit
 
+pytestmark = pytest.mark.unit
+
 
 def stripes(count: int, num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Noisy grey stripes of random phase; the class is their direction."""

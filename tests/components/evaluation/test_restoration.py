@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from components.evaluation.restoration import restore, tile_spans
 from components.networks import build_network
 
+pytestmark = pytest.mark.unit
+
 SIZES = [(200, 333), (97, 101), (256, 64), (65, 65), (1, 300), (64, 64), (30, 20)]
 
 

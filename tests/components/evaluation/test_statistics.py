@@ -7,6 +7,8 @@ import pytest
 
 from components.evaluation.statistics import Interval, clustered_interval
 
+pytestmark = pytest.mark.unit
+
 
 def test_a_slow_loop_that_draws_scenes_gives_the_same_interval() -> None:
     generator = np.random.default_rng(3)

@@ -25,6 +25,8 @@ from components.evaluation.symmetry import (
     transformed,
 )
 
+pytestmark = pytest.mark.unit
+
 QUARTER, HALF, MIRROR = GROUPS
 D4 = [(turns, is_mirrored) for turns in range(4) for is_mirrored in (False, True)]
 

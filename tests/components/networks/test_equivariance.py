@@ -11,6 +11,8 @@ from components.equivariance import EquivarianceRegularizer, diagnose
 from tests.components.equivariance.exact import random_images
 from tests.components.networks.exact_networks import convolutions, exact_network, random_network
 
+pytestmark = pytest.mark.unit
+
 RESTORATIONS = [(name, scale) for name in ("dncnn", "unet") for scale in (1, 2, 3, 4)]
 STACK: dict[str, object] = {"in_channels": 5, "out_channels": 3, "width": 8, "depth": 3}
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from components.networks import NETWORKS, ResNet, build_network
 from tests.components.networks.exact_networks import convolutions, random_network
 
+pytestmark = pytest.mark.unit
+
 RESTORATIONS = ("dncnn", "unet")
 
 

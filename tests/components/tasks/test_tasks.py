@@ -15,6 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from components.data.sampler import margin_of
 from components.tasks import TASKS, Task, build_task
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[3]
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["tasks"]
 IMAGE_TASKS = [name for name, task in TASKS.items() if task.reads == "images"]

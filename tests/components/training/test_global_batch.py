@@ -6,6 +6,8 @@ import pytest
 
 from components.training.global_batch import Pairing, Share, count_pairs, worker_share
 
+pytestmark = pytest.mark.unit
+
 CASES: list[tuple[int, Pairing, int]] = [
     (16, "none", 0),
     (16, "replace", 4),

@@ -25,6 +25,8 @@ from tests.components.training.runs import (
     tiny_network,
 )
 
+pytestmark = pytest.mark.unit
+
 # Of the first five steps of the run below; a refactoring keeps them.
 STORED_LOSSES = [0.3912753, 0.3046526, 0.4094168, 0.4605068, 0.1894558]
 STORED_PENALTIES = [1.3081129, 1.5793225, 1.3427228, 1.3482908, 0.8857622]

@@ -9,6 +9,8 @@ import torch
 from components.training.settings import ema_update
 from tests.components.training.runs import settings
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_learning_rate_rises_linearly_and_falls_along_half_a_cosine() -> None:
     chosen = settings(steps=14, warmup_steps=4, learning_rate=0.8)

@@ -12,6 +12,8 @@ from components.equivariance import PenaltyWeight
 from components.training.state import TrainingState
 from tests.components.training.runs import Run, settings, tensors
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def trained() -> Run:

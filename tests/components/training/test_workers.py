@@ -17,6 +17,8 @@ import torch.distributed as dist
 
 from tests.components.training.runs import Interrupted, Run, settings, tensors
 
+pytestmark = pytest.mark.process
+
 WORLDS = (2, 3, 4)
 BATCH_SIZE, NUM_PAIRS = 12, 4
 # Name -> (settings, run).

@@ -11,6 +11,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from pipeline.cluster.asha import keep, rungs
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("reduction_factor", [2, 3, 4])
 @pytest.mark.parametrize("seed", range(5))

@@ -26,6 +26,8 @@ from tests.pipeline.cluster.own_cluster import free_ports
 from tests.pipeline.conftest import ROOT, Project
 from tests.pipeline.storage.packs import make_packs
 
+pytestmark = pytest.mark.hosts
+
 HOST = socket.gethostname()
 
 # As the command does it.

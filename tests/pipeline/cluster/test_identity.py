@@ -12,6 +12,8 @@ from pipeline.cluster.identity import auto_name, study_identity
 from pipeline.params import read_values, set_value
 from pipeline.spaces import WEIGHT, Space, build_space
 
+pytestmark = pytest.mark.unit
+
 VALUES = read_values(Path(__file__).parents[3] / "params.yaml")
 WEIGHTS = {"distribution": "log_uniform", "low": 0.003, "high": 0.3}
 

@@ -24,6 +24,8 @@ from pipeline.paths import PARAMS
 from tests.pipeline.cluster.own_cluster import OwnCluster
 from tests.pipeline.workspace import Workspace
 
+pytestmark = pytest.mark.ray
+
 # As the command does it: an exit code, or one or two lines and 2.
 _COMMAND = """
 import sys

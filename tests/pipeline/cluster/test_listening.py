@@ -19,6 +19,8 @@ import requests
 
 from tests.pipeline.cluster.own_cluster import base_environment
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[3]
 
 # Starts what a stage starts, does some work in it, says what is open, and waits.

@@ -9,6 +9,8 @@ from pipeline.errors import UserError
 from pipeline.params import load_params
 from tests.pipeline.workspace import ROOT
 
+pytestmark = pytest.mark.unit
+
 CLUSTER = load_params(ROOT / "params.yaml").cluster
 SPREAD = CLUSTER.model_copy(update={"placement": "strict_spread"})
 HEAD: Node = {"memory": 1e9}  # without a core, as both manifests have it

@@ -12,6 +12,8 @@ from pipeline.errors import UserError
 from pipeline.params import load_params
 from tests.pipeline.workspace import ROOT
 
+pytestmark = pytest.mark.ray
+
 LOCAL = load_params(ROOT / "params.yaml").cluster
 
 
@@ -39,7 +41,6 @@ def test_a_few_pieces_are_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
         spread(_refusing, range(FEW), LOCAL, heard.append)
 
 
-@pytest.mark.end_to_end
 def test_many_pieces_come_back_in_their_order_from_other_processes() -> None:
     heard: list[int] = []
     results = spread(_squared, range(20), LOCAL, heard.append)
@@ -47,7 +48,6 @@ def test_many_pieces_come_back_in_their_order_from_other_processes() -> None:
     assert sorted(heard) == results
 
 
-@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("function", "message"),
     [(_refusing, "^piece 3 is wrong: mend it$"), (_dying, "piece 4 of 8 was lost with its process")],

@@ -24,6 +24,8 @@ from pipeline.errors import UserError
 from pipeline.params import read_values
 from pipeline.spaces import WEIGHT, Space, build_space
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[3]
 IDENTITY = {"data": "1", "params": "2", "code": "3"}
 RULES = Rules(("score",), steps=80, grace_steps=10, reduction_factor=2, seed=0)

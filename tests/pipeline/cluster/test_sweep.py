@@ -21,7 +21,7 @@ from tests.pipeline.workspace import Workspace, descendants, wait_for
 STEPS, GRACE = 120, 20
 Start = Callable[[], subprocess.Popen[str]]
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +233,6 @@ def test_trials_of_several_workers_train_together_and_may_be_stopped(workspace: 
     assert [trial.state.name for trial in together] == ["COMPLETE", "PRUNED", "COMPLETE"]
     for one, other in zip(together, alone, strict=True):  # the global batch is the same, and so is what is learnt
         assert one.state == other.state
-        scores, same_scores = (
-            {step: score for step, score, _ in trial.user_attrs["progress"]["scores"]} for trial in (one, other)
-        )
+        scores, same_scores = (dict(trial.user_attrs["progress"]["scores"]) for trial in (one, other))
         assert scores == pytest.approx(same_scores, abs=1e-3)
     assert not list((workspace.folder / ".eqreg").rglob("*.pt"))

@@ -19,6 +19,8 @@ from pipeline.storage.delivery import Delivery
 from pipeline.storage.places import open_place
 from tests.pipeline.workspace import ROOT
 
+pytestmark = pytest.mark.unit
+
 ARRIVE: list[tuple[str, Any]] = [("starting", None), ("arrived", None), ("started", (2, 0, []))]
 
 

@@ -11,6 +11,8 @@ from pipeline.cluster.trial_room import share_out
 from pipeline.errors import UserError
 from pipeline.params import Cluster, load_params
 
+pytestmark = pytest.mark.unit
+
 CLUSTER = load_params(Path(__file__).parents[3] / "params.yaml").cluster
 
 

@@ -16,7 +16,7 @@ from tests.pipeline.cluster.hosts import Hosts, two_hosts
 from tests.pipeline.training_runs import forget, history, reported, weights
 from tests.pipeline.workspace import Workspace, wait_for
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.hosts
 STEPS, CHECKPOINT_EVERY = 400, 40
 ENDLESS = 1_000_000  # steps of runs that are not to end by themselves, however fast the machine is
 

@@ -21,6 +21,8 @@ from pipeline.storage.archives import Limits, Member, archive_kind, unpack
 from tests.pipeline.conftest import Project
 from tests.pipeline.storage.conftest import RAW, check_raw, files_below, manifest, settings
 
+pytestmark = pytest.mark.unit
+
 LIMITS = Limits(num_bytes=1 << 30)
 CONTENTS = {
     "a.png": random.Random(0).randbytes(3000),

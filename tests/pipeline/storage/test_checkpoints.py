@@ -20,6 +20,8 @@ from pipeline.storage.places import Place, open_place
 from tests.pipeline.conftest import ROOT
 from tests.pipeline.storage.conftest import Bucket
 
+pytestmark = pytest.mark.process
+
 RUN = "runs/one"
 
 

@@ -26,6 +26,8 @@ from tests.pipeline.storage.conftest import Bucket, files_below, start_ready
 from tests.pipeline.storage.packs import PACKS, make_packs
 from tests.pipeline.storage.proxy import Proxy
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:

@@ -23,7 +23,7 @@ from pipeline.fetch import changes_at_source, fetch
 from tests.pipeline.conftest import Project
 from tests.pipeline.storage.conftest import MIB, RAW, check_raw, files_below, manifest, settings, start_fetch
 
-pytestmark = pytest.mark.usefixtures("project", "quick")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("project", "quick")]
 
 
 def noise(num_bytes: int, seed: int = 0) -> bytes:

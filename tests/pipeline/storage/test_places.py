@@ -21,6 +21,8 @@ from pipeline.storage.places import Place, open_place
 from tests.pipeline.storage.conftest import MIB, Bucket, start_ready
 from tests.pipeline.storage.proxy import Proxy
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:

@@ -22,7 +22,7 @@ from tests.pipeline.conftest import ROOT, Project
 from tests.pipeline.storage.conftest import MIB, RAW, Bucket, check_raw, files_below, manifest, settings, start_fetch
 from tests.pipeline.storage.proxy import Proxy
 
-pytestmark = pytest.mark.usefixtures("project")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("project")]
 
 
 def noise(num_bytes: int, seed: int = 0) -> bytes:

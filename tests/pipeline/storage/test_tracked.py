@@ -15,6 +15,8 @@ from pipeline.fetch import changes_at_source, fetch
 from tests.pipeline.conftest import Project
 from tests.pipeline.storage.conftest import Bucket, check_raw, files_below, manifest, settings
 
+pytestmark = pytest.mark.process
+
 WHO = ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL")
 CONTENTS = {"a.png": b"a", "sub/b.npz": b"bb"}
 

@@ -19,6 +19,8 @@ from pipeline.storage.transfer import download
 from tests.pipeline.conftest import ROOT, Project
 from tests.pipeline.storage.conftest import MIB, RAW, check_raw, files_below, settings
 
+pytestmark = pytest.mark.process
+
 
 def etag_of(data: bytes, part: int) -> str:
     """By the definition: MD5 of the concatenated binary MD5s of the parts, and their number."""

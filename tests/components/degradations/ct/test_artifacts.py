@@ -24,6 +24,8 @@ from components.degradations.ct.interpolation import linear_interpolation
 from components.degradations.ct.projection import project
 from components.degradations.ct.reconstruction import filtered_back_projection
 
+pytestmark = pytest.mark.unit
+
 SIZE = 96
 GEOMETRY = FanBeam(size=SIZE, views=180, detectors=160, field_cm=30)
 SILENT = 1e12  # photons: no noise to speak of

@@ -8,6 +8,8 @@ import torch
 
 from components.degradations.ct.attenuation import COLUMNS, TABLE, attenuation, transmission, water_equivalent
 
+pytestmark = pytest.mark.unit
+
 PUBLISHED = {  # cm^2/g at 30, 40, 60, 80 and 100 keV: NISTIR 5632
     "water": (0.3756, 0.2683, 0.2059, 0.1837, 0.1707),
     "bone": (1.331, 0.6655, 0.3148, 0.2229, 0.1855),

@@ -10,6 +10,8 @@ import pytest
 
 from components.degradations.ct.geometry import FanBeam
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_default_is_the_standard_geometry() -> None:
     geometry = FanBeam()

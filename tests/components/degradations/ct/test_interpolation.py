@@ -8,6 +8,8 @@ import torch
 
 from components.degradations.ct.interpolation import linear_interpolation
 
+pytestmark = pytest.mark.unit
+
 
 def interpolated_view_by_view(sinogram: np.ndarray, trace: np.ndarray) -> np.ndarray:
     corrected = sinogram.copy()

@@ -18,6 +18,8 @@ from components.degradations.ct.metal import (
     render,
 )
 
+pytestmark = pytest.mark.unit
+
 
 def one(x: float, y: float, length: float, width: float, corner: float = 0.0, angle: float = 0.0) -> Rectangles:
     return Rectangles(*(np.array([value]) for value in (x, y, length, width, corner, angle)))

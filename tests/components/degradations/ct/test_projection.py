@@ -12,6 +12,8 @@ from components.degradations.ct.geometry import FanBeam
 from components.degradations.ct.projection import project
 from tests.components.degradations.ct.phantoms import ellipses, image_of, sinogram_of
 
+pytestmark = pytest.mark.unit
+
 GEOMETRY = FanBeam().scaled(64)
 
 

@@ -12,6 +12,8 @@ from components.degradations.ct.projection import project
 from components.degradations.ct.reconstruction import filtered_back_projection, ramp
 from tests.components.degradations.ct.phantoms import ellipses, image_of, sinogram_of
 
+pytestmark = pytest.mark.unit
+
 
 def away_from_borders(image: np.ndarray) -> np.ndarray:
     """Pixels with the same value as all pixels within 3 pixels."""

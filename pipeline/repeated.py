@@ -1,0 +1,63 @@
+"""Whether the last ``dvc repro`` gave the bytes that the committed dvc.lock names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.lineage import committed_text
+
+LOCK = Path("dvc.lock")
+_MADE = ("data/", "results/")
+"""Dependencies that are outputs of earlier stages."""
+
+SPREAD_DB = 0.15
+"""By how much the score of the built-in data differs between instruction sets: benchmarks/repeat.py."""
+
+
+def repeated() -> str | None:
+    """One line: whether dvc.lock is as in the last commit, and if not, what that says; None where none is committed."""
+    committed = committed_text(LOCK)
+    if committed is None or not LOCK.exists():
+        return None
+    return compared(yaml.safe_load(committed)["stages"], yaml.safe_load(LOCK.read_text())["stages"], _instructions())
+
+
+def compared(committed: Mapping[str, Any], here: Mapping[str, Any], instructions: str) -> str:
+    """The line, of the stages of two lock files.
+
+    Args:
+        committed, here: stage -> its entry, as in dvc.lock.
+        instructions: what this processor computes with.
+    """
+    if {name: _inputs(stage) for name, stage in committed.items()} != {name: _inputs(s) for name, s in here.items()}:
+        return "not compared: code, data or params are others than in the committed dvc.lock"
+    others = [name for name in here if _outputs(committed[name]) != _outputs(here[name])]
+    if not others:
+        return "every byte is that of the committed dvc.lock"
+    return (
+        f"other bytes than in the committed dvc.lock from {others[0]} on: with another instruction set (here "
+        f"{instructions}), build of torch or number of workers scores differ by up to {SPREAD_DB} dB"
+    )
+
+
+def _inputs(stage: Mapping[str, Any]) -> tuple[object, object]:
+    """What a stage is given from outside the pipeline: hashes of code by path, and params."""
+    deps = {dep["path"]: dep["md5"] for dep in stage.get("deps", []) if not dep["path"].startswith(_MADE)}
+    return deps, stage.get("params")
+
+
+def _outputs(stage: Mapping[str, Any]) -> dict[str, str]:
+    return {out["path"]: out["md5"] for out in stage.get("outs", [])}
+
+
+def _instructions() -> str:
+    """As torch names them, and as oneDNN, which computes the convolutions, was told to use at most."""
+    import torch
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", oneDNN at most {limit}" if limit else "")

@@ -1,0 +1,79 @@
+"""A run says in one line whether it repeats the committed one to the byte, and why not."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.repeated import LOCK, compared, repeated
+from tests.pipeline.conftest import Project
+
+pytestmark = pytest.mark.process
+
+STAGES: dict[str, Any] = {
+    "train": {
+        "cmd": "python -m pipeline.cli train",
+        "deps": [{"path": "components/training", "md5": "1.dir"}, {"path": "data/packed", "md5": "2.dir"}],
+        "params": {"params.yaml": {"train": {"steps": 700}}},
+        "outs": [{"path": "results/train", "md5": "3.dir"}],
+    },
+    "evaluate": {
+        "cmd": "python -m pipeline.cli evaluate",
+        "deps": [{"path": "results/train", "md5": "3.dir"}],
+        "outs": [{"path": "results/evaluate", "md5": "4.dir"}],
+    },
+    "register": {"cmd": "python -m pipeline.cli register", "deps": [{"path": "results/evaluate", "md5": "4.dir"}]},
+}
+
+
+def changed(*path: Any, value: Any) -> dict[str, Any]:
+    stages = copy.deepcopy(STAGES)
+    node: Any = stages
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    return stages
+
+
+def test_equal_bytes_are_said_to_be_equal() -> None:
+    assert compared(STAGES, copy.deepcopy(STAGES), "AVX2") == "every byte is that of the committed dvc.lock"
+
+
+def test_other_bytes_of_the_same_inputs_name_the_first_stage_the_instructions_and_the_spread() -> None:
+    here = changed("train", "outs", 0, "md5", value="5.dir")
+    here["evaluate"]["deps"][0]["md5"] = "5.dir"
+    here["evaluate"]["outs"][0]["md5"] = "6.dir"
+    line = compared(STAGES, here, "AVX2")
+    assert line.startswith("other bytes than in the committed dvc.lock from train on")
+    assert "(here AVX2)" in line
+    assert line.endswith(" dB")
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        changed("train", "deps", 0, "md5", value="9.dir"),
+        changed("train", "params", "params.yaml", "train", "steps", value=10),
+        {name: stage for name, stage in STAGES.items() if name != "evaluate"},
+    ],
+)
+def test_other_inputs_are_not_compared(here: dict[str, Any]) -> None:
+    assert compared(STAGES, here, "AVX2").startswith("not compared: code, data or params are others")
+
+
+def test_the_lock_of_the_last_commit_is_what_counts(project: Project) -> None:
+    assert repeated() is None  # outside git
+    LOCK.write_text(yaml.safe_dump({"schema": "2.0", "stages": STAGES}))
+    assert repeated() is None
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "test"]):
+        subprocess.run(["git", *command], check=True)
+    assert repeated() == "every byte is that of the committed dvc.lock"
+    here = changed("evaluate", "outs", 0, "md5", value="5.dir")
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": here}))
+    assert (repeated() or "").startswith("other bytes than in the committed dvc.lock from evaluate on")
