@@ -75,7 +75,7 @@ def _load(name: str) -> tuple[nn.Module, str]:
         from pipeline.tracking.store import tracking_uri
 
         try:
-            return load_registered(name, tracking_uri()).cpu(), name
+            return load_registered(name, tracking_uri(), "cpu"), name
         except UserError as error:
             raise UserError(str(error).removeprefix("--model ")) from error
     path = Path(name).expanduser()

@@ -27,10 +27,9 @@ def restore(
         UserError: the input is missing or holds no image, the output cannot be written, or the model is unknown.
     """
     files = _plan(source, target)
-    network, channels = _load(model)
-    colours = _colours(channels, model, mask)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device)
+    network, channels = _load(model, device)
+    colours = _colours(channels, model, mask)
     for read_from in track(files, "restoring") if len(files) > 1 else files:
         pixels = to_float(read_image(read_from, "grey" if colours == 1 else "rgb"))
         holes = None if mask is None else _holes(mask / read_from.name if mask.is_dir() else mask, pixels)
@@ -116,20 +115,20 @@ def _holes(path: Path, image: np.ndarray) -> np.ndarray:
     return grey > 0.5
 
 
-def _load(model: str) -> tuple[nn.Module, int]:
-    """The network, and the channels that it is given."""
+def _load(model: str, device: torch.device) -> tuple[nn.Module, int]:
+    """The network on the device, and the channels that it is given."""
     if model.startswith("models:/"):
         from pipeline.tracking.registry import load_registered, registered_shapes
         from pipeline.tracking.store import tracking_uri
 
-        network, (inputs, outputs) = load_registered(model, tracking_uri()), registered_shapes(model)
+        network, (inputs, outputs) = load_registered(model, tracking_uri(), device), registered_shapes(model)
         return network, _checked(inputs, outputs, model)
     from pipeline.job import load_model
 
     path = Path(model)
     if not path.is_file():
         raise UserError(f"--model {model}: neither models:/NAME@ALIAS nor a file")
-    network = load_model(path)[0]
+    network = load_model(path)[0].to(device)
     channels = int(network.in_channels)  # type: ignore[arg-type]
     return network, _checked((-1, channels, -1, -1), _result(network), model)
 

@@ -12,7 +12,8 @@ tensor is all that pairing, tiling, export and the registry have to know. It dec
 ``out_channels`` and ``scale``.
 
 A classifier takes the same stack and gives logits ``(B, classes)``; it declares ``in_channels`` and ``classes``.
-``is_classifier`` tells the two apart. All can be exported with a dynamic batch, height and width.
+``is_classifier`` tells the two apart. All can be exported with a dynamic batch, height and width, and no operation in
+the exported graph names a device: it runs where its weights are moved.
 """
 
 from __future__ import annotations

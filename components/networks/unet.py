@@ -44,9 +44,16 @@ def _repeated(maps: Tensor, like: Tensor) -> Tensor:
 
     By index, because exporting an interpolation and a cut fixes whether sizes are even.
     """
-    rows = torch.arange(like.shape[-2], device=maps.device) // 2
-    columns = torch.arange(like.shape[-1], device=maps.device) // 2
+    rows, columns = _half_positions(like[0, 0, :, 0]), _half_positions(like[0, 0, 0, :])
     return maps.index_select(-2, rows).index_select(-1, columns)
+
+
+def _half_positions(line: Tensor) -> Tensor:
+    """``0, 0, 1, 1, 2, ...``: half the position of each pixel of a line ``(N,)``, rounded down, on the line's device.
+
+    Counted on the line itself, because ``torch.arange`` needs a device, and an export writes it into the graph.
+    """
+    return (torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1) // 2
 
 
 class ResidualUNet(nn.Module):

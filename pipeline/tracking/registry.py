@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.tracking.store import MODEL_TAG, Store, answering, without_password
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -65,17 +67,14 @@ class Registry:
         return Version(str(version.version), (CHAMPION,))
 
     def load(self, version: Version) -> nn.Module | None:
-        """The network of a version; None if it cannot be loaded."""
-        import mlflow.pytorch
-
+        """The network of a version, on the CPU; None if it cannot be loaded."""
         try:
-            network: nn.Module = mlflow.pytorch.load_model(f"models:/{self.name}/{version.number}")
+            return _network(f"models:/{self.name}/{version.number}", "cpu")
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("requests", "urllib3", "botocore"):
                 # Out of reach is not out of order: nobody is dethroned by a network that is down.
                 raise UserError(f"{self.name} version {version.number} cannot be reached ({error})") from error
             return None
-        return network
 
     def add(self, run_id: str, network: nn.Module, model_sha256: str, tags: Mapping[str, str]) -> Version:
         """Logs the network to a run and registers it; it then loads with mlflow and torch alone, for any image size."""
@@ -142,8 +141,10 @@ class Registry:
         return tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(version)))
 
 
-def load_registered(uri: str, store_uri: str) -> nn.Module:
-    """The network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.Module:
+    """The network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, on a device.
+
+    Do not move it by ``.to()``: torch does not support that for the module of an exported program.
 
     Raises:
         UserError: there is no such model, or the registry does not answer.
@@ -156,20 +157,38 @@ def load_registered(uri: str, store_uri: str) -> nn.Module:
         raise UserError(f"--model {uri}: there is no {shown}; run 'eqreg register' or set MLFLOW_TRACKING_URI")
     quiet_mlflow()
     import mlflow
-    import mlflow.pytorch
     from mlflow.exceptions import MlflowException
 
     mlflow.set_tracking_uri(store_uri)
     with answering(store_uri):
         try:
-            network: nn.Module = mlflow.pytorch.load_model(uri)
+            return _network(uri, device)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
                 known = ", ".join(model.name for model in mlflow.MlflowClient().search_registered_models()) or "none"
                 reason = " ".join(str(error).split())
                 raise UserError(f"--model {uri}: no such model in {shown} ({reason}); registered: {known}") from error
             raise
-    return network
+
+
+def _network(uri: str, device: torch.device | str) -> nn.Module:
+    """A registered network on a device, from the store that MLflow is set to.
+
+    MLflow loads it onto the CPU and refuses an archive with pickles, but cannot move an exported program: what it gives
+    is a module already, whose operations may name the CPU. The program is read once more and moved as a whole.
+    """
+    import mlflow.pytorch
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    with TemporaryDirectory() as folder:
+        network: nn.Module = mlflow.pytorch.load_model(uri, dst_path=folder)
+        if torch.device(device).type == "cpu":
+            return network
+        archive = next(Path(folder).rglob("model.pt2"), None)
+        if archive is None:  # registered by others, as a plain module
+            return network.to(device)
+        return move_to_device_pass(torch.export.load(archive), str(device)).module()
 
 
 def registered_shapes(uri: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import shutil
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.tracking.registry import CHAMPION, Registry, Version, load_registered
 from pipeline.tracking.store import Store
-from tests.pipeline.conftest import Project
+from tests.pipeline.conftest import ROOT, Project
 
 pytestmark = pytest.mark.process
 
@@ -102,7 +107,66 @@ def test_a_model_is_loaded_by_alias_or_number(registry: Registry) -> None:
     registry.point(CHAMPION, "1")
     images = torch.rand(1, 3, 9, 12)
     for uri in ("models:/eqreg-denoise@champion", "models:/eqreg-denoise/1"):
-        assert torch.allclose(load_registered(uri, registry.store.uri)(images), _network(3)(images), atol=1e-6)
+        assert torch.allclose(load_registered(uri, registry.store.uri, "cpu")(images), _network(3)(images), atol=1e-6)
+
+
+class Positions(nn.Module):
+    """Adds each pixel's column, from an operation that names the device of the export, as networks once had them."""
+
+    in_channels, out_channels = 1, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.scale * torch.arange(inputs.shape[-1], device=inputs.device)
+
+
+@pytest.mark.parametrize("kind", ["unet", "positions"])
+def test_a_model_runs_on_the_device_that_it_is_loaded_onto(registry: Registry, kind: str) -> None:
+    """On "meta", which every machine has, and whose tensors meet no others."""
+    network = (
+        Positions()
+        if kind == "positions"
+        else build_network("unet", in_channels=1, out_channels=1, width=4, depth=3, norm="batch")
+    )
+    version = registry.add(registry.store.parent_run(LINEAGE), network, "aa", {})
+    loaded = load_registered(f"models:/eqreg-denoise/{version.number}", registry.store.uri, "meta")
+    assert {tensor.device.type for tensor in (*loaded.parameters(), *loaded.buffers())} == {"meta"}
+    output = loaded(torch.empty(3, 1, 33, 50, device="meta"))
+    assert (output.device.type, output.shape) == ("meta", (3, 1, 33, 50))
+    images = torch.rand(3, 1, 33, 50)
+    on_cpu = load_registered(f"models:/eqreg-denoise/{version.number}", registry.store.uri, torch.device("cpu"))
+    torch.testing.assert_close(on_cpu(images), network.eval()(images))
+
+
+def test_a_model_with_pickles_is_refused_on_every_device(registry: Registry, project: Project) -> None:
+    version = _add(registry, "aa")
+    (archive,) = (project.folder / "mlartifacts").rglob("*.pt2")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("model/data/weights/more", pickle.dumps(Path))
+    assert registry.load(version) is None
+    for device in ("cpu", "meta"):
+        with pytest.raises(UserError, match="pickle is disallowed"):
+            load_registered("models:/eqreg-denoise/1", registry.store.uri, device)
+
+
+def test_the_readme_loads_a_model_onto_a_gpu_without_this_project(registry: Registry) -> None:
+    """Its very lines, with "meta" for the GPU."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (lines,) = (block for block in blocks if "move_to_device_pass" in block)
+    assert re.findall(r"^(?:from|import) .*", lines, re.MULTILINE) == [
+        "import mlflow, torch",
+        "from torch.export.passes import move_to_device_pass",
+    ]
+    assert lines.count('"cuda"') == 2
+    network = build_network("unet", width=4, depth=3, norm="batch")
+    registry.point(CHAMPION, registry.add(registry.store.parent_run(LINEAGE), network, "aa", {}).number)
+    mlflow.set_tracking_uri(registry.store.uri)
+    names: dict[str, Any] = {}
+    exec(lines.replace('"cuda"', '"meta"'), names)
+    assert (names["restored"].device.type, names["restored"].shape) == ("meta", (1, 3, 480, 640))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +175,7 @@ def test_a_model_is_loaded_by_alias_or_number(registry: Registry) -> None:
 def test_a_model_that_does_not_exist_is_refused_in_one_line_with_those_that_do(registry: Registry, uri: str) -> None:
     _add(registry, "aa")
     with pytest.raises(UserError) as caught:
-        load_registered(uri, registry.store.uri)
+        load_registered(uri, registry.store.uri, "cpu")
     message = str(caught.value)
     assert message.startswith(f"--model {uri}: no such model in sqlite:///")
     assert message.endswith("registered: eqreg-denoise")
@@ -121,5 +185,5 @@ def test_a_model_that_does_not_exist_is_refused_in_one_line_with_those_that_do(r
 def test_asking_a_store_that_is_not_there_does_not_make_one(project: Project) -> None:
     path = project.folder / "mlflow.db"
     with pytest.raises(UserError, match=r"--model models:/a@champion: there is no sqlite:///.*; run 'eqreg register'"):
-        load_registered("models:/a@champion", f"sqlite:///{path}")
+        load_registered("models:/a@champion", f"sqlite:///{path}", "cpu")
     assert not Path(path).exists()

@@ -15,7 +15,7 @@ from components.degradations.holes import filled
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.job import save_model
-from pipeline.restore import restore
+from pipeline.restore import _load, restore
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.process
@@ -76,6 +76,13 @@ def test_a_file_becomes_what_the_network_makes_of_it(model: str) -> None:
     assert np.abs(_read("new/folder/out.png").astype(int) - _expected(pixels)).max() <= 1
     assert not np.array_equal(_expected(pixels), pixels.transpose(1, 2, 0))
     assert [file.name for file in Path("new/folder").iterdir()] == ["out.png"]
+
+
+def test_a_model_file_is_loaded_onto_the_device_on_which_images_are_restored(model: str) -> None:
+    """A registered one too: see test_registry."""
+    network, channels = _load(model, torch.device("meta"))
+    assert channels == 3
+    assert network(torch.empty(1, 3, 20, 31, device="meta")).device.type == "meta"
 
 
 def test_a_file_restored_into_a_folder_keeps_its_name(model: str) -> None:
@@ -206,7 +213,7 @@ class _Choosy(nn.Module):
 
 
 def test_an_image_that_the_network_fails_on_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.restore._load", lambda model: (_Choosy(), 3))
+    monkeypatch.setattr("pipeline.restore._load", lambda model, device: (_Choosy(), 3))
     _save(Path("in.png"), (3, 5))
     expected = "in.png: 5x3 pixels, which this model fails on (Output size is too small)"
     assert _refusal("in.png", "out.png", model) == expected

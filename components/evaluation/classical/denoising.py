@@ -7,7 +7,6 @@ degradation: those that need it estimate it from the image they restore.
 from __future__ import annotations
 
 import numpy as np
-import pywt
 from skimage import filters, restoration
 
 MEDIAN_ABSOLUTE_DEVIATION = 0.6744897501960817
@@ -76,6 +75,8 @@ def noise_levels(image: np.ndarray) -> list[float]:
 
     Source: Donoho, Johnstone, *Ideal Spatial Adaptation by Wavelet Shrinkage*, Biometrika 1994, section 4.2.
     """
+    import pywt  # here, because those who restore with a network need not have it
+
     levels = []
     for channel in image:
         details = pywt.dwtn(channel, "db2")["dd"]

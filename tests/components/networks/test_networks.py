@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+from torch.utils._pytree import tree_leaves
 
 from components.networks import NETWORKS, ResNet, build_network
+from components.networks.unet import _repeated
 from tests.components.networks.exact_networks import convolutions, random_network
 
 pytestmark = pytest.mark.unit
@@ -181,6 +185,58 @@ def test_an_exported_network_gives_the_same_at_other_sizes(name: str, settings: 
         images = torch.rand(shape)
         with torch.inference_mode():
             torch.testing.assert_close(exported(images), network(images))
+
+
+def devices_in(program: torch.export.ExportedProgram) -> list[str]:
+    """The operations of an exported program that name a device."""
+    return [
+        node.format_node() or node.name
+        for node in program.graph.nodes
+        if any(isinstance(value, torch.device) for value in tree_leaves((node.args, node.kwargs)))
+    ]
+
+
+@pytest.mark.parametrize(("name", "settings"), EXPORTED)
+def test_an_exported_network_names_no_device_and_runs_on_that_to_which_it_is_moved(
+    name: str, settings: dict[str, object]
+) -> None:
+    network = random_network(name, in_channels=4, width=4, depth=3, **settings).float()
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    program = torch.export.export(network, (torch.rand(2, 4, 64, 48),), dynamic_shapes=[dynamic])
+    assert devices_in(program) == []
+    moved = move_to_device_pass(program, "meta").module()
+    for shape in [(1, 4, 37, 51), (3, 4, 24, 24)]:
+        output = moved(torch.empty(shape, device="meta"))
+        assert output.device.type == "meta"
+        assert output.shape == network(torch.rand(shape)).shape
+
+
+def test_every_network_is_among_those_whose_export_is_tested() -> None:
+    assert {name for name, _ in EXPORTED} == set(NETWORKS)
+
+
+class OnOneDevice(nn.Module):
+    """What no network may be: an operation of it names a device."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + torch.arange(inputs.shape[-1], device=inputs.device)
+
+
+def test_an_operation_that_names_a_device_is_seen_in_an_export() -> None:
+    (found,) = devices_in(torch.export.export(OnOneDevice(), (torch.rand(2, 3),)))
+    assert "arange" in found
+
+
+@pytest.mark.parametrize("size", [(2, 2), (5, 4), (4, 7), (1, 9), (6001, 1)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_unet_enlarges_by_repeating_each_pixel_and_cuts_what_is_too_much(
+    size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    coarse = [-(-side // 2) for side in size]
+    maps = torch.rand(2, 3, *coarse).to(memory_format=memory_format)
+    skip = torch.full((2, 5, *size), torch.nan).to(memory_format=memory_format)  # its sizes count, not its values
+    expected = maps.numpy().repeat(2, axis=2).repeat(2, axis=3)[..., : size[0], : size[1]]
+    assert np.array_equal(_repeated(maps, skip).numpy(), expected)
 
 
 def test_unet_keeps_pixels_in_their_place_at_odd_sizes() -> None:
