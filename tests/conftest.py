@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+pytest_plugins = ("pytester",)
 LAYERS = ("unit", "process", "ray", "hosts")
 NO_RAY = "/dev/null/this-test-must-not-start-ray"
 """A folder that cannot be made, for the records of a Ray that must not be started."""

@@ -96,7 +96,7 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     try:
         with on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     _open.append((address, dashboard or address != "local"))
     try:

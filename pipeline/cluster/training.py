@@ -23,7 +23,6 @@ import ray
 import ray.train
 import torch
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.queue import Queue
@@ -33,6 +32,7 @@ from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from components.training.worker import Worker
 from pipeline.cluster.meeting import MeetingConfig
+from pipeline.cluster.quick_trainer import QuickTrainer
 from pipeline.cluster.room import WorkerResources
 from pipeline.cluster.session import secret_environment
 from pipeline.errors import NoRoomError, UserError
@@ -100,10 +100,11 @@ def train_on_cluster(
     return found[1]
 
 
-def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -> TorchTrainer:
+def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -> QuickTrainer:
     """``records`` is a folder of this machine for what Ray writes down, which nothing is read from."""
-    return TorchTrainer(
+    return QuickTrainer(
         _train_worker,
+        is_local=run.cluster.address == "local",
         train_loop_config={
             "params": job.params.model_dump(by_alias=True, mode="json"),
             "run": run,
@@ -248,7 +249,7 @@ class _Listener:
         self._num_starts = 0
         self._refusal: str | None = None
 
-    def follow(self, trainer: TorchTrainer, mailbox: Queue) -> None:
+    def follow(self, trainer: QuickTrainer, mailbox: Queue) -> None:
         """Runs the trainer to its end, in a thread: this one listens, and Ctrl-C reaches it."""
         failures: list[BaseException] = []
 

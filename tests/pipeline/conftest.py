@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.cluster.session import ray_session
+from pipeline.fetch import fetch
 from pipeline.params import Params, load_params, read_values, set_value
+from pipeline.preprocess import preprocess
 from pipeline.tracking.store import Store
+from pipeline.tune import tune
+from tests.pipeline.workspace import SMALL
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +57,34 @@ def _forget_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's, and those that MLflow leaves in the environment for its own subprocesses."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/raw and data/packed of the built-in photographs under the small params, and an empty sweep.
+
+    To be copied, as ``Workspace`` does; nothing writes here.
+    """
+    folder = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Project(folder).set({**SMALL, "tune.trials": 0})
+        params = load_params()
+        for stage in (fetch, preprocess, tune):
+            stage(params)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """A Ray in this process, which stages that run here use as theirs: ``ray_session`` finds it.
+
+    For whatever does not test how Ray is started, killed or stopped, nor who can reach it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_TMPDIR", raising=False)
+        with ray_session(load_params(ROOT / "params.yaml").cluster, dashboard=True):
+            yield
 
 
 @pytest.fixture(scope="session")

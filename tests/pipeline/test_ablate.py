@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import psutil
 import pytest
 import yaml
 
+from pipeline.ablate import ablate
+from pipeline.errors import UserError
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.ray
@@ -32,22 +35,19 @@ COMMAND = ("eqreg", "ablate")
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def made(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Workspace:
     small = {"ablate.space": "arms", "ablate.steps": 12, "ablate.seeds": 2, "train.num_workers": 1}
-    made = Workspace(tmp_path_factory.mktemp("ablation"), small)
-    made.run("eqreg", "fetch")
-    made.run("eqreg", "preprocess")
-    return made
+    return Workspace(tmp_path_factory.mktemp("ablation"), small, packed)
 
 
 @pytest.fixture
-def workspace(packed: Workspace) -> Workspace:
+def workspace(made: Workspace) -> Workspace:
     """Without what another test did with it."""
     for folder in (".eqreg/tune", ".eqreg/sweeps", "results/ablate"):
-        shutil.rmtree(packed.folder / folder, ignore_errors=True)
-    (packed.folder / "tune_spaces/arms.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
-    packed.set({"ablate.seeds": 2})
-    return packed
+        shutil.rmtree(made.folder / folder, ignore_errors=True)
+    (made.folder / "tune_spaces/arms.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    made.set({"ablate.seeds": 2})
+    return made
 
 
 def trials_of(workspace: Workspace, asks_for: str) -> list[optuna.trial.FrozenTrial]:
@@ -84,7 +84,9 @@ def measured(workspace: Workspace) -> dict[tuple[str, int], list[dict[str, Any]]
     return found
 
 
-def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(workspace: Workspace) -> None:
+def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
+    workspace: Workspace, shared_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = workspace.start(*COMMAND)
     wait_for(lambda: has_compared(workspace, 2), 240)
     everyone = descendants(first.pid)
@@ -94,8 +96,8 @@ def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
     chosen_before = [trial.datetime_complete for trial in trials_of(workspace, "equivariance.weight")]
     assert not (workspace.folder / "results/ablate").exists()
 
-    output = workspace.run(*COMMAND)
-    assert "Difference to pairs:" in output
+    ablate(workspace.here(monkeypatch))
+    assert "Difference to pairs:" in capsys.readouterr().out
     trials = trials_of(workspace, "seed")
     assert sorted((trial.params["arm"], trial.params["seed"]) for trial in trials) == [
         (arm, seed) for arm in sorted(ARMS) for seed in (1, 2)
@@ -130,7 +132,7 @@ def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
     assert (workspace.folder / "results/ablate/figure.png").stat().st_size > 1000
 
     workspace.set({"ablate.seeds": 3})
-    workspace.run(*COMMAND)
+    ablate(workspace.here(monkeypatch))
     again = trials_of(workspace, "seed")
     assert [trial.datetime_complete for trial in again[: len(trials)]] == [trial.datetime_complete for trial in trials]
     assert sorted((trial.params["arm"], trial.params["seed"]) for trial in again[len(trials) :]) == [
@@ -148,13 +150,14 @@ def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
     ],
 )
 def test_arms_that_cannot_be_or_are_not_equal_are_refused_before_any_work(
-    workspace: Workspace, changes: dict[str, Any], parts: list[str]
+    workspace: Workspace, changes: dict[str, Any], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = {"other": {"equivariance.weight": 0.0, **changes}}
     space = SPACE | {"arm": {"variants": ARMS | other}}
     (workspace.folder / "tune_spaces/arms.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
-    output = " ".join(workspace.run(*COMMAND, expect=2).split())
-    assert "ablate.space: arms: " in output
-    assert all(part in output for part in parts), output
-    assert "Traceback" not in output
+    with pytest.raises(UserError) as error:
+        ablate(workspace.here(monkeypatch))
+    told = " ".join(str(error.value).split())
+    assert "ablate.space: arms: " in told
+    assert all(part in told for part in parts), told
     assert not (workspace.folder / ".eqreg/tune").exists()

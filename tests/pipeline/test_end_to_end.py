@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.repeated import SPREAD_DB
 from tests.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.ray
@@ -80,6 +85,69 @@ def test_a_second_repro_changes_nothing(workspace: Workspace) -> None:
         rows(workspace, "select count(*) from runs"),
         rows(workspace, "select count(*) from model_versions"),
     ) == before
+
+
+def outputs(workspace: Workspace) -> dict[str, bytes]:
+    """Every file of every output of a stage."""
+    made = [path for folder in ("data", "results") for path in (workspace.folder / folder).rglob("*")]
+    return {path.relative_to(workspace.folder).as_posix(): path.read_bytes() for path in made if path.is_file()}
+
+
+def test_a_run_from_nothing_at_another_commit_gives_every_byte_again(workspace: Workspace) -> None:
+    """And git sees no change; the version that is registered keeps the commit that trained it."""
+    before = outputs(workspace)
+    assert {name.split("/")[1] for name in before} == {"raw", "packed", "tune", "train", "evaluate"}
+    workspace.run("git", "add", "dvc.lock")
+    workspace.run("git", "commit", "-qm", "lock")
+    workspace.run("git", "commit", "-qm", "empty", "--allow-empty")
+    for made in ("data", "results", ".dvc/cache", ".eqreg"):
+        shutil.rmtree(workspace.folder / made)
+    output = workspace.run("dvc", "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == list(STAGES)
+    after = outputs(workspace)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name]] == []
+    assert workspace.run("git", "status", "--porcelain") == ""
+    assert "every byte is that of the committed dvc.lock" in workspace.run("eqreg", "summary")
+    assert "this model already: nothing to do" in output
+    first, _, last = workspace.run("git", "log", "--format=%H").split()[::-1]
+    tagged = "select value from model_version_tags where key = 'eqreg.git_commit'"
+    assert rows(workspace, tagged) == [(first,)] != [(last,)]
+
+
+def test_no_output_names_the_commit_the_machine_the_user_or_the_time(workspace: Workspace) -> None:
+    commits = workspace.run("git", "log", "--format=%H").split()
+    runs = [str(run) for (run,) in rows(workspace, "select run_uuid from runs")]
+    words = [*commits, *runs, str(workspace.folder), socket.gethostname(), getpass.getuser() + "@", f"{date.today()}"]
+    for name, data in outputs(workspace).items():
+        found = [word for word in words if word.encode() in data]
+        assert found == [], name
+
+
+def test_the_model_of_dvcs_cache_is_registered_with_the_commit_that_trained_it(workspace: Workspace) -> None:
+    """Train does not run again: its output comes from the cache."""
+    with sqlite3.connect(workspace.folder / "mlflow.db") as database:
+        for table in ("registered_model_aliases", "model_version_tags", "model_versions", "registered_models"):
+            database.execute(f"delete from {table}")
+    shutil.rmtree(workspace.folder / "results")
+    workspace.run("git", "commit", "-qm", "empty", "--allow-empty")
+    output = workspace.run("dvc", "repro")
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["register"]
+    first = workspace.run("git", "log", "--format=%H").split()[-1]
+    assert rows(workspace, "select value from model_version_tags where key = 'eqreg.git_commit'") == [(first,)]
+
+
+@pytest.mark.slow
+def test_with_other_instructions_the_score_is_within_the_spread_that_is_written_down(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    other = Workspace(tmp_path / "other", packed=workspace.folder)
+    other.run("eqreg", "train", ONEDNN_MAX_CPU_ISA="AVX2")
+    scores = [
+        json.loads((folder / "results/train/metrics.json").read_text())["val_score"]
+        for folder in (workspace.folder, other.folder)
+    ]
+    assert abs(scores[0] - scores[1]) <= SPREAD_DB
 
 
 def test_trials_are_nested_under_their_sweep_and_that_under_the_one_pipeline_run(workspace: Workspace) -> None:

@@ -350,18 +350,3 @@ def test_a_slice_with_metal_in_it_is_no_clean_slice(project: Project) -> None:
         preprocess(project.params())
     preprocess(project.params(preprocess__unusable="skip"))
     assert [(entry.name, entry.scene) for entry in Pack(PACKED / "train").entries] == [("slices-0000-0", "a")]
-
-
-def test_many_chunks_on_ray_give_the_bytes_of_one_process(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(24):
-        name = f"{'aaab'[number % 4] if number % 8 else 'c'}{number:02d}"
-        _save(f"{name}.png", _pixels(name))
-    monkeypatch.setattr("pipeline.preprocess.CHUNK_ITEMS", {"images": 2})
-    project.set(SETTINGS)
-    fetch(project.params())
-    preprocess(project.params())  # more than FEW chunks: Ray
-    on_ray = _bytes(PACKED)
-    monkeypatch.setattr("pipeline.cluster.spread.FEW", 1000)
-    preprocess(project.params())
-    assert _bytes(PACKED) == on_ray
-    assert len(on_ray) > 15

@@ -8,11 +8,16 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipeline.errors import UserError
+from pipeline.train import train
+from tests.conftest import NO_RAY
 from tests.pipeline.storage.conftest import Bucket, aws, bucket  # noqa: F401 - fixtures
 from tests.pipeline.training_runs import damage, forget, history, reported, saved, weights, workers_of
 from tests.pipeline.workspace import Workspace, descendants, wait_for
@@ -23,7 +28,7 @@ EVERY_REPORT = list(range(5, STEPS + 1, 5))
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def prepared(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Workspace:
     """With packs, ready to train for a while with three workers that share two cores."""
     changes = {
         "train.steps": STEPS,
@@ -33,27 +38,84 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "cluster.cpus_per_worker": 0.5,
         "tune.trials": 0,
     }
-    made = Workspace(tmp_path_factory.mktemp("training"), changes)
-    for stage in ("fetch", "preprocess", "tune"):
-        made.run("eqreg", stage)
-    return made
+    return Workspace(tmp_path_factory.mktemp("training"), changes, packed)
+
+
+@pytest.fixture
+def train_here(
+    prepared: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], str]:
+    """Trains in this process; gives what it printed."""
+
+    def run() -> str:
+        prepared.here(monkeypatch)
+        capsys.readouterr()
+        train()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def left_alone(prepared: Workspace) -> tuple[str, list[tuple[int, float]]]:
+def left_alone(prepared: Workspace, shared_ray: None) -> tuple[str, list[tuple[int, float]]]:
     """(weights, history) of a run that nothing happens to; its checkpoints: the best and the last."""
     forget(prepared)
-    output = prepared.run("eqreg", "train")
-    assert f"{STEPS} steps with 3 workers" in output
+    with pytest.MonkeyPatch.context() as patch:
+        prepared.here(patch)
+        train()
     assert [step for step, _ in history(prepared)] == EVERY_REPORT
     return weights(prepared), history(prepared)
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Where a run keeps its checkpoints: the project's folder, or S3."""
+
+    workspace: Workspace
+    bucket: Bucket | None
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint."""
+        if self.bucket is None:
+            return max(saved(self.workspace))
+        return int(Path(self._object()).name.split("_")[0].removeprefix("step-"))
+
+    def damage_newest(self) -> None:
+        if self.bucket is None:
+            (file,) = (self.workspace.folder / ".eqreg/train").glob(f"*/step-{self.newest():08d}_*.pt")
+            damage(file)
+            return
+        name = self._object()
+        data = bytearray(self.bucket.client.get_object(Bucket=self.bucket.name, Key=name)["Body"].read())
+        data[len(data) // 2] ^= 1
+        self.bucket.put(name, bytes(data))
+
+    def _object(self) -> str:
+        assert self.bucket is not None
+        objects = self.bucket.client.list_objects_v2(Bucket=self.bucket.name, Prefix="runs/train/")["Contents"]
+        return str(max(item["Key"] for item in objects if item["Key"].endswith(".pt")))
+
+
+@pytest.fixture
+def storage(prepared: Workspace, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """S3, where there is a server; what is tested on a folder alone is in test_checkpoints, test_places."""
+    chosen: Bucket | None = None
+    if os.environ.get("EQREG_TEST_S3_ENDPOINT"):
+        chosen = request.getfixturevalue("bucket")
+        prepared.set({"cluster.storage": chosen.address("runs"), "cluster.cache": str(tmp_path / "cache")})
+    yield Storage(prepared, chosen)
+    prepared.set({"cluster.storage": None})
+
+
 def test_workers_and_the_command_killed_and_a_checkpoint_damaged_the_run_ends_with_the_same_bytes(
-    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
+    prepared: Workspace,
+    left_alone: tuple[str, list[tuple[int, float]]],
+    storage: Storage,
+    train_here: Callable[[], str],
 ) -> None:
     forget(prepared)
-    process = prepared.start("eqreg", "train")
+    records = Path(tempfile.mkdtemp(prefix="eq"))  # a short path: Ray's sockets lie below it
+    process = prepared.start("eqreg", "train", RAY_TMPDIR=str(records))
     wait_for(lambda: reported(prepared) >= 60, 120)
     first, *others = workers_of(process.pid)
     assert len(others) == 2
@@ -63,22 +125,28 @@ def test_workers_and_the_command_killed_and_a_checkpoint_damaged_the_run_ends_wi
     everyone, training = descendants(process.pid), workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
-    assert psutil.wait_procs(training, timeout=30)[1] == []
-    newest = max(saved(prepared))
+    assert psutil.wait_procs(training, timeout=30)[1] == []  # none saves another checkpoint
+    newest = storage.newest()
     assert newest >= reported(prepared) - CHECKPOINT_EVERY
-    (file,) = (prepared.folder / ".eqreg/train").glob(f"*/step-{newest:08d}_*.pt")
-    damage(file)
-    output = prepared.run("eqreg", "train")
+    storage.damage_newest()
+    output = train_here()
     assert "damaged; an older checkpoint is used" in output
     assert f"3 workers go on after step {newest - CHECKPOINT_EVERY}" in output
     assert weights(prepared) == left_alone[0]
     assert history(prepared) == left_alone[1]
-    assert saved(prepared)[-1] == STEPS
+    assert storage.newest() == STEPS
     assert psutil.wait_procs(everyone, timeout=60)[1] == []  # Ray's own end later than it
+    if storage.bucket:
+        assert saved(prepared) == []  # nothing here
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+        kept = [file for folder in (prepared.folder, records) for file in folder.rglob("*") if file.is_file()]
+        assert any(file.is_relative_to(records) and file.suffix == ".log" for file in kept)
+        assert [file for file in kept if secret in file.read_bytes()] == []
+    shutil.rmtree(records)
 
 
 def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
-    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
+    prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]], train_here: Callable[[], str]
 ) -> None:
     forget(prepared)
     process = prepared.start("dvc", "repro", "--single-item", "train")
@@ -91,7 +159,7 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
     assert "Traceback" not in output, output
     _, alive = psutil.wait_procs(everyone, timeout=20)
     assert alive == []
-    assert "go on after step" in prepared.run("eqreg", "train")
+    assert "go on after step" in train_here()
     assert weights(prepared) == left_alone[0]
     assert history(prepared) == left_alone[1]
 
@@ -99,57 +167,35 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
 def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
     prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]]
 ) -> None:
+    """Whatever is new in comments; a line that decides begins another run."""
     assert STEPS in saved(prepared)
     folder = prepared.folder / "results/train"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     shutil.rmtree(folder)
+    for name in ("components/training/loop.py", "components/evaluation/figures.py", "pipeline/train.py"):
+        path = prepared.folder / name
+        path.write_text(f"# A comment.\n{path.read_text()}")
     start = time.monotonic()
-    assert "its result is taken up" in prepared.run("eqreg", "train")
+    assert "its result is taken up" in prepared.run("eqreg", "train", RAY_TMPDIR=NO_RAY)
     assert time.monotonic() - start < 20
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert weights(prepared) == left_alone[0]
     assert history(prepared) == left_alone[1]
     assert len(saved(prepared)) <= 3  # the best, the last and the one before
+    loop = prepared.folder / "components/training/loop.py"
+    loop.write_text(f"{loop.read_text()}\n\nDECIDES = True\n")
+    assert "Ray does not start" in prepared.run("eqreg", "train", expect=2, RAY_TMPDIR=NO_RAY)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_packs_and_checkpoints_on_s3_make_the_same_run_and_a_damaged_object_is_passed_over(
-    prepared: Workspace,
-    left_alone: tuple[str, list[tuple[int, float]]],
-    bucket: Bucket,  # noqa: F811 - the fixture
-    tmp_path: Path,
+def test_more_workers_than_the_machine_can_hold_are_refused_with_what_there_is(
+    prepared: Workspace, train_here: Callable[[], str]
 ) -> None:
-    forget(prepared)
-    prepared.set({"cluster.storage": bucket.address("runs"), "cluster.cache": str(tmp_path / "cache")})
-    records = Path(tempfile.mkdtemp(prefix="eq"))  # a short path: Ray's sockets lie below it
-    process = prepared.start("eqreg", "train", RAY_TMPDIR=str(records))
-    wait_for(lambda: reported(prepared) >= 100, 120)
-    training = workers_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    assert psutil.wait_procs(training, timeout=30)[1] == []  # none saves another checkpoint
-    objects = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="runs/train/")["Contents"]
-    newest = max(item["Key"] for item in objects)
-    data = bytearray(bucket.client.get_object(Bucket=bucket.name, Key=newest)["Body"].read())
-    data[len(data) // 2] ^= 1
-    bucket.put(newest, bytes(data))
-    output = prepared.run("eqreg", "train")
-    assert "damaged; an older checkpoint is used" in output
-    assert weights(prepared) == left_alone[0]
-    assert history(prepared) == left_alone[1]
-    assert saved(prepared) == []  # nothing here
-    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
-    kept = [file for folder in (prepared.folder, records) for file in folder.rglob("*") if file.is_file()]
-    assert any(file.is_relative_to(records) and file.suffix == ".log" for file in kept)
-    assert [file for file in kept if secret in file.read_bytes()] == []
-    shutil.rmtree(records)
-    prepared.set({"cluster.storage": None})
-
-
-def test_more_workers_than_the_machine_can_hold_are_refused_with_what_there_is(prepared: Workspace) -> None:
     prepared.set({"cluster.cpus_per_worker": 500})
-    output = prepared.run("eqreg", "train", expect=2)
-    assert "train.num_workers: 3 workers with 500 CPU each were asked for; the cluster has room for 0" in output
-    assert len(output.strip().splitlines()) <= 2
+    with pytest.raises(UserError, match=r"^train.num_workers: 3 workers with 500 CPU each were asked for;") as error:
+        train_here()
+    assert "the cluster has room for 0" in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
     prepared.set({"cluster.cpus_per_worker": 0.5})
 
 
@@ -161,38 +207,43 @@ def test_no_cluster_at_the_address_is_said_in_a_line(prepared: Workspace) -> Non
     prepared.set({"cluster.address": "local"})
 
 
-def test_a_storage_that_cannot_be_written_is_refused_before_anything_starts(prepared: Workspace) -> None:
+def test_a_storage_that_cannot_be_written_is_refused_before_anything_starts(
+    prepared: Workspace, train_here: Callable[[], str]
+) -> None:
     (prepared.folder / "file").write_text("no folder")
     prepared.set({"cluster.storage": str(prepared.folder / "file")})
-    output = prepared.run("eqreg", "train", expect=2)
-    assert "cluster.storage" in output
-    assert len(output.strip().splitlines()) <= 2, output
+    with pytest.raises(UserError, match=r"cluster\.storage") as error:
+        train_here()
+    assert len(str(error.value).splitlines()) <= 2
     prepared.set({"cluster.storage": None})
 
 
-def test_a_balanced_run_ends_with_a_model_and_logs_the_lambda_it_has_found(prepared: Workspace) -> None:
+def test_a_balanced_run_ends_with_a_model_and_logs_the_lambda_it_has_found(
+    prepared: Workspace, shared_ray: None, train_here: Callable[[], str]
+) -> None:
     forget(prepared)
     prepared.set({"train.num_workers": 2, "train.steps": 40, "equivariance.balance": 0.05})
-    prepared.run("eqreg", "train")
+    assert "40 steps with 2 workers" in train_here()
     assert json.loads((prepared.folder / "results/train/metrics.json").read_text())["steps"] == 40
     assert len({value for _, value in history(prepared, "lambda")}) > 3  # it moves
     prepared.set({"train.steps": STEPS, "equivariance.balance": None})
 
 
-def test_a_loss_that_is_not_finite_ends_with_a_remedy(prepared: Workspace) -> None:
+def test_a_loss_that_is_not_finite_ends_with_a_remedy(
+    prepared: Workspace, shared_ray: None, train_here: Callable[[], str]
+) -> None:
     model = prepared.folder / "results/train/model.safetensors"
     before = model.read_bytes() if model.exists() else None
     prepared.set({"train.learning_rate": 1e30, "train.gradient_clip": 1e30})
-    output = prepared.run("eqreg", "train", expect=2)
-    assert "train.learning_rate" in output
-    assert "Traceback" not in output, output
+    with pytest.raises(UserError, match=r"train\.learning_rate"):
+        train_here()
     assert (model.read_bytes() if model.exists() else None) == before
 
 
 def test_a_batch_with_fewer_pairs_than_workers_is_refused_before_anything_starts(
-    prepared: Workspace, tmp_path: Path
+    prepared: Workspace, train_here: Callable[[], str]
 ) -> None:
     prepared.set({"train.num_workers": 5, "train.learning_rate": 0.001, "train.gradient_clip": 1.0})
-    output = prepared.run("eqreg", "train", expect=2)
-    assert "train.batch_size" in output
-    assert len(output.strip().splitlines()) <= 2
+    with pytest.raises(UserError, match=r"train\.batch_size") as error:
+        train_here()
+    assert len(str(error.value).splitlines()) <= 2

@@ -13,17 +13,16 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.errors import UserError
+from pipeline.tune import tune
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace(tmp_path_factory.mktemp("tuning"))
-    made.run("eqreg", "fetch")
-    made.run("eqreg", "preprocess")
-    return made
+def workspace(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("tuning"), packed=packed)
 
 
 def trials(workspace: Workspace, name: str = "trials.csv") -> list[dict[str, str]]:
@@ -31,15 +30,17 @@ def trials(workspace: Workspace, name: str = "trials.csv") -> list[dict[str, str
         return list(csv.DictReader(file))
 
 
-def test_trials_that_diverge_are_recorded_and_do_not_end_the_sweep(workspace: Workspace) -> None:
+def test_trials_that_diverge_are_recorded_and_a_sweep_that_is_done_gives_the_same_again(
+    workspace: Workspace, shared_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     space = {
         "equivariance.weight": {"distribution": "log_uniform", "low": 0.01, "high": 0.1},
         "train.learning_rate": {"distribution": "choice", "values": [1e30]},
         "train.gradient_clip": {"distribution": "choice", "values": [1e30]},
     }
     (workspace.folder / "tune_spaces/broken.yaml").write_text(yaml.safe_dump(space))
-    workspace.set({"tune.space": "broken"})
-    workspace.run("eqreg", "tune")
+    workspace.set({"tune.space": "broken", "tune.trials": 2})
+    tune(workspace.here(monkeypatch))
     control, *others = trials(workspace)
     assert control["control"] == "True"
     assert control["failure"] == ""
@@ -51,22 +52,24 @@ def test_trials_that_diverge_are_recorded_and_do_not_end_the_sweep(workspace: Wo
         failed = database.execute("select count(*) from runs where status = 'FAILED'").fetchone()
     assert failed == (2,)
 
-
-def test_a_sweep_that_is_done_starts_nothing_and_gives_the_same_again(workspace: Workspace) -> None:
     before = (workspace.folder / "results/tune/trials.csv").read_bytes()
     (workspace.folder / "results/tune/trials.csv").unlink()
-    output = workspace.run("eqreg", "tune")
-    assert "3 trials are there already" in output
+    capsys.readouterr()
+    monkeypatch.setattr("pipeline.cluster.session.ray_session", None)  # would fail
+    tune(workspace.here(monkeypatch))
+    assert "3 trials are there already" in capsys.readouterr().out
     assert (workspace.folder / "results/tune/trials.csv").read_bytes() == before
     with sqlite3.connect(workspace.folder / "mlflow.db") as database:
         kinds = database.execute("select value, count(*) from tags where key = 'eqreg.kind' group by 1").fetchall()
     assert dict(kinds) == {"pipeline": 1, "sweep": 1, "trial": 3}
 
 
-def test_several_objectives_give_a_front(workspace: Workspace) -> None:
+def test_several_objectives_give_a_front(
+    workspace: Workspace, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objectives = ["score", "equivariance_error", "step_time"]
-    workspace.set({"tune.space": "lambda", "tune.objectives": objectives})
-    workspace.run("eqreg", "tune")
+    workspace.set({"tune.space": "lambda", "tune.trials": 2, "tune.objectives": objectives})
+    tune(workspace.here(monkeypatch))
     workspace.set({"tune.objectives": ["score"]})
     found = trials(workspace, "pareto.csv")
     ended = [trial for trial in trials(workspace) if trial["stopped_early"] == "False"]
@@ -89,7 +92,7 @@ def test_several_objectives_give_a_front(workspace: Workspace) -> None:
 
 def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_they_were(workspace: Workspace) -> None:
     before = {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()}
-    workspace.set({"tune.steps": 4000})
+    workspace.set({"tune.trials": 2, "tune.steps": 4000})
     process = workspace.start("eqreg", "tune")
 
     def is_running() -> bool:
@@ -110,25 +113,31 @@ def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_the
     workspace.set({"tune.steps": 8})
 
 
-def test_zero_trials_leave_an_empty_table_and_no_patch(workspace: Workspace) -> None:
+def test_zero_trials_leave_an_empty_table_and_no_patch(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.set({"tune.trials": 0})
-    assert "no sweep" in workspace.run("eqreg", "tune")
+    tune(workspace.here(monkeypatch))
     assert trials(workspace) == []
     assert yaml.safe_load((workspace.folder / "results/tune/best.yaml").read_text())["params"] == {}
     assert not (workspace.folder / "results/tune/trials.png").exists()
 
 
-def test_an_unknown_space_is_refused_with_the_known_ones_and_leaves_results_alone(workspace: Workspace) -> None:
+def test_an_unknown_space_is_refused_with_the_known_ones_and_leaves_results_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = sorted(Path(workspace.folder / "results/tune").iterdir())
     workspace.set({"tune.trials": 2, "tune.space": "lamda"})
-    assert "lambda" in workspace.run("eqreg", "tune", expect=2)
+    with pytest.raises(UserError, match="lambda"):
+        tune(workspace.here(monkeypatch))
     assert sorted(Path(workspace.folder / "results/tune").iterdir()) == before
 
 
-def test_a_database_that_does_not_answer_is_refused_before_anything_starts(workspace: Workspace) -> None:
-    workspace.set({"tune.space": "lambda", "tune.study_storage": "postgresql://nobody@127.0.0.1:1/nothing"})
-    output = workspace.run("eqreg", "tune", expect=2)
+def test_a_database_that_does_not_answer_is_refused_before_anything_starts(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "postgresql://nobody@127.0.0.1:1/nothing"
+    workspace.set({"tune.space": "lambda", "tune.study_storage": address})
+    params = workspace.here(monkeypatch)
     workspace.set({"tune.study_storage": None})
-    error = output[output.index("error:") :].strip().splitlines()
-    assert error[0].startswith("error: tune.study_storage: postgresql://nobody@127.0.0.1:1/nothing")
-    assert len(error) <= 2
+    with pytest.raises(UserError, match=f"^tune.study_storage: {address}") as error:
+        tune(params)
+    assert len(str(error.value).splitlines()) <= 2

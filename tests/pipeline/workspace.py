@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 
-from pipeline.params import set_value
+from pipeline.params import Params, load_params, set_value
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +44,10 @@ SMALL = {
 class Workspace:
     """A folder with the project's files, its own git repository, and the means to run commands in it."""
 
-    def __init__(self, folder: Path, changes: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, changes: dict[str, Any] | None = None, packed: Path | None = None) -> None:
+        """``changes`` to the small params; ``packed``: a folder whose data and results are taken over."""
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
@@ -56,11 +59,16 @@ class Workspace:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
         (folder / "dvc.lock").unlink(missing_ok=True)
+        for made in ("data", "results"):
+            if packed is not None:
+                shutil.copytree(
+                    packed / made, folder / made, copy_function=os.link
+                )  # stages replace, they do not write
         self.set({**SMALL, **(changes or {})})
         for command in (
             "git init -q -b main",
             "git add -A",
-            "git -c user.name=test -c user.email=test@localhost commit -qm test",
+            "git commit -qm test",
         ):
             subprocess.run(command.split(), cwd=folder, check=True, env=self.environment())
 
@@ -75,7 +83,9 @@ class Workspace:
     def environment(self) -> dict[str, str]:
         """The caller's, with this Python's commands first, and no store but its own."""
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "RAY_"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MLFLOW_", "DVC_", "RAY_", "PYTHONPATH")) or name == "RAY_TMPDIR"
         }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return environment | {
@@ -85,6 +95,13 @@ class Workspace:
             "GIT_COMMITTER_NAME": "test",
             "GIT_COMMITTER_EMAIL": "test@localhost",
         }
+
+    def here(self, monkeypatch: pytest.MonkeyPatch) -> Params:
+        """Makes the folder the working directory of this process, for stages that run in it; gives its params."""
+        monkeypatch.chdir(self.folder)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow leaves them behind
+            monkeypatch.delenv(name, raising=False)
+        return load_params()
 
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
         """Starts a command in a session of its own, as a terminal does, with more variables in its environment."""
@@ -98,9 +115,9 @@ class Workspace:
             start_new_session=True,
         )
 
-    def run(self, *command: str, expect: int = 0) -> str:
+    def run(self, *command: str, expect: int = 0, **variables: str) -> str:
         """Runs a command, gives what it printed, and insists on its exit code."""
-        process = self.start(*command)
+        process = self.start(*command, **variables)
         output, _ = process.communicate(timeout=540)
         assert process.returncode == expect, f"{' '.join(command)}: exit code {process.returncode}\n{output}"
         return output

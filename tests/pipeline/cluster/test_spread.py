@@ -41,6 +41,7 @@ def test_a_few_pieces_are_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
         spread(_refusing, range(FEW), LOCAL, heard.append)
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_many_pieces_come_back_in_their_order_from_other_processes() -> None:
     heard: list[int] = []
     results = spread(_squared, range(20), LOCAL, heard.append)
@@ -48,6 +49,7 @@ def test_many_pieces_come_back_in_their_order_from_other_processes() -> None:
     assert sorted(heard) == results
 
 
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     ("function", "message"),
     [(_refusing, "^piece 3 is wrong: mend it$"), (_dying, "piece 4 of 8 was lost with its process")],

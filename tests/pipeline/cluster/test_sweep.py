@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from pipeline.cluster.study_storage import StudyStorage
+from pipeline.tune import tune
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 STEPS, GRACE = 120, 20
@@ -25,12 +28,15 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Workspace:
     changes = {"tune.steps": STEPS, "tune.grace_steps": GRACE, "tune.concurrent": 1, "tune.trials": 3}
-    made = Workspace(tmp_path_factory.mktemp("sweeping"), {**changes, "train.batch_size": 32})
-    made.run("eqreg", "fetch")
-    made.run("eqreg", "preprocess")
-    return made
+    return Workspace(tmp_path_factory.mktemp("sweeping"), {**changes, "train.batch_size": 32}, packed)
+
+
+@pytest.fixture
+def sweep_here(workspace: Workspace, shared_ray: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Runs a sweep in this process."""
+    return lambda: tune(workspace.here(monkeypatch))
 
 
 @pytest.fixture
@@ -110,10 +116,10 @@ def statuses(workspace: Workspace, study: str) -> Counter[str]:
     return Counter(status for (status,) in found)
 
 
-def trial_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+def trial_processes(driver: int) -> list[psutil.Process]:
     """The processes in which trials of a driver run, by the name that Ray gives them."""
     found = []
-    for process in descendants(driver.pid):
+    for process in descendants(driver):
         try:
             if "ImplicitFunc" in " ".join(process.cmdline()):
                 found.append(process)
@@ -122,9 +128,11 @@ def trial_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(workspace: Workspace, start: Start) -> None:
+def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(
+    workspace: Workspace, start: Start, sweep_here: Callable[[], None]
+) -> None:
     workspace.set({"tune.study": "whole"})
-    workspace.run("eqreg", "tune")
+    sweep_here()
     whole = trials_of(workspace, "whole")
     table = (workspace.folder / "results/tune/trials.csv").read_bytes()
 
@@ -134,17 +142,17 @@ def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(workspace: Workspac
     reader = threading.Thread(target=lambda: output.append(first.communicate()[0]))
     reader.start()
     wait_for(has_reached(workspace, "broken", 0, 2 * GRACE), 90)
-    for process in trial_processes(first):
+    for process in trial_processes(first.pid):
         process.kill()
     wait_for(has_reached(workspace, "broken", 1, 2 * GRACE), 90)
-    running = trial_processes(first)
+    running = trial_processes(first.pid)
     first.kill()
     reader.join()
     _, alive = psutil.wait_procs(running, timeout=30)
     assert (len(running), alive) == (1, [])
     killed = trials_of(workspace, "broken")
     assert [trial.state.name for trial in killed] == ["COMPLETE", "RUNNING"]
-    workspace.run("eqreg", "tune")
+    sweep_here()
 
     broken = trials_of(workspace, "broken")
     assert outcomes(broken) == outcomes(whole)
@@ -161,10 +169,10 @@ def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(workspace: Workspac
     assert not list((workspace.folder / ".eqreg").rglob("*.pt"))  # checkpoints go with their trials
 
 
-def test_trials_can_be_added_later(workspace: Workspace) -> None:
+def test_trials_can_be_added_later(workspace: Workspace, sweep_here: Callable[[], None]) -> None:
     before = trials_of(workspace, "whole")
     workspace.set({"tune.study": "whole", "tune.trials": len(before)})
-    workspace.run("eqreg", "tune")
+    sweep_here()
     after = trials_of(workspace, "whole")
     assert outcomes(after[:-1]) == outcomes(before)
     assert len(after) == len(before) + 1
@@ -192,7 +200,7 @@ def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
 
 
 def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
-    workspace: Workspace, start: Start
+    workspace: Workspace, sweep_here: Callable[[], None]
 ) -> None:
     arms = {
         "good": {"seed": 1},
@@ -203,12 +211,10 @@ def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
     space = {"search": "grid", "arm": {"variants": arms}}
     (workspace.folder / "tune_spaces/failing.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     workspace.set({"tune.study": "failing", "tune.space": "failing", "tune.trials": 4, "cluster.max_failures": 0})
-    process = start()
-    wait_for(has_reached(workspace, "failing", 3, GRACE), 120)
-    for victim in trial_processes(process):
-        victim.kill()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    killer = threading.Thread(target=kill_the_fourth, args=(workspace,))
+    killer.start()
+    sweep_here()
+    killer.join()
     good, diverging, too_large, killed = trials_of(workspace, "failing")
     assert good.state.name == "COMPLETE"
     assert "no longer finite" in diverging.user_attrs["failure"]
@@ -220,15 +226,24 @@ def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
     assert best["params"] == {"seed": 1}
 
 
-def test_trials_of_several_workers_train_together_and_may_be_stopped(workspace: Workspace) -> None:
+def kill_the_fourth(workspace: Workspace) -> None:
+    """Kills the process of trial 3 of the sweep that runs here."""
+    wait_for(has_reached(workspace, "failing", 3, GRACE), 120)
+    for victim in trial_processes(os.getpid()):
+        victim.kill()
+
+
+def test_trials_of_several_workers_train_together_and_may_be_stopped(
+    workspace: Workspace, sweep_here: Callable[[], None]
+) -> None:
     arms = {"good": {"seed": 0}, "bad": {"train.learning_rate": 1e-6}, "after": {"equivariance.weight": 0.0}}
     space = {"search": "grid", "arm": {"variants": arms}}
     (workspace.folder / "tune_spaces/stopping.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     changes = {"tune.steps": 16, "tune.grace_steps": 4, "tune.space": "stopping", "network.norm": "none"}
     workspace.set({**changes, "tune.study": "workers", "tune.num_workers": 2})
-    workspace.run("eqreg", "tune")
+    sweep_here()
     workspace.set({"tune.study": "alone", "tune.num_workers": 1})
-    workspace.run("eqreg", "tune")
+    sweep_here()
     together, alone = trials_of(workspace, "workers"), trials_of(workspace, "alone")
     assert [trial.state.name for trial in together] == ["COMPLETE", "PRUNED", "COMPLETE"]
     for one, other in zip(together, alone, strict=True):  # the global batch is the same, and so is what is learnt
