@@ -51,7 +51,6 @@ choose() {
 is_foreign() {
   [ ! -L .venv ] || return 0
   [ -e .venv ] || return 1
-  [ -d .venv ] || return 0
   if [ -e .venv/pyvenv.cfg ]; then
     grep -qE '^(uv|virtualenv) *=' .venv/pyvenv.cfg
   else
