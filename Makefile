@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-test ## ruff and mypy
 ui: $(VENV)/.installed ## MLflow on this machine
 	$(IN_VENV) eqreg ui
 
-# The script looks each time: files' times do not tell whether .venv was moved, made by another Python or left half done.
+# Run each time: the times of files do not tell whether .venv was moved, broken off or made by another Python.
 $(VENV)/.installed: always
 	@.ci/venv.sh run '$(PYTHON)'
 
