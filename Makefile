@@ -1,39 +1,39 @@
-# Two commands need nothing before them but Python 3.11, git and make: `make run` and `make test`.
+# Needed before: Python 3.11, 3.12 or 3.13, git and make. PYTHON=NAME says which Python; else the one that .venv has, or
+# the first that runs of python3, python3.13, python3.12, python3.11.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# dvc.yaml names the stages' commands without their folder.
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 export DVC_NO_ANALYTICS := 1
-# The stages are called by name from dvc.yaml.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test lint ui
+.NOTPARALLEL:
+.PHONY: help run test test-fast lint ui always
 
-run: $(VENV)/.installed
-	dvc repro
-	@eqreg summary
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+run: $(VENV)/.installed ## the environment, then the six stages, then what came out; what is up to date is not run again
+	$(IN_VENV) dvc repro
+	@$(IN_VENV) eqreg summary
 
-lint: $(VENV)/.installed-test
+test: $(VENV)/.installed-test ## all tests but the slow ones; PYTEST_ARGS='-k NAME' picks some
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed-test ## the unit tests
+	$(BIN)/python -m pytest -m unit -n auto $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ui: $(VENV)/.installed
-	eqreg ui
+ui: $(VENV)/.installed ## MLflow on this machine
+	$(IN_VENV) eqreg ui
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# Run each time: the times of files do not tell whether .venv was moved, broken off or made by another Python.
+$(VENV)/.installed: always
+	@.ci/venv.sh run '$(PYTHON)'
 
-# pip's own configuration decides which build of torch is installed; see the README.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing into $(VENV): some minutes the first time"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .
-	@touch $@
-
-$(VENV)/.installed-test: $(VENV)/.installed
-	@echo "installing the test tools"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $@
+$(VENV)/.installed-test: always
+	@.ci/venv.sh test '$(PYTHON)'

@@ -16,6 +16,7 @@ import pytest
 import ray
 import typer.main
 import yaml
+from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.cli import app
@@ -143,8 +144,8 @@ def test_versions_are_those_of_the_constraints_and_of_the_project() -> None:
     launched = re.search(r"\bpython(\d+\.\d+) -m venv", "\n".join(LAUNCHER["setup_commands"]))
     assert image
     assert launched
-    assert project["requires-python"] == ">=3.11,<3.12"
-    assert image[1] == launched[1] == "3.11"
+    assert image[1] == launched[1]
+    assert image[1] in SpecifierSet(project["requires-python"])
     assert all(spec["containers"][0]["image"].endswith(f":{project['version']}") for spec in PODS.values())
     # Both install what the constraints pin, and nothing besides.
     assert re.findall(r"pip install (.*)", dockerfile) == ["--no-cache-dir -c constraints.txt -e ."]
