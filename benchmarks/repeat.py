@@ -2,9 +2,8 @@
 
 Trains and evaluates with the shipped params and data (without the sweep), each time from nothing: twice as it is, then
 with other instruction sets (oneDNN's own limit, and torch's), then with another number of workers. ``model`` is the
-SHA-256 of the weights, ``validation`` and ``test`` the scores in dB. What differs in ``model`` differs by as much as the
-scores say: the largest difference of ``test`` to the first line, over the instruction sets, is
-``pipeline.repeated.SPREAD_DB`` at most. Each run takes about two minutes on two cores.
+SHA-256 of the weights, ``validation`` and ``test`` are the scores in dB. ``pipeline.repeated.SPREAD_DB`` is at least
+the largest difference of a score to the first line. Each run takes about two minutes on two cores.
 
     python benchmarks/repeat.py [--only NAME ...] >> benchmarks/results/repeat.jsonl
 """
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from pipeline.model_hash import model_sha256
 from pipeline.params import read_values, set_value
@@ -53,8 +53,6 @@ def main() -> None:
 
 def run(folder: Path, environment: dict[str, str], changes: dict[str, Any]) -> dict[str, Any]:
     """The scores and the hash of a run from nothing; data are fetched and packed once."""
-    import yaml
-
     values = read_values(ROOT / "params.yaml")
     for key, value in {"tune.trials": 0, **changes}.items():
         set_value(values, key, value)
@@ -68,10 +66,8 @@ def run(folder: Path, environment: dict[str, str], changes: dict[str, Any]) -> d
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "GIT_CEILING_DIRECTORIES": str(folder.parent),
     }
-    stages = (
-        ["train", "evaluate"] if (folder / "data/packed").exists() else ["fetch", "preprocess", "train", "evaluate"]
-    )
-    for stage in stages:
+    first = [] if (folder / "data/packed").exists() else ["fetch", "preprocess"]
+    for stage in [*first, "train", "evaluate"]:
         command = [sys.executable, "-m", "pipeline.cli", stage]
         subprocess.run(command, cwd=folder, env=variables, check=True, stdout=sys.stderr)
     test = json.loads((folder / "results/evaluate/metrics.json").read_text())["test"]["restored"]["psnr"]
