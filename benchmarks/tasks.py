@@ -12,10 +12,10 @@ the method.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -138,9 +138,10 @@ def _figures(metrics: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def _images_per_second(folder: Path) -> float:
-    """The median over the reports of the short run but the first, which waits for everything to start."""
-    with (folder / "results/train/history.csv").open() as file:
-        speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+    """The median over the reports of the short run but the first, which waits for everything to start; from MLflow."""
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        query = "select value from metrics where key = 'images_per_second' order by step"
+        speeds = [float(value) for (value,) in database.execute(query)]
     speeds = sorted(speeds[1:] or speeds)
     return speeds[len(speeds) // 2]
 

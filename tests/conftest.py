@@ -29,8 +29,15 @@ NO_RAY = "/dev/null/this-test-must-not-start-ray"
 
 
 def pytest_configure() -> None:
-    """A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C: not here."""
+    """A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C: not here.
+
+    Beside each other, tests take one core each, and Ray's workers are no less urgent than they (Ray gives them the
+    niceness 15, with which they would wait until the unit tests are through).
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -85,7 +85,8 @@ class Workspace:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("MLFLOW_", "DVC_", "RAY_", "PYTHONPATH")) or name == "RAY_TMPDIR"
+            if not name.startswith(("MLFLOW_", "DVC_", "RAY_", "PYTHONPATH"))
+            or name in ("RAY_TMPDIR", "RAY_worker_niceness")
         }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return environment | {

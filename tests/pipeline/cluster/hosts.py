@@ -77,6 +77,7 @@ class Hosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             # How fast the head notices that a host is gone; the default is 15 s.
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "5",

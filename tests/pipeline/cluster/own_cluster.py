@@ -35,6 +35,7 @@ class OwnCluster:
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds all of it to 127.0.0.1
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
         }
         names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
         names += ("runtime-env-agent-port", "metrics-export-port", "node-manager-port", "ray-client-server-port")
