@@ -19,6 +19,7 @@ PACKAGES = ("components", "pipeline")
 EXCLUDED = {
     "pipeline/cluster/drivers.py": "which process runs a trial",
     "pipeline/cluster/loopback.py": "where a local Ray listens",
+    "pipeline/cluster/quick_trainer.py": "which processes Ray Train starts beside the workers",
     "pipeline/cluster/room.py": "what fits on the nodes; the number of workers that it gives is part of the identity",
     "pipeline/cluster/session.py": "starts Ray, or connects to it",
     "pipeline/cluster/spread.py": "where chunks are worked on; a chunk has the same bytes everywhere",
