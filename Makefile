@@ -18,7 +18,7 @@ run: $(VENV)/.installed ## the environment, then the six stages, then what came 
 	@$(IN_VENV) eqreg summary
 
 test: $(VENV)/.installed-test ## all tests but the slow ones; PYTEST_ARGS='-k NAME' picks some
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-test ## the unit tests
 	$(BIN)/python -m pytest -m unit -n auto $(PYTEST_ARGS)

@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("components", "pipeline")
 
+_BESIDE = (".c", ".cu", ".csv", ".json", ".toml", ".txt", ".yaml")
+
 EXCLUDED = {
     "pipeline/cluster/drivers.py": "which process runs a trial",
     "pipeline/cluster/loopback.py": "where a local Ray listens",
@@ -65,9 +67,16 @@ def deciding_files(*entries: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such module.
     """
-    excluded = set(EXCLUDED).union(*(EXCLUDED_FOR.get(entry, {}) for entry in entries))
+    return tuple(sorted(set().union(*map(_reachable, entries))))
+
+
+@cache
+def _reachable(entry: str) -> frozenset[str]:
+    """The same of one module."""
+    excluded = {*EXCLUDED, *EXCLUDED_FOR.get(entry, {})}
     found: set[str] = set()
-    waiting = [(entry, "") for entry in entries]
+    followed: set[str] = set()
+    waiting = [(entry, "")]
     seen: set[tuple[str, str]] = set()
     while waiting:
         module, name = step = waiting.pop()
@@ -86,12 +95,13 @@ def deciding_files(*entries: str) -> tuple[str, ...]:
                 found.add(relative)
                 waiting.append(source)
                 continue
-        if relative in found:
+        if relative in followed:
             continue
+        followed.add(relative)
         found.add(relative)
         found |= {beside.relative_to(ROOT).as_posix() for beside in _beside(path)}
         waiting += _imports(path, module)
-    return tuple(sorted(found))
+    return frozenset(found)
 
 
 @cache
@@ -100,7 +110,7 @@ def deciding_hash(*entries: str) -> str:
     digest = hashlib.sha256()
     for name in deciding_files(*entries):
         path = ROOT / name
-        content = canonical(path.read_text()).encode() if path.suffix == ".py" else path.read_bytes()
+        content = canonical(path.read_text(encoding="utf-8")).encode() if path.suffix == ".py" else path.read_bytes()
         digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:12]
 
@@ -135,7 +145,7 @@ def _walk(node: object, parts: list[str]) -> None:
                 _walk(item, parts)
         parts.append("]")
     else:
-        parts.append(f"{type(node).__name__}:{node!r},")
+        parts.append(f"{type(node).__name__}:{node!a},")  # ascii: what is printable is another set on each Python
 
 
 def _joined(values: list[ast.expr]) -> list[ast.expr]:
@@ -162,7 +172,7 @@ def _imports(path: Path, module: str) -> list[tuple[str, str]]:
 
 
 def _all_imports(path: Path, module: str) -> Iterator[tuple[str, str]]:
-    for node in _running(ast.parse(path.read_text())):
+    for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names if _is_ours(alias.name))
         elif isinstance(node, ast.ImportFrom) and _is_ours(source := _source(node, path, module)):
@@ -174,7 +184,7 @@ def _exports(path: Path, module: str) -> dict[str, tuple[str, str]]:
     """Name in a package -> (module, name) that it is imported from, for the names of the project."""
     return {
         alias.asname or alias.name: (source, alias.name)
-        for node in ast.parse(path.read_text()).body
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ImportFrom) and _is_ours(source := _source(node, path, module))
         for alias in node.names
     }
@@ -184,6 +194,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
     """All nodes of a tree but those that only a type checker sees."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            yield from (node for other in child.orelse for node in ast.walk(other))
             continue
         yield child
         yield from _running(child)
@@ -204,8 +215,8 @@ def _file_of(module: str) -> Path | None:
 
 
 def _beside(path: Path) -> list[Path]:
-    """Files that are not Python and are called like a module."""
-    return [beside for beside in path.parent.glob(f"{path.stem}.*") if beside.suffix not in (".py", ".pyc", ".pyi")]
+    """Files that are called like a module, of the kinds that modules read."""
+    return [beside for suffix in _BESIDE if (beside := path.with_suffix(suffix)).is_file()]
 
 
 def _is_ours(module: str) -> bool:

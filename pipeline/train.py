@@ -157,7 +157,7 @@ def _plan(job: TrainingJob, identity: TrainingIdentity, is_local: bool) -> _Plan
     job.check(range(least, most + 1))
     if params.network.norm == "batch" and most > 1:
         console.print(f"network.norm: batch: other numbers of workers than {_worded((least, most))} give other results")
-    return _Plan((least, most), each, f"train/{identity.run((least, most), each.threads)}")
+    return _Plan((least, most), each, f"train/{identity.run((least, most), each.threads, each.gpus > 0)}")
 
 
 def _take_up(place: Place, plan: _Plan, steps: int) -> _Finished | None:
@@ -254,16 +254,22 @@ def _worded(num_workers: tuple[int, int]) -> str:
 def _record(store: Store, finished: _Finished, sha256: str, state: TrainingState, resolved: Resolved) -> None:
     """Gives the training's run in MLflow the hash of its model, by which later stages find it.
 
-    A run that was taken up keeps its own; where a new or emptied store has none, it is made again.
+    A run that was taken up keeps its own; where a new or emptied store has none, it is made again. If the store is out of
+    reach, the result is kept, and evaluate does this.
     """
-    run_id = finished.run_id or store.run_of_model(sha256)
-    if run_id is None:
-        run_id = store.parent_run(finished.tags)
-        store.log_params(run_id, resolved.values, resolved.as_yaml())
-        history = _History(store, run_id)
-        for row in state.history:
-            history.add(int(row["step"]), {key: row[key] for key in row.keys() - {"step"}})
-    store.set_tag(run_id, MODEL_TAG, sha256)
+    try:
+        run_id = finished.run_id or store.run_of_model(sha256, finished.tags[TRAINING_TAG])
+        if run_id is None:
+            run_id = store.parent_run(finished.tags)
+            store.log_params(run_id, resolved.values, resolved.as_yaml())
+            history = _History(store, run_id)
+            for row in state.history:
+                history.add(int(row["step"]), {key: row[key] for key in row.keys() - {"step"}})
+        store.set_tag(run_id, MODEL_TAG, sha256)
+    except UserError as error:
+        console.print(
+            f"{str(error).splitlines()[0]}\nthe model is kept; evaluate will log what is missing", markup=False
+        )
 
 
 def _write(

@@ -6,11 +6,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+import torch
+
 from pipeline.deciding import deciding_hash
 from pipeline.job import TrainingJob
 
-DECIDING = ("pipeline.job",)
-"""The modules that decide what comes of a training."""
+DECIDING = ("pipeline.job", "pipeline.cluster.training")
+"""The modules that decide what comes of a training: the job, and how workers run it."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,12 @@ class TrainingIdentity:
         """12 hexadecimal digits of the three."""
         return _digest(asdict(self))
 
-    def run(self, num_workers: tuple[int, int], threads: int) -> str:
-        """The same with (least, most) workers and the threads of each: what a run goes on from is its own."""
-        return _digest([asdict(self), num_workers, threads])
+    def run(self, num_workers: tuple[int, int], threads: int, on_gpu: bool) -> str:
+        """The same with (least, most) workers, the threads of each, their device and torch's build.
+
+        What a run goes on from, and which finished run is taken up, is its own.
+        """
+        return _digest([asdict(self), num_workers, threads, on_gpu, torch.__version__])
 
 
 def _digest(value: object) -> str:

@@ -115,6 +115,7 @@ def _run(
     steps = {trial.number: params.tune.steps for trial in kept}
     if kept:
         console.print(f"study {study.name}: {len(kept)} trials are there already")
+    study.settle()  # what a driver that died had not come to
     if study.is_complete(params.tune.trials):
         _refuse_failures(kept, study.name)
         return kept

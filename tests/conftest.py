@@ -1,4 +1,4 @@
-"""The layers of the tests: what a test of each may start, and in which order they run.
+"""The layers of the tests: what a test of each may start, and how they are spread over processes.
 
 Every module has one marker of ``LAYERS`` (``pytestmark``), and what a layer may not do fails in it:
 
@@ -12,13 +12,15 @@ Every module has one marker of ``LAYERS`` (``pytestmark``), and what a layer may
 
 from __future__ import annotations
 
+import ast
 import multiprocessing.process
 import os
 import signal
-import socket
-import subprocess
+import sys
 from collections.abc import Generator
-from typing import Any, NoReturn
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,12 @@ pytest_plugins = ("pytester",)
 LAYERS = ("unit", "process", "ray", "hosts")
 NO_RAY = "/dev/null/this-test-must-not-start-ray"
 """A folder that cannot be made, for the records of a Ray that must not be started."""
+
+STARTING = {"subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.forkpty"}
+STARTING |= {"socket.connect", "socket.bind", "socket.sendto"}
+"""Audit events of what a unit test may not do."""
+
+_refuses = False
 
 
 def pytest_configure() -> None:
@@ -40,58 +48,94 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, what starts Ray runs one after the other, and a module of processes stays together.
-
-    The hosts come first, then Ray: they take longest.
-    """
-    for item in items:
-        layer = layer_of(item)
-        if layer in ("ray", "hosts"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif layer == "process":
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
-    items.sort(key=lambda item: -LAYERS.index(layer_of(item)))
+# ------------------------------------------------------------------------------------------------------ which layer
 
 
-def layer_of(item: pytest.Item) -> str:
-    """The marker of the test's module.
+@cache
+def layer_of_module(path: Path) -> str:
+    """The layer in the module's ``pytestmark``.
 
     Raises:
         pytest.UsageError: it has none, or several.
     """
-    found = {mark.name for mark in item.iter_markers() if mark.name in LAYERS}
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            names = {part.attr for part in ast.walk(node.value) if isinstance(part, ast.Attribute)}
+            found = [layer for layer in LAYERS if layer in names]
     if len(found) != 1:
-        raise pytest.UsageError(
-            f"{item.nodeid}: has {sorted(found) or 'no layer'}: mark its module with one of {LAYERS}"
-        )
-    return found.pop()
+        raise pytest.UsageError(f"{path}: layers {found}: mark the module with one of {LAYERS}")
+    return found[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What starts Ray runs one after the other, the tests of a module with processes too, and unit tests anywhere.
+
+    Groups of pytest-xdist do not do it: 3.8 cannot name them to pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByLayer(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::")[0]
+            layer = layer_of_module(config.rootpath / module)
+            return {"unit": nodeid, "process": module}.get(layer, "ray")
+
+    return ByLayer(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The hosts come first, then Ray: they take longest."""
+    items.sort(key=lambda item: -LAYERS.index(layer_of_module(item.path)))
+
+
+# ------------------------------------------------------------------------------------------------- what a layer may
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _refuses and event in STARTING:
+        raise pytest.fail.Exception("a unit test starts no process and opens no connection: it is of layer process")
+
+
+sys.addaudithook(_audit)
+_start = multiprocessing.process.BaseProcess.start
+
+
+def _start_process(self: multiprocessing.process.BaseProcess) -> None:
+    _audit("os.fork", ())
+    _start(self)
+
+
+multiprocessing.process.BaseProcess.start = _start_process  # type: ignore[method-assign] # spawning has no event
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Around a test with all its fixtures: below the layer ray no Ray can be started, nor that of others be used."""
+    global _refuses
+    layer = layer_of_module(item.path)
+    with pytest.MonkeyPatch.context() as patch:
+        if layer in ("unit", "process"):
+            patch.setenv("RAY_TMPDIR", NO_RAY)
+            if "pipeline.cluster.session" in sys.modules:
+                patch.setattr("pipeline.cluster.session._open", [])
+        _refuses = layer == "unit"
+        try:
+            return (yield)
+        finally:
+            _refuses = False
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
     """The C of the regulariser is compiled at first use, by a process: here, before any test."""
+    global _refuses
+    before, _refuses = _refuses, False
     from components.equivariance import fused
 
     fused.is_available()
-
-
-@pytest.fixture(autouse=True)
-def _only_what_the_layer_may(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _compiled: None) -> None:
-    layer = layer_of(request.node)
-    if layer in ("unit", "process"):
-        monkeypatch.setenv("RAY_TMPDIR", NO_RAY)
-    if layer != "unit":
-        return
-
-    def refuse(*arguments: Any, **keywords: Any) -> NoReturn:
-        pytest.fail("a unit test starts no process and opens no connection: mark its module as process")
-
-    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
-    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(os, "fork", refuse)
+    _refuses = before
 
 
 @pytest.hookimpl(wrapper=True)

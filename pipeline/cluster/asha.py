@@ -7,6 +7,7 @@ the order of their numbers, both are the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -95,11 +96,12 @@ def keep(score: float, others: Sequence[float], reduction_factor: int) -> bool:
 
     Args:
         score: at a rung, higher is better; NaN does not go on.
-        others: scores at this rung of the trials before it; where there are none, every trial goes on.
+        others: scores at this rung of the trials before it; where none is a number, every trial goes on.
         reduction_factor: of as many, one goes on.
     """
-    if not others:
-        return score == score
+    others = [other for other in others if math.isfinite(other)]
+    if not others or not math.isfinite(score):
+        return math.isfinite(score)
     # Linear between neighbours, as numpy.quantile has it.
     ranked = sorted(others)
     position = (len(ranked) - 1) * (1 - 1 / reduction_factor)

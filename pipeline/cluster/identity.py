@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+import torch
+
 from pipeline.deciding import deciding_hash
 from pipeline.job import CARRIED_OUT
 from pipeline.spaces import WEIGHT, Space
@@ -46,7 +48,7 @@ def study_identity(
         "params": chosen,
         "space": space.identity,
         "rules": {**rules, "measures": measures},
-        "code": deciding_hash(*DECIDING),
+        "code": [deciding_hash(*DECIDING), torch.__version__],
     }
     return {name: _digest(json.dumps(part, sort_keys=True, default=str).encode()) for name, part in parts.items()}
 

@@ -39,7 +39,7 @@ _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",  # it would show the arguments of workers, with credentials among them
 }
 # The user's settings that workers on other machines must have, too.
-_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL)_\w+|EQREG_(DEBUG|FUSED)|AWS_(REGION|DEFAULT_REGION)")
+_FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL|ONEDNN|ATEN)_\w+|EQREG_(DEBUG|FUSED)|AWS_(REGION|DEFAULT_REGION)")
 _SECRET = re.compile(r"(AWS|MLFLOW_(TRACKING|REGISTRY))_\w+|PG[A-Z]+")
 
 
@@ -67,7 +67,8 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     if _open:
         known, has_dashboard = _open[-1]
         if known != address or (dashboard and not has_dashboard):
-            raise UserError(f"cluster.address: {address}: this process is connected to {known} already; end that first")
+            what = f"is connected to {known} already" if known != address else "has a Ray without a dashboard"
+            raise UserError(f"cluster.address: {address}: this process {what}: end that session first")
         yield
         return
     environment = _WORKER_ENVIRONMENT | {

@@ -144,15 +144,23 @@ class Study:
             yield
 
     def set_window(self, concurrent: int) -> None:
-        """Fixes, for all drivers and for good, by how much a proposal's number exceeds those of the trials it knows.
+        """Fixes, for all drivers, by how much a proposal's number exceeds those of the trials that it knows.
 
         Args:
-            concurrent: trials at a time of the first driver. The window is twice that, less one: a trial that takes
-                longer than its neighbours then holds up none of them.
+            concurrent: trials at a time of this driver. The window is twice that, less one: a trial that takes longer
+                than its neighbours then holds up none of them. A driver with more widens it, for later proposals.
         """
+        window = 2 * concurrent - 1
         with self._storage.locked():
-            if "window" not in self._optuna.user_attrs:
-                self._optuna.set_user_attr("window", 2 * concurrent - 1)
+            windows = self._optuna.user_attrs.get("windows", [])
+            if not windows or windows[-1][1] < window:
+                number = len(self._optuna.get_trials(deepcopy=False)) if windows else 0
+                self._optuna.set_user_attr("windows", [*windows, [number, window]])
+
+    def _window(self, number: int) -> int:
+        """Of a proposal."""
+        windows = self._optuna.user_attrs.get("windows", [])
+        return max((window for first, window in windows if first <= number), default=1)
 
     def next(self, num_trials: int) -> Trial | Wait | None:
         """The next trial for this driver, which is its own from now on; None if there is none.
@@ -241,9 +249,11 @@ class Study:
                         self._storage.optuna.set_trial_intermediate_value(trial._trial_id, step, metrics[SCORE])
                 if step >= progress.get("step", 0):
                     progress |= {"step": step, "metrics": metrics}
+            has_new = len(scores) > len(progress["scores"])
             progress["scores"] = [[step, score] for step, score in sorted(scores.items())]
             self._set(trial, "progress", progress)
-            self._settle()
+            if has_new:
+                self._settle()
             return "stop" if self._now(number).user_attrs.get("stopped_at") else "continue"
 
     def stop(self, number: int) -> None:
@@ -254,7 +264,7 @@ class Study:
                 self._tell_stopped(trial, step)
 
     def fail(self, number: int, reason: str) -> None:
-        """Ends a trial that broke off."""
+        """Ends a trial that broke off; unless an earlier rung stops it, when that is known (``has_ended``)."""
         with self._storage.locked():
             self._fail(self._now(number), reason)
             self._settle()
@@ -332,7 +342,7 @@ class Study:
         are not tried again.
         """
         number = len(trials)
-        num_known = max(0, number - int(self._optuna.user_attrs.get("window", 1)) + 1) if number >= _STARTUP else 0
+        num_known = max(0, number - self._window(number) + 1) if number >= _STARTUP else 0
         if not all(trial.state.is_finished() for trial in trials[:num_known]):
             return None
         view = optuna.create_study(
@@ -370,19 +380,23 @@ class Study:
             self._set(trial, "passed", after.passed)
         if after.stopped_at != before.stopped_at:
             self._set(trial, "stopped_at", after.stopped_at)
-        values = _progress(trial).get("values")
+        progress = _progress(trial)
         if after.stopped_at is not None:
-            if values or self._is_orphan(trial):
+            if _is_through(progress) or self._is_orphan(trial):
                 self._tell_stopped(trial, after.stopped_at)
-        elif values and not after.is_waiting:
-            self._optuna.tell(trial.number, values, state=TrialState.COMPLETE)
+        elif _is_through(progress) and not after.is_waiting:
+            if "failure" in progress:
+                self._set(trial, "failure", progress["failure"])
+                self._optuna.tell(trial.number, state=TrialState.FAIL)
+            else:
+                self._optuna.tell(trial.number, progress["values"], state=TrialState.COMPLETE)
 
     def _course(self, trial: FrozenTrial) -> Course:
         """What ASHA has to know of a trial."""
         kept, progress = trial.user_attrs, _progress(trial)
         return Course(
             scores=[(step, score) for step, score in progress["scores"] if step < self.rules.steps],
-            is_over=trial.state.is_finished() or "values" in progress,
+            is_over=trial.state.is_finished() or _is_through(progress),
             is_compared=kept.get("params", {}).get(WEIGHT) != 0,
             passed=kept.get("passed", 0),
             stopped_at=kept.get("stopped_at"),
@@ -398,8 +412,7 @@ class Study:
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         if self._is_mine(trial):
-            self._set(trial, "failure", reason)
-            self._optuna.tell(trial.number, state=TrialState.FAIL)
+            self._set(trial, "progress", _progress(trial) | {"failure": reason})
 
     def _now(self, number: int) -> FrozenTrial:
         return self._optuna.get_trials(deepcopy=False)[number]
@@ -410,10 +423,10 @@ class Study:
     def _is_orphan(self, trial: FrozenTrial) -> bool:
         """Whether nobody runs it.
 
-        Without an owner: its driver died while it asked for it, alone with the study as we are now. A trial that did
-        all its steps needs nobody.
+        Without an owner: its driver died while it asked for it, alone with the study as we are now. A trial that is
+        through needs nobody.
         """
-        if "values" in _progress(trial):
+        if _is_through(_progress(trial)):
             return False
         owner = trial.user_attrs.get("owner")
         return owner is None or not (self._driver.is_mine(owner) or self._driver.is_alive(owner))
@@ -446,9 +459,14 @@ def _progress(trial: FrozenTrial) -> dict[str, Any]:
     """What is recorded of a trial.
 
     "scores": [step, score] of each report; "at": step -> metrics, from the first rung on; "step" and "metrics" of the
-    last report; "values" of the objectives, once it did all its steps.
+    last report; "values" of the objectives, once it did all its steps; "failure", once it broke off.
     """
     return {"scores": [], "at": {}} | trial.user_attrs.get("progress", {})
+
+
+def _is_through(progress: dict[str, Any]) -> bool:
+    """Whether a trial will do no more steps."""
+    return "values" in progress or "failure" in progress
 
 
 def _trial(trial: FrozenTrial) -> Trial:

@@ -131,7 +131,9 @@ def sweep(
         _tune(study, task, settings, room, on_result)
         is_waiting = False
         # The table is whole when other drivers' trials have ended, too; those of one that dies are taken over.
+        study.settle()
         while study.waits_for_others():
+            study.settle()
             if study.has_orphan():
                 _tune(study, task, settings, room, on_result)
                 continue

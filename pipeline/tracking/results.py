@@ -45,10 +45,11 @@ def training_run(store: Store) -> str:
     neither, a run is begun, whose commit is "unknown".
     """
     sha256 = model_sha256(existing(MODEL, "train"))
-    if known := store.run_of_model(sha256):
-        return known
-    hashes = model_metadata(MODEL)["hashes"]
+    # Files of earlier versions say nothing of what made them.
+    hashes = model_metadata(MODEL).get("hashes") or dict.fromkeys(("data", "params", "code"), UNKNOWN)
     training = TrainingIdentity(**hashes).id
+    if known := store.run_of_model(sha256, training):
+        return known
     found = store.find({"eqreg.kind": "pipeline", TRAINING_TAG: training})
     if found and MODEL_TAG not in found.data.tags:
         run_id = str(found.info.run_id)

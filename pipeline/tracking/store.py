@@ -115,9 +115,15 @@ class Store:
                 return str(run.info.run_id)
         return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
 
-    def run_of_model(self, sha256: str) -> str | None:
-        """The id of the newest run that trained this model (``pipeline.model_hash``); None if no run says so."""
-        found = self.find({"eqreg.kind": "pipeline", MODEL_TAG: sha256})
+    def run_of_model(self, sha256: str, training: str) -> str | None:
+        """The id of the newest run that trained this model; None if no run says so.
+
+        Args:
+            sha256: of ``pipeline.model_hash``.
+            training: ``TrainingIdentity.id``, of which a run is preferred: two trainings may end with the same weights.
+        """
+        of_model = {"eqreg.kind": "pipeline", MODEL_TAG: sha256}
+        found = self.find(of_model | {TRAINING_TAG: training}) or self.find(of_model)
         return None if found is None else str(found.info.run_id)
 
     def log_params(self, run_id: str, values: Mapping[str, Any], resolved: str) -> None:

@@ -132,7 +132,7 @@ def test_an_ablation_that_was_killed_goes_on_and_its_table_is_what_was_measured(
     assert (workspace.folder / "results/ablate/figure.png").stat().st_size > 1000
 
     workspace.set({"ablate.seeds": 3})
-    ablate(workspace.here(monkeypatch))
+    assert "Difference to pairs:" in workspace.run(*COMMAND)
     again = trials_of(workspace, "seed")
     assert [trial.datetime_complete for trial in again[: len(trials)]] == [trial.datetime_complete for trial in trials]
     assert sorted((trial.params["arm"], trial.params["seed"]) for trial in again[len(trials) :]) == [

@@ -108,7 +108,7 @@ def test_a_run_from_nothing_at_another_commit_gives_every_byte_again(workspace: 
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name]] == []
     assert workspace.run("git", "status", "--porcelain") == ""
-    assert "every byte is that of the committed dvc.lock" in workspace.run("eqreg", "summary")
+    assert "dvc.lock is as in the last commit: every output has the same bytes" in workspace.run("eqreg", "summary")
     assert "this model already: nothing to do" in output
     first, _, last = workspace.run("git", "log", "--format=%H").split()[::-1]
     tagged = "select value from model_version_tags where key = 'eqreg.git_commit'"

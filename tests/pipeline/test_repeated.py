@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.repeated import LOCK, compared, repeated
+from pipeline.repeated import LOCK, SPREAD_DB, compared, repeated
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.process
 
+EQUAL = "dvc.lock is as in the last commit: every output has the same bytes"
 STAGES: dict[str, Any] = {
     "train": {
         "cmd": "python -m pipeline.cli train",
@@ -41,7 +42,7 @@ def changed(*path: Any, value: Any) -> dict[str, Any]:
 
 
 def test_equal_bytes_are_said_to_be_equal() -> None:
-    assert compared(STAGES, copy.deepcopy(STAGES), "AVX2") == "every byte is that of the committed dvc.lock"
+    assert compared(STAGES, copy.deepcopy(STAGES), "AVX2") == EQUAL
 
 
 def test_other_bytes_of_the_same_inputs_name_the_first_stage_the_instructions_and_the_spread() -> None:
@@ -51,7 +52,18 @@ def test_other_bytes_of_the_same_inputs_name_the_first_stage_the_instructions_an
     line = compared(STAGES, here, "AVX2")
     assert line.startswith("other bytes than in the committed dvc.lock from train on")
     assert "(here AVX2)" in line
-    assert line.endswith(" dB")
+    assert "dB" not in line  # not measured for these params
+    fetched = {"params": {"params.yaml": {"fetch": {"source": "builtin"}}}}
+    task = {"params": {"params.yaml": {"task": "denoise", "train": {"steps": 700}}}}
+    before, after = ({"fetch": fetched, **stages, "train": stages["train"] | task} for stages in (STAGES, here))
+    assert compared(before, after, "AVX2").endswith(f"; scores then differ by up to {SPREAD_DB} dB")
+
+
+def test_files_that_changed_at_the_source_are_not_put_down_to_the_machine() -> None:
+    before, after = ({"fetch": {"outs": [{"path": "data/raw", "md5": md5}]}, **STAGES} for md5 in ("1.dir", "2.dir"))
+    assert compared(before, after, "AVX2") == (
+        "not compared: the files at fetch.source are others than those of the committed dvc.lock"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +85,7 @@ def test_the_lock_of_the_last_commit_is_what_counts(project: Project) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "test"]):
         subprocess.run(["git", *command], check=True)
-    assert repeated() == "every byte is that of the committed dvc.lock"
+    assert repeated() == EQUAL
     here = changed("evaluate", "outs", 0, "md5", value="5.dir")
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": here}))
     assert (repeated() or "").startswith("other bytes than in the committed dvc.lock from evaluate on")

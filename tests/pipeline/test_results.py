@@ -71,7 +71,7 @@ def test_a_store_that_was_out_of_reach_at_the_end_knows_the_run_by_its_data_para
     sha256 = trained()
     run_id = store.parent_run(LINEAGE)
     assert training_run(store) == run_id
-    assert store.run_of_model(sha256) == run_id
+    assert store.run_of_model(sha256, IDENTITY.id) == run_id
 
 
 def test_a_model_that_came_from_elsewhere_has_an_unknown_commit(project: Project, store: Store) -> None:
@@ -80,7 +80,7 @@ def test_a_model_that_came_from_elsewhere_has_an_unknown_commit(project: Project
     store.set_tag(other, MODEL_TAG, "of another model")  # trained from the same, with other workers
     run_id = training_run(store)
     assert run_id not in (other, None)
-    assert (store.run_of_model(sha256), training_run(store)) == (run_id, run_id)
+    assert (store.run_of_model(sha256, IDENTITY.id), training_run(store)) == (run_id, run_id)
     tags = lineage_tags(store, run_id)
     assert (tags["eqreg.git_commit"], tags["eqreg.git_dirty"]) == ("unknown", "unknown")
     assert (tags["eqreg.data_hash"], tags["eqreg.params_hash"]) == ("data", "params")

@@ -57,4 +57,6 @@ def test_the_first_goes_on_and_what_is_no_number_does_not() -> None:
     assert keep(-100.0, [], 2)
     assert not keep(math.nan, [], 2)
     assert not keep(math.nan, [1.0], 2)
+    assert keep(2.0, [math.nan, 1.0, math.nan], 2)
+    assert keep(1.0, [math.nan], 2)
     assert keep(1.0, [1.0, 1.0], 4)

@@ -312,6 +312,60 @@ def test_a_trial_that_cannot_be_judged_yet_goes_on_and_ends_when_it_can(tmp_path
         assert ended.metrics == {"val_score": 5.0}
 
 
+def test_a_trial_that_breaks_off_after_a_rung_that_stops_it_was_stopped_whichever_trial_is_faster(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for is_first_faster in (True, False):
+        with open_study(f"sqlite:///{tmp_path / f'{is_first_faster}.db'}") as study:
+            first, second = (trial.number for trial in _begun(study, 2))
+            if is_first_faster:
+                study.report(first, [(10, {"val_score": 9.0})])
+            told = study.report(second, [(10, {"val_score": 1.0})])
+            assert told == ("stop" if is_first_faster else "continue")
+            if told == "continue":
+                study.report(second, [(20, {"val_score": 2.0})])
+                study.fail(second, "the loss is no longer finite")
+                assert not study.trial(second).has_ended
+                study.report(first, [(10, {"val_score": 9.0})])
+            else:
+                study.fail(second, "its process was lost")
+            found.append(study.trial(second))
+    assert found[0] == found[1]
+    assert (found[0].stopped_early, found[0].steps, found[0].failure) == (True, 10, None)
+
+
+def test_a_driver_that_dies_between_the_end_of_a_trial_and_its_judgement_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"sqlite:///{tmp_path / 'studies.db'}"
+    with open_study(address) as gone, monkeypatch.context() as patch:
+        trial = gone.next(0)
+        assert isinstance(trial, Trial)
+        patch.setattr(Study, "_settle", lambda self: None)
+        gone.complete(trial.number, {"val_score": 1.0})
+    study = open_study(address)
+    assert study.waits_for_others()
+    study.settle()
+    assert not study.waits_for_others()
+    assert study.is_complete(0)
+
+
+def test_a_driver_with_more_room_widens_the_window_for_later_proposals(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'studies.db'}"
+    with open_study(address) as study:
+        study.set_window(1)
+        for _ in range(12):
+            trial = study.next(40)
+            assert isinstance(trial, Trial)
+            study.complete(trial.number, {"val_score": 1.0})
+        assert isinstance(study.next(40), Trial)
+        assert study.next(40) == "wait"
+        study.set_window(3)
+        study.set_window(2)  # narrower: no change
+        assert [isinstance(study.next(40), Trial) for _ in range(5)] == [True, True, True, True, False]
+
+
 def test_what_an_orphan_did_beyond_its_rung_is_not_run_again(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path / 'studies.db'}"
     with open_study(address) as gone:
