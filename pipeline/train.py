@@ -254,8 +254,8 @@ def _worded(num_workers: tuple[int, int]) -> str:
 def _record(store: Store, finished: _Finished, sha256: str, state: TrainingState, resolved: Resolved) -> None:
     """Gives the training's run in MLflow the hash of its model, by which later stages find it.
 
-    A run that was taken up keeps its own; where a new or emptied store has none, it is made again. If the store is out of
-    reach, the result is kept, and evaluate does this.
+    A run that was taken up keeps its own; where a new or emptied store has none, it is made again. Where the store is
+    out of reach, the result is kept, and evaluate does this.
     """
     try:
         run_id = finished.run_id or store.run_of_model(sha256, finished.tags[TRAINING_TAG])

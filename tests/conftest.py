@@ -82,6 +82,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             layer = layer_of_module(config.rootpath / module)
             return {"unit": nodeid, "process": module}.get(layer, "ray")
 
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
     return ByLayer(config, log)
 
 
