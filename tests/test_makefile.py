@@ -139,7 +139,7 @@ def test_the_test_tools_are_installed_once_and_are_enough_to_run(checkout: Check
     assert checkout.calls() == [
         "python3 -m venv .venv",
         ".venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .[test]",
-        ".venv/bin/python -m pytest -m not slow -n 2 --dist loadgroup -k name",
+        ".venv/bin/python -m pytest -m not slow -n 2 -k name",
     ]
     assert checkout.make("test-fast").returncode == 0
     assert checkout.calls() == [".venv/bin/python -m pytest -m unit -n auto"]
