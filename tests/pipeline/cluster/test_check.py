@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -41,6 +42,20 @@ try:
 except UserError as error:
     print(f"error: {error}")
     sys.exit(2)
+"""
+
+# As soon as the command is connected, so before the head gives the host up: the processes whose numbers follow stop.
+STOPPING = """
+import contextlib, os, signal, sys
+import pipeline.cluster.check as command
+connect = command.ray_session
+@contextlib.contextmanager
+def then_stop(*arguments, **keywords):
+    with connect(*arguments, **keywords):
+        for number in sys.argv[1:]:
+            os.kill(int(number), signal.SIGSTOP)
+        yield
+command.ray_session = then_stop
 """
 
 # An HTTP server that is well, as MLflow's says it.
@@ -75,11 +90,14 @@ def hosts() -> Iterator[Hosts]:
         yield hosts
 
 
-def run_check(hosts: Hosts, project: Project, **environment: str) -> tuple[int, str]:
-    """(exit code, output) of the check on host A."""
+def run_check(
+    hosts: Hosts, project: Project, stopped: Sequence[psutil.Process] = (), **environment: str
+) -> tuple[int, str]:
+    """(exit code, output) of the check on host A, which stops some processes when it is connected."""
     # Wide, so that no line is broken.
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment}
-    process = hosts.start("A", [sys.executable, "-c", CHECK], project.folder, variables)
+    command = [sys.executable, "-c", (STOPPING if stopped else "") + CHECK, *(str(each.pid) for each in stopped)]
+    process = hosts.start("A", command, project.folder, variables)
     output, _ = process.communicate(timeout=180)
     return process.returncode, output
 
@@ -150,11 +168,9 @@ def test_each_problem_of_a_host_is_one_line_with_its_remedy(hosts: Hosts, projec
 def test_a_host_that_does_not_answer_is_named(hosts: Hosts, project: Project) -> None:
     project.set({"cluster.address": hosts.address, "cluster.wait_s": 12, "cluster.interface": "none0"})
     stopped = hosts.processes("B")
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
     start = time.monotonic()
     try:
-        code, output = run_check(hosts, project)
+        code, output = run_check(hosts, project, stopped)
     finally:
         for process in stopped:
             process.send_signal(signal.SIGCONT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def train(hosts: Hosts, workspace: Workspace, changes: dict[str, Any] | None = N
     The project is not on the path of the cluster's Python: Ray carries it there.
     """
     forget(workspace)
+    shutil.rmtree(workspace.folder.parent / "storage/train", ignore_errors=True)  # else a finished run is taken up
     workspace.set({**RUN, "cluster.address": Hosts.address, **(changes or {})})
     command = [sys.executable, "-m", "pipeline.cli", "train"]
     return hosts.start("A", command, workspace.folder, workspace.environment())

@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +126,6 @@ def test_a_folder_may_be_emptied_while_another_process_writes_into_it(tmp_path: 
 
 WRITER = """
 import sys
-import tempfile
 from pipeline.storage.places import open_place
 place = open_place(sys.argv[1])
 print("ready", flush=True)
