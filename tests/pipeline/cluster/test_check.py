@@ -30,6 +30,7 @@ from tests.pipeline.storage.packs import make_packs
 pytestmark = pytest.mark.hosts
 
 HOST = socket.gethostname()
+PYTHON = rf"3\.{sys.version_info[1]}\.\d+"
 
 # As the command does it.
 CHECK = """
@@ -73,7 +74,7 @@ def test_a_local_ray_with_everything_in_place_is_well(project: Project, capsys: 
     packed = make_packs(project.folder / "data" / "packed")
     check(project.params())
     output = capsys.readouterr().out
-    assert re.search(rf"{HOST}\s+[\d.]+\s+{os.cpu_count()}\s+\d+\s+3\.{sys.version_info[1]}\.\d+\s+2\.13\.\d", output)
+    assert re.search(rf"{HOST}\s+[\d.]+\s+{os.cpu_count()}\s+\d+\s+{PYTHON}\s+2\.13\.\d", output)
     assert f"packs: read in place, {packed}" in output
     assert "mlflow.db (the driver alone writes there)" in output
     assert re.search(r"bandwidth: two workers on [\d.]+: [1-9]\d+ MB/s each way", output)
@@ -113,7 +114,7 @@ def test_two_hosts_that_are_well(hosts: Hosts, project: Project, tmp_path: Path)
     assert code == 0, output
     for address in ("10.77.0.1", "10.77.0.2"):
         assert re.search(
-            rf"{HOST}\s+{address}\s+2\s+\d+\s+3\.{sys.version_info[1]}\.\d+\s+2\.13\.\d\s+2\.\d+\.\d+\s+[0-9a-f]{{8}}\s", output
+            rf"{HOST}\s+{address}\s+2\s+\d+\s+{PYTHON}\s+2\.13\.\d\s+2\.\d+\.\d+\s+[0-9a-f]{{8}}\s", output
         )
     assert f"storage: {tmp_path / 'shared'}\n" in output
     assert re.search(r"bandwidth: 10\.77\.0\.1 - 10\.77\.0\.2: [1-9]\d+ MB/s each way", output)
