@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import gpu
 from benchmarks.overhead import default_options
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 ABSENT = ("ray", "mlflow", "dvc", "pydantic", "safetensors", "rich", "yaml", "sklearn", "matplotlib", "pywt", "optuna")
 RUN = """
