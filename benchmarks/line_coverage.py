@@ -8,7 +8,7 @@
     python benchmarks/line_coverage.py compare before.json after.json
 
 ``coverage`` alone misses Ray's workers: Ray ends them without their exit handlers. So each process saves what it has
-once a second. Copies of the project (a workspace of a test, what Ray carries to a node) count as the project's own files.
+once a second. Copies of the project (a workspace of a test, what Ray carries to a node) count as the files themselves.
 Tests take about twice as long.
 """
 
