@@ -121,6 +121,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
             patch.setenv("RAY_TMPDIR", NO_RAY)
             if "pipeline.cluster.session" in sys.modules:
                 patch.setattr("pipeline.cluster.session._open", [])
+        if fused := sys.modules.get("components.equivariance.fused"):
+            fused.is_available()  # a test before may have had it compiled anew
         _refuses = layer == "unit"
         try:
             return (yield)

@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").
 
 STARTS = {
     "process": r"\b(subprocess|multiprocessing|Workspace|[sS]tore|start_\w+|proxy|postgres|database|bucket|socket"
-    r"|HTTPServer|spawn|git|_run|project|tracking_uri)\b",
+    r"|HTTPServer|spawn|git|_run|project|tracking_uri|CC|compile)\b",
     "ray": r"\b(shared_ray|ray_session|OwnCluster)\b|\"(eqreg|dvc)\"",
     "hosts": r"\btwo_hosts\b",
 }

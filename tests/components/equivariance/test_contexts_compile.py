@@ -13,7 +13,7 @@ from tests.components.equivariance.exact import random_images
 from tests.components.equivariance.plain_autograd import gradients_of, mean_square_error, plain_step
 from tests.components.equivariance.small_networks import SubPixelNetwork
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.process
 
 WEIGHT = 0.7
 needs_compiler = pytest.mark.skipif(

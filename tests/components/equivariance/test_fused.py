@@ -18,7 +18,7 @@ from components.equivariance.layouts import Maps
 from components.equivariance.observation import Comparing, Observation, Share, settle
 from components.equivariance.penalties import Size
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.process
 
 ELEMENTS = [("C2", 1), *[("C4", turns) for turns in (1, 2, 3)], *[("D4", element) for element in range(1, 8)]]
 
