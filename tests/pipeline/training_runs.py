@@ -46,8 +46,14 @@ def saved(workspace: Workspace) -> list[int]:
 
 
 def forget(workspace: Workspace) -> None:
-    """As if nothing had been trained."""
-    (workspace.folder / "mlflow.db").unlink(missing_ok=True)
+    """As if nothing had been trained. The database stays: an MLflow of this process has it open."""
+    path = workspace.folder / "mlflow.db"
+    if path.exists():
+        with sqlite3.connect(path, timeout=30) as database:
+            tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+            for table in tables:
+                if any(column[1] == "run_uuid" for column in database.execute(f'pragma table_info("{table}")')):
+                    database.execute(f'delete from "{table}"')
     for folder in (".eqreg", "results/train"):
         shutil.rmtree(workspace.folder / folder, ignore_errors=True)
 
