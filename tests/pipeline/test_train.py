@@ -175,8 +175,9 @@ def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
     for name in ("components/training/loop.py", "components/evaluation/figures.py", "pipeline/train.py"):
         path = prepared.folder / name
         path.write_text(f"# A comment.\n{path.read_text()}")
+    command = ("python", "-m", "pipeline.cli", "train")  # with the code of this folder
     start = time.monotonic()
-    assert "its result is taken up" in prepared.run("eqreg", "train", RAY_TMPDIR=NO_RAY)
+    assert "its result is taken up" in prepared.run(*command, RAY_TMPDIR=NO_RAY)
     assert time.monotonic() - start < 20
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert weights(prepared) == left_alone[0]
@@ -184,7 +185,7 @@ def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
     assert len(saved(prepared)) <= 3  # the best, the last and the one before
     loop = prepared.folder / "components/training/loop.py"
     loop.write_text(f"{loop.read_text()}\n\nDECIDES = True\n")
-    assert "Ray does not start" in prepared.run("eqreg", "train", expect=2, RAY_TMPDIR=NO_RAY)
+    assert "Ray does not start" in prepared.run(*command, expect=2, RAY_TMPDIR=NO_RAY)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
