@@ -61,9 +61,8 @@ class Workspace:
         (folder / "dvc.lock").unlink(missing_ok=True)
         for made in ("data", "results"):
             if packed is not None:
-                shutil.copytree(
-                    packed / made, folder / made, copy_function=os.link
-                )  # stages replace, they do not write
+                # Links will do: stages replace files, they do not write into them.
+                shutil.copytree(packed / made, folder / made, copy_function=os.link)
         self.set({**SMALL, **(changes or {})})
         for command in (
             "git init -q -b main",
