@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from components.evaluation.figures import COLOURS, DPI, MARKERS
 MOST_PANELS_A_ROW = 5
 
 
+@style.context("default")
 def save_arms(path: Path, arms: Sequence[Arm], columns: Sequence[Column]) -> Figure:
     """Save a panel for each column: each arm's difference to the references, its interval, and each seed's as a dot.
 

@@ -1,5 +1,6 @@
 """Charts of runs and sweeps as PNG files. Each function gives its figure back for inspection; none touches
-pyplot."""
+pyplot. All are drawn in matplotlib's default style: the user's own, or one that a library has set, would change bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,6 +27,7 @@ MARKERS = "osD^vP*"
 DPI = 120
 
 
+@style.context("default")
 def save_equivariance_bars(path: Path, errors: Mapping[str, Mapping[str, float]]) -> Figure:
     """Save horizontal bars of the relative equivariance error of every layer, one colour for each network.
 
@@ -61,6 +64,7 @@ def save_equivariance_bars(path: Path, errors: Mapping[str, Mapping[str, float]]
     return figure
 
 
+@style.context("default")
 def save_trials(path: Path, trials: Sequence[Mapping[str, Any]], title: str = "PSNR, dB") -> Figure:
     """Save the validation score of a sweep's trials over the weight of the penalty, on a logarithmic axis.
 
@@ -111,6 +115,7 @@ def save_trials(path: Path, trials: Sequence[Mapping[str, Any]], title: str = "P
     return figure
 
 
+@style.context("default")
 def save_history(path: Path, history: Mapping[int, Mapping[str, float]], title: str = "PSNR, dB") -> Figure:
     """Save the training loss (logarithmic) and the validation score against the step.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -34,6 +35,7 @@ DPI = 100
 Image = Tensor | np.ndarray
 
 
+@style.context("default")
 def save_strip(path: Path, columns: Mapping[str, Image]) -> Figure:
     """Save a PNG of images side by side, such as input | restored | truth, with their PSNR to the last one.
 

@@ -31,6 +31,7 @@ def save_figures(
         score: title of the first objective.
     """
     import matplotlib
+    from matplotlib import style
 
     matplotlib.use("agg")
     left_out = []
@@ -42,7 +43,7 @@ def save_figures(
         if len({trial.params[name] for trial in finished if name in trial.params}) > 1
     ]
     shared = [name for name in varied if all(name in trial.params for trial in finished)]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), style.context("default"):  # Optuna sets another one for the whole process
         warnings.simplefilter("ignore")
         if len(finished) < LEAST or not shared or len({trial.values[0] for trial in finished}) < 2:
             left_out.append(f"no importances.png: {len(finished)} proposals ran to their end, too few to compare")

@@ -17,6 +17,7 @@ from pipeline.fetch import fetch
 from pipeline.packing import centre_crop
 from pipeline.params import Preprocess
 from pipeline.preprocess import preprocess, split_scenes
+from tests.files import digests
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.unit
@@ -50,10 +51,6 @@ def small(project: Project) -> Project:
     project.set(changes)
     fetch(project.params())
     return project
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def _degraded(part: str) -> dict[str, bytes]:
@@ -97,9 +94,9 @@ def test_pairs_out_of_distribution_are_the_test_images_otherwise_degraded(small:
 
 def test_a_second_run_gives_the_same_bytes(small: Project) -> None:
     preprocess(small.params())
-    first = _bytes(PACKED)
+    first = digests(PACKED)
     preprocess(small.params())
-    assert _bytes(PACKED) == first
+    assert digests(PACKED) == first
     assert sorted(first) == sorted(
         f"{part}/{file}"
         for part, number in (
@@ -232,12 +229,12 @@ def test_a_crop_is_central_and_never_larger_than_the_image() -> None:
 
 def test_a_patch_larger_than_the_smallest_image_is_refused_and_leaves_what_was_there(small: Project) -> None:
     preprocess(small.params())
-    before = _bytes(PACKED)
+    before = digests(PACKED)
     with pytest.raises(
         UserError, match=r"(?s)2 of the images cannot be used.*a1: 56x40 pixels, and 48 are needed: use a"
     ):
         preprocess(small.params(train__patch_size=48))
-    assert _bytes(PACKED) == before
+    assert digests(PACKED) == before
     assert sorted(file.name for file in Path("data").iterdir()) == ["packed", "raw"]
 
 

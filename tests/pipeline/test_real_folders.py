@@ -48,10 +48,6 @@ def _packed(project: Project, changes: dict[str, Any]) -> None:
     preprocess(project.params())
 
 
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 def test_pairs_are_found_by_name_packed_as_they_are_and_cropped_alike(project: Project) -> None:
     for name in NAMES:
         clean = _pixels(name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import optuna
 import pytest
@@ -66,13 +68,18 @@ def _studies(num_trials: int) -> optuna.Study:
     return study
 
 
+def _style() -> dict[str, Any]:
+    return {name: value for name, value in dict(matplotlib.rcParams).items() if not name.startswith("backend")}
+
+
 def test_figures_are_drawn_where_there_are_trials_enough(tmp_path: Path) -> None:
-    study = _studies(12)
+    study, style = _studies(12), _style()
     assert save_figures(tmp_path, study, study, ["score", "equivariance_error"], "PSNR, dB") == []
     for name in ("importances", "slices", "pareto"):
         pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
         assert pixels.min() < 100
         assert min(pixels.shape) > 200
+    assert _style() == style  # Optuna's is not left behind
 
 
 def test_too_few_trials_give_a_line_and_no_figure(tmp_path: Path) -> None:

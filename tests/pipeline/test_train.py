@@ -18,6 +18,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.train import train
 from tests.conftest import NO_RAY
+from tests.files import digests
 from tests.pipeline.storage.conftest import Bucket, aws, bucket  # noqa: F401 - fixtures
 from tests.pipeline.training_runs import damage, forget, history, reported, saved, weights, workers_of
 from tests.pipeline.workspace import Workspace, descendants, wait_for
@@ -170,7 +171,7 @@ def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
     """Whatever is new in comments; a line that decides begins another run."""
     assert STEPS in saved(prepared)
     folder = prepared.folder / "results/train"
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    before = digests(folder)
     shutil.rmtree(folder)
     for name in ("components/training/loop.py", "components/evaluation/figures.py", "pipeline/train.py"):
         path = prepared.folder / name
@@ -179,14 +180,14 @@ def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
     start = time.monotonic()
     assert "its result is taken up" in prepared.run(*command, RAY_TMPDIR=NO_RAY)
     assert time.monotonic() - start < 20
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert digests(folder) == before
     assert weights(prepared) == left_alone[0]
     assert history(prepared) == left_alone[1]
     assert len(saved(prepared)) <= 3  # the best, the last and the one before
     loop = prepared.folder / "components/training/loop.py"
     loop.write_text(f"{loop.read_text()}\n\nDECIDES = True\n")
     assert "Ray does not start" in prepared.run(*command, expect=2, RAY_TMPDIR=NO_RAY)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert digests(folder) == before
 
 
 def test_more_workers_than_the_machine_can_hold_are_refused_with_what_there_is(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.tune import tune
+from tests.files import digests
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 pytestmark = pytest.mark.ray
@@ -91,7 +92,7 @@ def test_several_objectives_give_a_front(
 
 
 def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_they_were(workspace: Workspace) -> None:
-    before = {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()}
+    before = digests(workspace.folder / "results/tune")
     workspace.set({"tune.trials": 2, "tune.steps": 4000})
     process = workspace.start("eqreg", "tune")
 
@@ -108,7 +109,7 @@ def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_the
     assert "Traceback" not in output, output
     _, alive = psutil.wait_procs(everyone, timeout=20)
     assert alive == []
-    assert {path.name: path.read_bytes() for path in (workspace.folder / "results/tune").iterdir()} == before
+    assert digests(workspace.folder / "results/tune") == before
     assert not is_running()
     workspace.set({"tune.steps": 8})
 

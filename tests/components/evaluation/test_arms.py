@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import style
 from PIL import Image
 from scipy import stats
 
@@ -228,6 +229,9 @@ def test_records_hold_every_figure_at_full_precision_and_survive_a_csv_file() ->
 def test_the_figure_has_a_panel_a_column_a_marker_an_arm_and_a_dot_a_seed(tmp_path: Path) -> None:
     pairs = arm("pairs", {1: {"a1": 30, "a2": 32, "b1": 20}, 2: {"a1": 30, "a2": 32, "b1": 20}})
     figure = save_arms(tmp_path / "figure.png", [PLAIN, pairs, REGULAR, FAILED], [TEST])
+    with style.context("ggplot"):  # of the user, or of a library
+        save_arms(tmp_path / "other.png", [PLAIN, pairs, REGULAR, FAILED], [TEST])
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "figure.png").read_bytes()
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "pairs", "regular", "paper"]
     for name, reference in (("plain", PLAIN), ("pairs", pairs)):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import skimage.data
 import torch
+from matplotlib import style
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -241,3 +244,19 @@ def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.png", "other.png"):
         save_trials(tmp_path / name, [trial(0.1, 30.0), trial(0.0, 29.0, is_control=True)])
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
+
+
+def test_no_figure_depends_on_the_style_of_the_user_or_of_another_library(tmp_path: Path) -> None:
+    drawings: dict[str, Callable[[Path], Figure]] = {
+        "trials": lambda path: save_trials(path, [trial(0.1, 30.0), trial(0.0, 29.0, is_control=True)]),
+        "history": lambda path: save_history(path, {25: {"task_loss": 0.2}, 50: {"task_loss": 0.1, "val_score": 28.0}}),
+        "bars": lambda path: save_equivariance_bars(path, {"one": {"conv": 0.1}}),
+        "strip": lambda path: save_strip(path, strip_images(1, 32, 32)),
+    }
+    for name, draw in drawings.items():
+        with style.context("default"):
+            draw(tmp_path / "one.png")
+        with style.context(["ggplot", {"font.size": 23, "savefig.dpi": 30, "figure.facecolor": "red"}]):
+            draw(tmp_path / "other.png")
+            assert matplotlib.rcParams["font.size"] == 23
+        assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes(), name
