@@ -10,9 +10,12 @@ Legend: P pairs, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -167,17 +170,63 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: list[str], flags: list[str]) -> ctypes.CDLL:
-    # Of this process alone: no other's processor, compiler or half-written file is in play.
     with tempfile.TemporaryDirectory(prefix="eqreg-") as folder:
-        parts, path = Path(folder) / "fused.o", Path(folder) / "fused.so"
-        for command in (
-            [*compiler, *_FLAGS, *flags, "-c", "-o", str(parts), str(_SOURCE)],
-            [*compiler, "-shared", "-o", str(path), str(parts), "-lm"],
-        ):
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        path = Path(folder) / "fused.so"
+        kept = _cache() / f"fused-{_key(compiler, flags)}.so"
+        if whole := _kept(kept):
+            path.write_bytes(whole)
+        else:
+            _compile(compiler, flags, path)
+            _keep(path.read_bytes(), kept)
         library = ctypes.CDLL(str(path))
     turn, pointer, integer = ctypes.POINTER(Turn), ctypes.c_void_p, ctypes.c_int64
     library.eqreg_residual.argtypes = [turn, pointer, pointer, integer, ctypes.c_double, pointer, integer]
     library.eqreg_add.argtypes = [turn, *[pointer] * 5, integer]
     library.eqreg_residual.restype = library.eqreg_add.restype = None
     return library
+
+
+def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
+    parts = path.with_suffix(".o")
+    for command in (
+        [*compiler, *_FLAGS, *flags, "-c", "-o", str(parts), str(_SOURCE)],
+        [*compiler, "-shared", "-o", str(path), str(parts), "-lm"],
+    ):
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+# Compiling takes two seconds, as long as all else that a worker does before its first step: the result is kept. It is
+# one for all processors of an architecture.
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eqreg"
+
+
+def _key(compiler: list[str], flags: list[str]) -> str:
+    """16 hexadecimal digits of all that the result depends on."""
+    program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+    status = program.stat()
+    described = [*compiler, *_FLAGS, *flags, str(program), status.st_size, status.st_mtime_ns, platform.machine()]
+    return hashlib.sha256(repr(described).encode() + _SOURCE.read_bytes()).hexdigest()[:16]
+
+
+def _kept(path: Path) -> bytes | None:
+    """What `_keep` wrote there, if it is whole and only this user can have written it."""
+    try:
+        status, data = path.stat(), path.read_bytes()
+    except OSError:
+        return None
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        return None
+    compiled, digest = data[:-32], data[-32:]
+    return compiled if hashlib.sha256(compiled).digest() == digest else None
+
+
+def _keep(compiled: bytes, path: Path) -> None:
+    """Where the cache can be written. Others see all of it or nothing."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".fused-", delete=False) as file:
+            file.write(compiled + hashlib.sha256(compiled).digest())
+        Path(file.name).replace(path)

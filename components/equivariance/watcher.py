@@ -73,6 +73,11 @@ class LayerWatcher:
         self._modules = modules
         self._options = options
         self._planning = LayerPlanning(modules, requested, layouts, layer_weights, options)
+        # None of these is compiled with the network. Said here, not where they are defined: to say it imports the
+        # compiler, which takes seconds.
+        self._enter = torch.compiler.disable(self._enter_call)
+        self._leave = torch.compiler.disable(self._leave_call)
+        self._observe = torch.compiler.disable(self._observe_call)
         # The same objects in every step: what torch.compile took in of a first step stays true.
         self._layer_hooks = {name: Hook(module, self._observing(name)) for name, module in modules.items()}
         self._root_hooks = (Hook(network, self._entering), Hook(network, self._leaving))
@@ -212,13 +217,11 @@ class LayerWatcher:
         if not torch.compiler.is_compiling():
             self._leave(output)
 
-    @torch.compiler.disable
-    def _enter(self) -> None:
+    def _enter_call(self) -> None:
         if self._step is not None and (self._depth or self._is_watching()):
             self._depth += 1
 
-    @torch.compiler.disable
-    def _leave(self, output: Any) -> None:
+    def _leave_call(self, output: Any) -> None:
         self._depth = max(0, self._depth - 1)
         if output is None and sys.exc_info()[0] is not None and not is_in_backward():
             self.stop()  # an error ended the call: it is as if pair() had not been called
@@ -229,8 +232,7 @@ class LayerWatcher:
 
         return observe
 
-    @torch.compiler.disable
-    def _observe(
+    def _observe_call(
         self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """Looks at one call of a layer; gives the output to go on with, or None where it stays."""

@@ -71,16 +71,19 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
             raise UserError(f"cluster.address: {address}: this process {what}: end that session first")
         yield
         return
-    environment = _WORKER_ENVIRONMENT | {
-        name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name)
-    }
-    runtime: dict[str, Any] = {"env_vars": environment}
+    runtime: dict[str, Any] | None = None
     if address == "local":
-        path = os.pathsep.join(filter(None, (str(_CODE), os.environ.get("PYTHONPATH"))))
-        environment["PYTHONPATH"] = os.environ["PYTHONPATH"] = path
+        # Workers inherit the environment of this process: with one that Ray makes for them, each starts a second
+        # later, and none of those that Ray has ready can be used.
+        paths = dict.fromkeys([str(_CODE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     else:
-        runtime["py_modules"] = [str(_CODE / "components"), str(_CODE / "pipeline")]
-        runtime["excludes"] = ["**/__pycache__"]
+        forwarded = {name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name)}
+        runtime = {
+            "env_vars": _WORKER_ENVIRONMENT | forwarded,
+            "py_modules": [str(_CODE / "components"), str(_CODE / "pipeline")],
+            "excludes": ["**/__pycache__"],
+        }
     for name, value in (_WORKER_ENVIRONMENT | _DRIVER_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     if address not in ("local", "auto"):

@@ -16,21 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import UserCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from components.training.worker import Worker
+from pipeline.cluster.controller import LossWatcher, StartWatcher, last_line
 from pipeline.cluster.meeting import MeetingConfig
 from pipeline.cluster.quick_trainer import QuickTrainer
 from pipeline.cluster.room import WorkerResources
@@ -102,23 +102,23 @@ def train_on_cluster(
 
 def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -> QuickTrainer:
     """``records`` is a folder of this machine for what Ray writes down, which nothing is read from."""
+    config = {
+        "params": job.params.model_dump(by_alias=True, mode="json"),
+        "run": run,
+        "mailbox": mailbox,
+        "secrets": secret_environment(),
+        "versions": _versions(),
+    }
     return QuickTrainer(
-        _train_worker,
+        partial(_train_worker, config),  # not by Ray's train_loop_config, which the controller would read, too
         is_local=run.cluster.address == "local",
-        train_loop_config={
-            "params": job.params.model_dump(by_alias=True, mode="json"),
-            "run": run,
-            "mailbox": mailbox,
-            "secrets": secret_environment(),
-            "versions": _versions(),
-        },
         torch_config=MeetingConfig(backend="nccl" if run.each.gpus else "gloo", interface=run.cluster.interface),
         scaling_config=_scaling(run),
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=records,
             failure_config=ray.train.FailureConfig(max_failures=run.cluster.max_failures),
-            callbacks=[_Watcher(mailbox), _StartWatcher(mailbox)],
+            callbacks=[LossWatcher(mailbox), StartWatcher(mailbox)],
         ),
     )
 
@@ -217,29 +217,6 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}
 
 
-class _Watcher(UserCallback):
-    """Tells the driver that workers were lost. Lives in Ray's controller."""
-
-    def __init__(self, mailbox: Queue) -> None:
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        ranks = sorted(worker_exceptions, key=lambda rank: (_is_consequence(worker_exceptions[rank]), rank))
-        error = worker_exceptions[ranks[0]]
-        reason = "no longer reaches another worker" if _is_consequence(error) else _last_line(error)
-        self._mailbox.put(("lost", f"worker {ranks[0]}: {reason}"))
-
-
-class _StartWatcher(ControllerCallback):
-    """Tells the driver that workers are to be started, at first, after a loss or in another number."""
-
-    def __init__(self, mailbox: Queue) -> None:
-        self._mailbox = mailbox
-
-    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        self._mailbox.put(("starting", None))
-
-
 class _Listener:
     """The driver's side: hands on what workers tell, and gives up when none comes for too long."""
 
@@ -330,14 +307,4 @@ def _free() -> str:
 def _cause(error: BaseException) -> str:
     """The last line of the first worker's own error."""
     failures = getattr(error, "worker_failures", None)
-    return _last_line(next(iter(failures.values())) if failures else error)
-
-
-def _is_consequence(error: BaseException) -> bool:
-    """Whether a worker only failed because it no longer reached another."""
-    return any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return last_line(next(iter(failures.values())) if failures else error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,35 @@ def test_without_a_working_compiler_torch_does_it(
     assert fused.turn_of(torch.zeros(4, 8, 6, 6), group_named("C4"), 1, "regular") is None
     assert ("are not compiled" in caplog.text) is (compiler is not None)
     assert ("disk full" in caplog.text) is (compiler is not None and "disk full" in compiler)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_found_anew")
+@pytest.mark.parametrize("change", ["none", "damaged", "of others", "cut", "unwritable"])
+def test_it_is_compiled_once_and_what_is_kept_is_checked(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, calls = tmp_path / "cc", tmp_path / "calls"
+    compiler.write_text(f'#!/bin/sh\necho >> {calls}\nexec {shutil.which("cc") or shutil.which("gcc")} "$@"\n')
+    compiler.chmod(0o755)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    if change == "unwritable":
+        cache.write_text("no folder")
+    assert fused.is_available()
+    assert len(calls.read_text().splitlines()) == 2  # compile, link
+    if change != "unwritable":
+        (kept,) = (cache / "eqreg").iterdir()
+        data = bytearray(kept.read_bytes())
+        if change == "damaged":
+            data[len(data) // 2] ^= 1
+        kept.write_bytes(data[: len(data) // 2] if change == "cut" else data)
+        if change == "of others":
+            kept.chmod(0o666)
+    fused._library.cache_clear()
+    assert fused.is_available()
+    assert len(calls.read_text().splitlines()) == (2 if change == "none" else 4)
 
 
 def _gradients(
