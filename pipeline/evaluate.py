@@ -28,6 +28,7 @@ from pipeline.job import load_model
 from pipeline.measure import equivariance_by_layer, evaluation_packs, first_draws, measured, restored_by
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, MODEL, PACKED, existing, replaced_folder
+from pipeline.step_cost import record_step_cost
 from pipeline.tracking.results import log_results
 from pipeline.tracking.store import Store
 
@@ -39,6 +40,7 @@ def evaluate(params: Params) -> None:
     network, _ = load_model(existing(MODEL, "train"))
     task = params.build_task()
     test, others = evaluation_packs(PACKED)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # images are worked on side by side
     num_workers = os.cpu_count() or 1
     console.print("choosing the classical baseline on the validation pairs")
@@ -62,8 +64,11 @@ def evaluate(params: Params) -> None:
             restored = task.finished(methods["restored"](inputs), inputs)
             columns = {"input": task.as_image(inputs), "restored": restored, "truth": clean}
             save_strip(folder / f"strip-{entry.scene}.png", columns)
-    log_results(Store(params.task))
+    store = Store(params.task)
+    run_id = log_results(store)
     console.print(f"{len(rows)} cases measured; tables and pictures in {EVALUATE}")
+    torch.set_num_threads(threads)
+    record_step_cost(store, run_id)
 
 
 def _classical(

@@ -63,7 +63,7 @@ class TrainingJob:
         except ValueError as error:
             raise ValueError(f"equivariance.{error}") from error
         for number in num_workers:
-            self._share(0, number).parts(self.params.train.images_at_once)
+            self.share(0, number).parts(self.params.train.images_at_once)
 
     def deciding_params(self) -> dict[str, Any]:
         """The params that decide the weights, as plain values. Data, code and the number of workers decide, too."""
@@ -158,7 +158,7 @@ class TrainingJob:
         train(
             state,
             self.sampler(),
-            self._share(worker.rank, worker.num_workers),
+            self.share(worker.rank, worker.num_workers),
             self.regularizer(state.network),
             self.settings(),
             worker,
@@ -202,7 +202,8 @@ class TrainingJob:
         total = worker.mean(torch.tensor(sum(scores), dtype=torch.float64, device=worker.device))
         return {"val_score": float(total) * worker.num_workers / len(pack)}
 
-    def _share(self, rank: int, num_workers: int) -> Share:
+    def share(self, rank: int, num_workers: int) -> Share:
+        """What of each batch one of so many workers trains on."""
         batch_size, chosen = self.params.train.batch_size, self.params.equivariance
         num_pairs = count_pairs(batch_size, chosen.pairing, chosen.pair_fraction)
         return worker_share(batch_size, chosen.pairing, num_pairs, rank, num_workers)

@@ -70,14 +70,21 @@ def measure_rows(job: TrainingJob, network: nn.Module) -> list[dict[str, Any]]:
     ] + errors
 
 
-def output_error(job: TrainingJob, network: nn.Module) -> float:
-    """Relative error of the output under quarter turns: the mean over the first validation image of each scene.
+def validation_errors(job: TrainingJob, network: nn.Module) -> dict[str, float]:
+    """Relative errors under quarter turns, the mean over the first validation image of each scene.
 
-    An objective of sweeps: 0 is exact, 1.41 unrelated. The group is always C4, whatever the penalty compares, so that
-    trials can be compared. The network is on any device, and left in the mode that it is in.
+    0 is exact, 1.41 unrelated. The group is always C4, whatever the penalty compares, so that trials can be compared.
+    The network is on any device, and left in the mode that it is in.
+
+    Returns:
+        "equivariance_error", of the output, which may be an objective of a sweep, and "layer_error", the mean over the
+        layers, where there are any.
     """
-    errors = [error for _, error in _output_errors(network, first_draws(Pack(job.packed / "val"), job.task))]
-    return float(np.mean(errors))
+    draws = first_draws(Pack(job.packed / "val"), job.task)
+    found = [_errors(network, inputs) for _, inputs, _ in draws]
+    layers = [error for errors in found for name, error in errors.items() if name != "output"]
+    output = float(np.mean([errors["output"] for errors in found]))
+    return {"equivariance_error": output} | ({"layer_error": float(np.mean(layers))} if layers else {})
 
 
 def layer_names(job: TrainingJob) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -11,6 +12,11 @@ from pipeline.console import console
 from pipeline.params import Params
 from pipeline.paths import EVALUATE, REGISTER, TUNE, existing
 from pipeline.repeated import repeated
+from pipeline.step_cost import recorded_step_cost
+from pipeline.sweep_results import best_and_control
+
+if TYPE_CHECKING:
+    from components.tasks.base import Metric
 
 _MOST_METRICS = 3
 _GROUPS = {"test": "test", "rotated": "test, turned", "out_of_distribution": "out of distribution"}
@@ -39,6 +45,13 @@ def summary(params: Params) -> None:
     console.print("gain: restored over degraded; interval: 95 % of bootstraps over scenes, too narrow with few scenes")
     errors = metrics["equivariance_error"]
     console.print(f"equivariance error (relative residual under quarter turns): output {errors['output']:.4f}")
+    _print_sweep(task.score)
+    if cost := recorded_step_cost():
+        console.print(
+            f"time: a training step with the penalty takes {cost['step_cost']:.2f} "
+            f"[{cost['step_cost_low']:.2f}, {cost['step_cost_high']:.2f}] times as long as one without "
+            f"(median and quartiles of {cost['rounds']} rounds on this machine)"
+        )
     console.print(f"pictures   {EVALUATE}/strip-*.png, {EVALUATE}/equivariance.png, {TUNE}/trials.png")
     console.print(f"tables     {EVALUATE}/images.csv, {EVALUATE}/metrics.json, {TUNE}/trials.csv")
     if (REGISTER / "decision.json").exists():
@@ -52,6 +65,26 @@ def summary(params: Params) -> None:
     console.print("look       make ui (MLflow on this machine), dvc plots show, dvc metrics show")
     if line := repeated():
         console.print(f"repeats    {line}")
+
+
+def _print_sweep(score: Metric) -> None:
+    """What the penalty did in the sweep, at equal steps: the best trial with it beside the one without."""
+    compared = best_and_control(TUNE)
+    if compared is None:
+        return
+    best, control = compared
+    named = [part for part in (best.penalty, best.weight and f"weight {float(best.weight):.3g}") if part]
+    rows = {"weight 0": control, f"trial {best.number}{': ' if named else ''}{', '.join(named)}": best}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    titles = (f"validation {score.title}", "error of layers", "error of output")
+    for column in (f"sweep: {control.steps} steps each, the same pairs", *titles):
+        table.add_column(column, justify="right" if column in titles else "left", no_wrap=True)
+    for name, trial in rows.items():
+        errors = [f"{error:.3g}" for error in (trial.layer_error, trial.output_error)]
+        table.add_row(name, f"{trial.score:.{score.digits}f}", *errors)
+    console.print(table)
+    console.print("error: relative residual under quarter turns on validation images; 0 is exact, 1.41 unrelated")
+    console.print("one seed each: they show what the penalty does to symmetry, not whether it helps: eqreg ablate does")
 
 
 def _interval(gain: dict[str, float | None], digits: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ _METRICS = {
     "equivariance_error": ("equivariance_error", True),
     "step_time": ("step_time", True),
 }
+_ERRORS = {"layer_error": "layers", "equivariance_error": "output"}
+"""Metric of each trial that ran to its end -> whose relative error under quarter turns it is."""
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -58,7 +61,7 @@ def write_results(
     """best.yaml, trials.csv and, if there are trials, trials.png; of several objectives also pareto.csv."""
     best, control = best_trial(trials), _control(trials)
     keys = sorted({key for trial in trials for key in trial.params})
-    measured = [_METRICS[objective][0] for objective in objectives if objective != "score"]
+    measured = [*_ERRORS, *(["step_time"] if "step_time" in objectives else [])]
     summary: dict[str, Any] = {"params": dict(best.params) if best else {}, "note": NOTE if best else "no sweep"}
     if best:
         summary |= {"trial": best.number, "val_score": round(best.metrics["val_score"], 4)}
@@ -97,20 +100,68 @@ def write_results(
         )
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A trial that ran to its end, as ``trials.csv`` has it.
+
+    Attributes:
+        number: of the trial.
+        steps: how many it did.
+        weight, penalty: of the penalty; as text, where the sweep varied them.
+        score: on validation.
+        layer_error, output_error: relative, under quarter turns.
+    """
+
+    number: int
+    steps: int
+    weight: str | None
+    penalty: str | None
+    score: float
+    layer_error: float
+    output_error: float
+
+
+def best_and_control(folder: Path) -> tuple[Compared, Compared] | None:
+    """The best trial with a penalty, and the trial without one that saw the same pairs for as many steps.
+
+    Args:
+        folder: with ``trials.csv``.
+
+    Returns:
+        None where there was no sweep, or one of the two did not run to its end.
+    """
+    path = folder / "trials.csv"
+    if not path.exists():
+        return None
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["stopped_early"] == "False" and not row["failure"]]
+    of_kind: dict[str, list[Compared]] = {"True": [], "False": []}
+    for row in rows:
+        if row.get("layer_error"):
+            errors = float(row["layer_error"]), float(row["equivariance_error"])
+            choice = row.get(WEIGHT), row.get(_PENALTY)
+            trial = Compared(int(row["trial"]), int(row["steps"]), *choice, float(row["val_score"]), *errors)
+            of_kind[row["control"]].append(trial)
+    if not all(of_kind.values()):
+        return None
+    return max(of_kind["False"], key=lambda trial: trial.score), of_kind["True"][0]
+
+
 def print_table(trials: Sequence[Trial], values: dict[str, Any], score: str, objectives: Sequence[str]) -> None:
     """The trials on the console."""
     control, best = _control(trials), best_trial(trials)
-    measured = [objective for objective in objectives if objective != "score"]
-    front = pareto_front(trials, objectives) if measured else []
-    table = Table(title=f"trials ({NOTE})", title_justify="left")
-    titles = [objective.replace("_", " ") for objective in measured]
-    for column in ("trial", "weight", "penalty", "steps", f"validation {score}", "to control", *titles):
+    front = pareto_front(trials, objectives) if len(objectives) > 1 else []
+    table = Table(title=f"trials ({NOTE}); error: relative, under quarter turns", title_justify="left")
+    titles = {metric: f"error of {of}" for metric, of in _ERRORS.items()}
+    if "step_time" in objectives:
+        titles["step_time"] = "step time"
+    for column in ("trial", "weight", "penalty", "steps", f"validation {score}", "to control", *titles.values()):
         table.add_column(column, justify="right")
     for trial in trials:
         difference = difference_to(trial, control)
         mark = " best" if trial is best else " front" if any(trial is other for other in front) else ""
         reached = trial.metrics.get("val_score")
-        others = [trial.metrics.get(_METRICS[objective][0]) for objective in measured]
+        others = [trial.metrics.get(metric) for metric in titles]
         table.add_row(
             f"{trial.number}{mark}",
             "0 (control)" if trial.is_control else f"{_value(trial, values, WEIGHT):.4g}",
@@ -118,7 +169,7 @@ def print_table(trials: Sequence[Trial], values: dict[str, Any], score: str, obj
             f"{trial.steps}{' stopped' if trial.stopped_early else ''}",
             trial.failure or ("" if reached is None else f"{reached:.2f}"),
             "" if difference is None or trial.is_control else f"{difference:+.2f}",
-            *("" if value is None else f"{value:.4g}" for value in others),
+            *("" if value is None else f"{value:.3g}" for value in others),
         )
     console.print(table)
 

@@ -155,8 +155,11 @@ def _plan(job: TrainingJob, identity: TrainingIdentity, is_local: bool) -> _Plan
     if is_local or not room.can_grow():  # else the run itself waits for cluster.wait_s
         room.check_room(least, each, params.cluster, nodes, "train.num_workers")
     job.check(range(least, most + 1))
-    if params.network.norm == "batch" and most > 1:
-        console.print(f"network.norm: batch: other numbers of workers than {_worded((least, most))} give other results")
+    if params.network.norm == "batch" and least < most:
+        console.print(
+            "train.num_workers: with network.norm: batch the result depends on the number of workers at each step; "
+            "to make it repeat, give one number, or set network.norm: none"
+        )
     return _Plan((least, most), each, f"train/{identity.run((least, most), each.threads, each.gpus > 0)}")
 
 

@@ -70,20 +70,19 @@ def layer_of_module(path: Path) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What starts Ray runs one after the other, the tests of a module with processes too, and unit tests anywhere.
+    """The tests of a module with processes run one after the other, in one process with one Ray; unit tests anywhere.
 
     Groups of pytest-xdist do not do it: 3.8 cannot name them to pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByLayer(LoadScopeScheduling):  # type: ignore[misc]
+    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.split("::")[0]
-            layer = layer_of_module(config.rootpath / module)
-            return {"unit": nodeid, "process": module}.get(layer, "ray")
+            return nodeid if layer_of_module(config.rootpath / module) == "unit" else module
 
     config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
-    return ByLayer(config, log)
+    return ByModule(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

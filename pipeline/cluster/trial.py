@@ -22,6 +22,7 @@ from components.training.worker import Worker
 from pipeline.cluster.room import WorkerResources
 from pipeline.errors import NoRoomError
 from pipeline.job import TrainingJob
+from pipeline.measure import measure_rows, validation_errors
 from pipeline.params import check_params, set_value
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.delivery import Delivery
@@ -195,14 +196,10 @@ def _measure(number: int, job: TrainingJob, state: TrainingState, task: TrialTas
     metrics = dict(_row(state.history[-1])[1])
     if "step_time" in task.objectives:
         metrics["step_time"] = step_time(job.params.train.batch_size, state.history)
-    if "equivariance_error" in task.objectives or task.measures:
-        from pipeline.measure import measure_rows, output_error
-
-        network = state.averaged.module.eval()
-        if "equivariance_error" in task.objectives:
-            metrics["equivariance_error"] = output_error(job, network)
-        if task.measures:
-            task.write_rows(number, measure_rows(job, network))
+    network = state.averaged.module.eval()
+    metrics |= validation_errors(job, network)
+    if task.measures:
+        task.write_rows(number, measure_rows(job, network))
     return metrics
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.study import Trial
 
 _STUDY, _NUMBER, _KIND = "eqreg.study", "eqreg.trial", "eqreg.kind"
-_MEASURED = ("equivariance_error", "step_time")  # at a trial's end
+_MEASURED = ("equivariance_error", "layer_error", "step_time")  # at a trial's end
 _MOST_RUNS = 1000  # a page of MLflow's
 
 

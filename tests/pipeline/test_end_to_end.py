@@ -123,7 +123,10 @@ def test_a_run_from_nothing_at_another_commit_gives_every_byte_again(workspace: 
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name]] == []
     assert workspace.run("git", "status", "--porcelain") == ""
-    assert "dvc.lock is as in the last commit: every output has the same bytes" in workspace.run("eqreg", "summary")
+    told = workspace.run("eqreg", "summary")
+    assert "dvc.lock is as in the last commit: every output has the same bytes" in told
+    assert "sweep: 8 steps each" in told
+    assert "times as long as one without" in told
     assert "this model already: nothing to do" in output
     first, _, last = workspace.run("git", "log", "--format=%H").split()[::-1]
     tagged = "select value from model_version_tags where key = 'eqreg.git_commit'"

@@ -23,6 +23,7 @@ from pipeline.lineage import data_hash
 from pipeline.params import load_params
 from pipeline.paths import EVALUATE, MODEL, PACKED, TRAIN, replaced_folder
 from pipeline.preprocess import preprocess
+from pipeline.step_cost import recorded_step_cost
 from pipeline.summary import summary
 from pipeline.tracking.store import Store
 from pipeline.train import _write as write_results
@@ -99,7 +100,9 @@ OF_TASK: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_a_task_runs_from_files_to_figures(name: str, project: Project, store: Store) -> None:
+def test_a_task_runs_from_files_to_figures(
+    name: str, project: Project, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = Path("source")
     source.mkdir()
     DATA[TASKS[name].reads](source)
@@ -152,6 +155,11 @@ def test_a_task_runs_from_files_to_figures(name: str, project: Project, store: S
     assert np.isfinite(metrics["equivariance_error"]["output"])
     assert len(list(EVALUATE.glob("strip-*.png"))) == (0 if name == "classify" else 1)
     summary(params)
+    cost = recorded_step_cost()
+    assert cost is not None
+    assert 0.2 < cost["step_cost_low"] <= cost["step_cost"] <= cost["step_cost_high"] < 20
+    assert cost["rounds"] >= 3
+    assert "times as long as one without" in capsys.readouterr().out
 
 
 def _batches(job: TrainingJob) -> Any:

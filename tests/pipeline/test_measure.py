@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from components.data.packs import Entry, Pack, write_pack
 from pipeline.job import TrainingJob
-from pipeline.measure import layer_names, measure_rows, output_error
+from pipeline.measure import layer_names, measure_rows, validation_errors
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.unit
@@ -86,7 +87,7 @@ def test_figures_are_those_of_the_image_that_the_network_gives(project: Project,
 def test_the_error_of_the_output_is_that_of_shifting_before_or_after_turning(project: Project, packed: Path) -> None:
     """Oracle: the definition, in numpy. Every scene counts once, by its first image."""
     job = _job(project, packed)
-    assert output_error(job, Shift(0)) == 0
+    assert validation_errors(job, Shift(0))["equivariance_error"] == 0
 
     def relative(image: np.ndarray) -> float:
         sizes = []
@@ -97,7 +98,7 @@ def test_the_error_of_the_output_is_that_of_shifting_before_or_after_turning(pro
         return float(np.sqrt(np.mean(sizes)))
 
     val, test = Pack(packed / "val"), Pack(packed / "test")
-    assert output_error(job, Shift(1)) == pytest.approx(
+    assert validation_errors(job, Shift(1))["equivariance_error"] == pytest.approx(
         (relative(val.degraded(0)) + relative(val.degraded(2))) / 2, rel=1e-4
     )
     found = [row["output_error"] for row in measure_rows(job, Shift(1)) if row["group"] == "equivariance"]
@@ -112,9 +113,26 @@ def test_the_network_is_measured_in_evaluation_mode_and_left_as_it_was(project: 
         before = {name: value.clone() for name, value in network.state_dict().items()}
         first, second = measure_rows(job, network), measure_rows(job, network)
         assert first == second
-        assert output_error(job, network) == output_error(job, network)
+        assert validation_errors(job, network) == validation_errors(job, network)
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
         assert network.training == is_training
+
+
+def test_the_error_of_the_layers_is_their_mean(project: Project, packed: Path) -> None:
+    """Oracle: two layers of 1x1 kernels, which turn with the image; a third one shifts."""
+    job, third = _job(project, packed), 1 / 3
+    same = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(same.weight)
+    exact = validation_errors(job, nn.Sequential(same, copy.deepcopy(same), copy.deepcopy(same)))
+    assert exact == {"equivariance_error": 0, "layer_error": 0}
+    shifting = nn.Conv2d(3, 3, (1, 3), padding=(0, 1), bias=False)
+    with torch.no_grad():
+        shifting.weight.zero_()
+        for channel in range(3):
+            shifting.weight[channel, channel, 0, 0] = 1
+    found = validation_errors(job, nn.Sequential(same, copy.deepcopy(same), shifting))
+    assert found["layer_error"] == pytest.approx(third * found["equivariance_error"], rel=1e-6)
+    assert found["equivariance_error"] > 0.01
 
 
 def test_a_network_that_gives_no_numbers_is_refused(project: Project, packed: Path) -> None:

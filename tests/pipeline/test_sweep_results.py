@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.cluster.study import Trial
 from pipeline.cluster.sweep_figures import LEAST, save_figures
-from pipeline.sweep_results import best_trial, pareto_front, write_results
+from pipeline.sweep_results import Compared, best_and_control, best_trial, pareto_front, write_results
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +39,23 @@ def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(t
     assert "difference_to_control" not in summary
     with (tmp_path / "trials.csv").open(newline="") as file:
         assert [row["failure"] for row in csv.DictReader(file)] == ["NaN", ""]
+
+
+def test_the_best_trial_with_a_penalty_is_put_beside_the_control(tmp_path: Path) -> None:
+    def ended(number: int, score: float, error: float, *, stopped: bool = False, failure: str | None = None) -> Trial:
+        metrics = {"val_score": score, "layer_error": error, "equivariance_error": error / 10}
+        params = {} if number == 0 else {"equivariance.weight": number / 100}
+        return Trial(number, params, number == 0, stopped, 8, metrics, failure)
+
+    assert best_and_control(tmp_path) is None
+    others = [ended(1, 27, 0.3), ended(2, 28, 0.4), ended(3, 29, 0.5, stopped=True), ended(4, 30, 0.6, failure="NaN")]
+    values = {"equivariance": {"weight": 0.03}}
+    write_results(tmp_path, [ended(0, 28.5, 1.2), *others], values, "PSNR, dB")
+    best, control = best_and_control(tmp_path) or (None, None)
+    assert best == Compared(2, 8, "0.02", None, 28, 0.4, 0.04)
+    assert control == Compared(0, 8, "0.03", None, 28.5, 1.2, 0.12)
+    write_results(tmp_path, others, values, "PSNR, dB")
+    assert best_and_control(tmp_path) is None
 
 
 @pytest.mark.parametrize("objectives", [["score", "equivariance_error"], ["score", "equivariance_error", "step_time"]])

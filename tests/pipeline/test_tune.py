@@ -101,7 +101,7 @@ def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_the
             found = database.execute("select count(*) from runs where status = 'RUNNING' and name like 'trial-%'")
             return bool(found.fetchone()[0])
 
-    wait_for(is_running, 90)
+    wait_for(is_running, 240)
     everyone = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)

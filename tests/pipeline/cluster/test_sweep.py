@@ -141,10 +141,10 @@ def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(
     output: list[str] = []
     reader = threading.Thread(target=lambda: output.append(first.communicate()[0]))
     reader.start()
-    wait_for(has_reached(workspace, "broken", 0, 2 * GRACE), 90)
+    wait_for(has_reached(workspace, "broken", 0, 2 * GRACE), 240)
     for process in trial_processes(first.pid):
         process.kill()
-    wait_for(has_reached(workspace, "broken", 1, 2 * GRACE), 90)
+    wait_for(has_reached(workspace, "broken", 1, 2 * GRACE), 240)
     running = trial_processes(first.pid)
     first.kill()
     reader.join()
@@ -180,6 +180,7 @@ def test_trials_can_be_added_later(workspace: Workspace, sweep_here: Callable[[]
     workspace.set({"tune.trials": 3})
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
     workspace: Workspace, postgres: str, start: Start
 ) -> None:
@@ -228,11 +229,12 @@ def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
 
 def kill_the_fourth(workspace: Workspace) -> None:
     """Kills the process of trial 3 of the sweep that runs here."""
-    wait_for(has_reached(workspace, "failing", 3, GRACE), 120)
+    wait_for(has_reached(workspace, "failing", 3, GRACE), 240)
     for victim in trial_processes(os.getpid()):
         victim.kill()
 
 
+@pytest.mark.slow
 def test_trials_of_several_workers_train_together_and_may_be_stopped(
     workspace: Workspace, sweep_here: Callable[[], None]
 ) -> None:

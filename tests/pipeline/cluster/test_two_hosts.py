@@ -32,7 +32,7 @@ RUN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def prepared(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Workspace:
     """With packs and a storage that both hosts see; only host A sees the project's folder."""
     folder = tmp_path_factory.mktemp("two_hosts")
     (folder / "project").mkdir()
@@ -44,10 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "cluster.cache": str(folder / "cache"),
         "tune.trials": 0,
     }
-    made = Workspace(folder / "project", changes)
-    made.run("eqreg", "fetch")
-    made.run("eqreg", "preprocess")
-    return made
+    return Workspace(folder / "project", changes, packed)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +75,7 @@ def train(hosts: Hosts, workspace: Workspace, changes: dict[str, Any] | None = N
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Waits, as long as the process runs."""
-    wait_for(lambda: process.poll() is not None or condition(), 120)
+    wait_for(lambda: process.poll() is not None or condition(), 240)
     assert process.poll() is None, process.communicate()[0]
 
 
@@ -114,6 +111,7 @@ def test_packs_are_fetched_once_a_host_and_not_once_a_worker(prepared: Workspace
     assert (copy / "train").is_dir() or any(copy.rglob("train"))
 
 
+@pytest.mark.slow
 def test_with_fewer_hosts_fewer_workers_go_on_and_more_when_it_returns(
     hosts: Hosts, prepared: Workspace, on_one_host: tuple[str, list[tuple[int, float]]]
 ) -> None:
@@ -144,6 +142,7 @@ def test_with_fewer_hosts_fewer_workers_go_on_and_more_when_it_returns(
     assert losses[:10] == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_return_is_waited_for_as_long_as_was_said(hosts: Hosts, prepared: Workspace) -> None:
     changes = {"cluster.wait_s": 40, "train.steps": ENDLESS}
     process = train(hosts, prepared, changes)
@@ -161,6 +160,7 @@ def test_a_host_that_does_not_return_is_waited_for_as_long_as_was_said(hosts: Ho
     hosts.start_ray("B")
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_leaves_no_worker_on_any_host(hosts: Hosts, prepared: Workspace) -> None:
     process = train(hosts, prepared, {"train.steps": ENDLESS})
     until(lambda: reported(prepared) >= 20, process)

@@ -1,0 +1,88 @@
+"""What the penalty costs in time: training steps with it and without it, turn about, in this process."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from components.training.global_batch import worker_share
+from components.training.loop import Listeners, train
+from components.training.worker import Worker
+from pipeline.job import TrainingJob
+from pipeline.model_hash import model_sha256
+from pipeline.paths import MODEL, PACKED, SCRATCH
+from pipeline.resolve import resolve
+from pipeline.tracking.store import Store
+
+ROUNDS, STEPS = 7, 3
+_RECORD = SCRATCH / "evaluate/step_cost.json"
+_LONGEST = 20.0  # seconds of all rounds; three are made in any case
+_LONGEST_STEP = 2.0  # seconds of a plain step, above which none is measured
+
+
+def step_cost(job: TrainingJob) -> list[float] | None:
+    """Time of a training step with the job's penalty / of one with as many images and no penalty.
+
+    Both train a network of their own from its first weights. In each round both take ``STEPS`` steps.
+
+    Returns:
+        The ratio of each round; None where the job has no penalty, or a step takes so long that nobody would wait.
+    """
+    if not job.params.equivariance.weight:
+        return None
+    plain, penalised = _steps(job, is_plain=True), _steps(job, is_plain=False)
+    start = time.perf_counter()
+    plain(1)
+    if time.perf_counter() - start > _LONGEST_STEP:
+        return None
+    penalised(1)
+    ratios: list[float] = []
+    start = time.perf_counter()
+    while len(ratios) < ROUNDS and (len(ratios) < 3 or time.perf_counter() - start < _LONGEST):
+        before = plain(STEPS)
+        ratios.append(penalised(STEPS) / before)
+    return ratios
+
+
+def record_step_cost(store: Store, run_id: str) -> None:
+    """Measures it for the run of results/train: into MLflow, and beside the results for ``eqreg summary``.
+
+    Times are no functions of the inputs, so no output of a stage holds them.
+    """
+    ratios = step_cost(TrainingJob(resolve().params, PACKED.resolve()))
+    if ratios is None:
+        _RECORD.unlink(missing_ok=True)
+        return
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    cost = {"step_cost": median, "step_cost_low": low, "step_cost_high": high}
+    store.log(run_id, 0, cost)
+    _RECORD.parent.mkdir(parents=True, exist_ok=True)
+    _RECORD.write_text(json.dumps({**cost, "rounds": len(ratios), "model": model_sha256(MODEL)}))
+
+
+def recorded_step_cost() -> dict[str, float] | None:
+    """``step_cost`` (median) with its quartiles ``_low`` and ``_high``, and ``rounds``; None if the model has none."""
+    if not _RECORD.exists():
+        return None
+    record: dict[str, float] = json.loads(_RECORD.read_text())
+    return record if record.pop("model") == model_sha256(MODEL) else None
+
+
+def _steps(job: TrainingJob, *, is_plain: bool) -> Callable[[int], float]:
+    """Trains so many steps more, and gives the seconds that they took."""
+    worker = Worker.current()
+    state, sampler, settings = job.state(worker), job.sampler(), job.settings()
+    batch_size = job.params.train.batch_size
+    share = worker_share(batch_size, "none", 0, 0, 1) if is_plain else job.share(0, 1)
+    regularizer = None if is_plain else job.regularizer(state.network)
+    listeners = Listeners(lambda step, metrics: None, lambda state, metrics: None, lambda averaged: {})
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        train(state, sampler, share, regularizer, replace(settings, steps=state.step + count), worker, listeners)
+        return time.perf_counter() - start
+
+    return steps
