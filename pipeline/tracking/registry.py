@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.tracking.store import MODEL_TAG, Store, answering, without_password
+from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +159,7 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    make_tables(store_uri)  # where another process is just making them
     mlflow.set_tracking_uri(store_uri)
     with answering(store_uri):
         try:
