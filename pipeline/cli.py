@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, described
 
 app = typer.Typer(
     help="Train image-restoration networks with rotation-equivariant regularisation. Stages read params.yaml.",
@@ -197,13 +197,14 @@ def params() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="on this machine's loopback address")] = 5000) -> None:
     """Show the runs: starts MLflow's pages for the default store, or says where a server has them."""
-    from pipeline.tracking.store import quiet_mlflow, tracking_uri
+    from pipeline.tracking.store import make_tables, quiet_mlflow, tracking_uri
 
     quiet_mlflow()
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         typer.echo(f"the runs are on the MLflow server of MLFLOW_TRACKING_URI: open {uri}")
         return
+    make_tables(uri)
     command = ["mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
@@ -225,7 +226,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("EQREG_DEBUG") or not _is_for_the_user(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {described(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         if threading.active_count() > 1:  # one that still waits for a Ray that is gone would crash the interpreter
             sys.stdout.flush()
             sys.stderr.flush()

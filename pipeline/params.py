@@ -368,6 +368,21 @@ def check_combinations(params: Params, origin: str) -> None:
         )
 
 
+def unreached(params: Params) -> list[str]:
+    """A line for each value that a run of ``train.steps`` does not reach, since its warm-up takes longer."""
+    steps, equivariance = params.train.steps, params.equivariance
+    warmed = [("train", params.train.warmup_steps, "learning_rate", params.train.learning_rate)]
+    if equivariance.weight:
+        key = "weight" if equivariance.balance is None else "balance"
+        warmed.append(("equivariance", equivariance.warmup_steps, key, equivariance.balance or equivariance.weight))
+    return [
+        f"{section}.warmup_steps: {warmup} are more than train.steps {steps}: {section}.{key} reaches "
+        f"{value * steps / warmup:.2g} of {value:g}; use {steps // 4}"
+        for section, warmup, key, value in warmed
+        if warmup > steps
+    ]
+
+
 def _check_task(params: Params, origin: str) -> None:
     """Refuses a network, loss, data or size that the task cannot have."""
     network, task, name = params.network, params.build_task(), params.network_name

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import FULL, UserError, path_of
 
 PARAMS = Path("params.yaml")
 SPACES = Path("tune_spaces")
@@ -30,6 +30,8 @@ MODEL = TRAIN / "model.safetensors"
 def replaced_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` that takes its place if the block succeeds; else ``path`` stays as it was.
 
+    What the block raises comes through, unless it is about a file of the new folder.
+
     Raises:
         UserError: the place cannot be written.
     """
@@ -37,11 +39,25 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise _cannot_be_written(path, error) from error
     new.chmod(0o755)
     old = new.with_name(f"{new.name}.old")
     try:
-        yield new
+        try:
+            yield new
+        except OSError as error:
+            if not _is_within(error, new):
+                raise
+            raise _cannot_be_written(path, error) from error
+        _swap(path, new, old)
+    finally:
+        for left in (new, old):
+            _remove(left)
+
+
+def _swap(path: Path, new: Path, old: Path) -> None:
+    """``new`` takes the place of ``path``; if it cannot, ``path`` is as it was."""
+    try:
         if path.exists():
             path.replace(old)
         try:
@@ -51,11 +67,19 @@ def replaced_folder(path: Path) -> Iterator[Path]:
                 old.replace(path)
             raise
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}{where})") from error
-    finally:
-        for left in (new, old):
-            _remove(left)
+        raise _cannot_be_written(path, error) from error
+
+
+def _is_within(error: OSError, folder: Path) -> bool:
+    """Whether an error is about a file of a folder, or may be: writing to an open file, a full disk names none."""
+    if named := path_of(error):
+        return named.absolute().is_relative_to(folder.absolute())
+    return error.errno in FULL
+
+
+def _cannot_be_written(path: Path, error: OSError) -> UserError:
+    remedy = "; make room there, or in TMPDIR" if error.errno in FULL else ""
+    return UserError(f"{path}: cannot be written ({error.strerror or error}){remedy}")
 
 
 def _remove(path: Path) -> None:

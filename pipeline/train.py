@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.job import TrainingJob, save_model
 from pipeline.lineage import trace
 from pipeline.model_hash import model_sha256
-from pipeline.params import load_params
+from pipeline.params import load_params, unreached
 from pipeline.paths import MODEL, PACKED, SCRATCH, TRAIN, existing, replaced_folder
 from pipeline.resolve import Resolved, resolve
 from pipeline.storage.checkpoints import Checkpoints
@@ -66,6 +66,8 @@ def train() -> None:
     tags = lineage.tags() | {TRAINING_TAG: identity.id}
     for key, origin in resolved.origins.items():
         console.print(f"{key}: from {origin}")
+    for line in unreached(params):
+        console.print(line, markup=False)
     # Made first: a place that cannot be written is noticed before training.
     with replaced_folder(TRAIN) as folder, ExitStack() as stack:
         finished = _train_or_take_up(job, identity, tags, resolved, store, place, stack)

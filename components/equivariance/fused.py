@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
@@ -20,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -176,8 +178,12 @@ def _compiled(compiler: list[str], flags: list[str]) -> ctypes.CDLL:
         if whole := _kept(kept):
             path.write_bytes(whole)
         else:
-            _compile(compiler, flags, path)
-            _keep(path.read_bytes(), kept)
+            with _alone(kept.parent):
+                if whole := _kept(kept):  # of a process that was waited for
+                    path.write_bytes(whole)
+                else:
+                    _compile(compiler, flags, path)
+                    _keep(path.read_bytes(), kept)
         library = ctypes.CDLL(str(path))
     turn, pointer, integer = ctypes.POINTER(Turn), ctypes.c_void_p, ctypes.c_int64
     library.eqreg_residual.argtypes = [turn, pointer, pointer, integer, ctypes.c_double, pointer, integer]
@@ -196,11 +202,25 @@ def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
 
 
 # Compiling takes two seconds, as long as all else that a worker does before its first step: the result is kept. It is
-# one for all processors of an architecture.
+# one for all processors of an architecture. Of several processes one compiles, and the others wait for it.
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "eqreg"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one
+        home = Path(os.devnull)  # below which nothing can be kept
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "eqreg"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Where the folder cannot be written or locked, all compile."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context((folder / "fused.lock").open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def _key(compiler: list[str], flags: list[str]) -> str:
@@ -225,8 +245,8 @@ def _kept(path: Path) -> bytes | None:
 
 def _keep(compiled: bytes, path: Path) -> None:
     """Where the cache can be written. Others see all of it or nothing."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".fused-", delete=False) as file:
-            file.write(compiled + hashlib.sha256(compiled).digest())
-        Path(file.name).replace(path)
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent, prefix=".fused-") as folder:
+        new = Path(folder) / path.name
+        new.touch(0o600)
+        new.write_bytes(compiled + hashlib.sha256(compiled).digest())
+        new.replace(path)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train import UserCallback
+from ray.exceptions import OutOfDiskError
+from ray.train import TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.queue import Queue
 
@@ -21,6 +23,8 @@ class LossWatcher(UserCallback):
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if any(map(is_full_disk, worker_exceptions.values())):
+            return  # no worker was lost, and the run ends with this
         ranks = sorted(worker_exceptions, key=lambda rank: (_is_consequence(worker_exceptions[rank]), rank))
         error = worker_exceptions[ranks[0]]
         reason = "no longer reaches another worker" if _is_consequence(error) else last_line(error)
@@ -35,6 +39,15 @@ class StartWatcher(ControllerCallback):
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         self._mailbox.put(("starting", None))
+
+
+class LossPolicy(DefaultFailurePolicy):
+    """Tries again after a loss of workers, but not where a disk is full."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if any(map(is_full_disk, getattr(training_failed_error, "worker_failures", {}).values())):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class NoDatasets(WorkerGroupCallback):
@@ -52,6 +65,15 @@ class FixedHere(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         """Nothing is requested."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a worker failed because a disk is full, which another try would find so."""
+    from pipeline.errors import FULL, FullDiskError
+
+    error = getattr(error, "_base_exc", error)  # what Ray's UserExceptionWithTraceback holds
+    is_full = isinstance(error, OSError) and error.errno in FULL
+    return is_full or isinstance(error, FullDiskError | OutOfDiskError)
 
 
 def _is_consequence(error: BaseException) -> bool:

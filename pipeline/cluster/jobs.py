@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cluster.dashboard import connected, dashboard_url, first_line
 from pipeline.cluster.upload import pack
 from pipeline.errors import UserError
-from pipeline.lineage import code_state
+from pipeline.lineage import Lineage, code_state
 from pipeline.params import load_params
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def submit(stage: str, address: str | None = None, folder: str = FOLDER) -> int:
     load_params()
     url = dashboard_url(address)
     commit, difference = code_state()
+    dirty = Lineage(commit, difference, data="", params="").tags()["eqreg.git_dirty"]
     job = f"eqreg-{stage}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     with tempfile.TemporaryDirectory() as upload, connected(url) as client:
         pack(Path(upload))
@@ -58,7 +59,7 @@ def submit(stage: str, address: str | None = None, folder: str = FOLDER) -> int:
             entrypoint=f"python -m pipeline.cluster.stage_folder {shlex.quote(folder)} {stage}",
             submission_id=job,
             runtime_env={"working_dir": upload, "env_vars": _environment(commit, difference)},
-            metadata={"stage": stage, "commit": commit, "dirty": str(bool(difference)).lower()},
+            metadata={"stage": stage, "commit": commit, "dirty": dirty},
         )
     print(f"{job}: sent to {url}", flush=True)
     return _follow(job, url)

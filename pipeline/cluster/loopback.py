@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.errors import UserError, path_of
+
 # Ray's switch for systems on which it runs on one machine: it then binds every server to 127.0.0.1. Without it they
 # listen on all interfaces, whatever node address is asked for: ray.init replaces 127.0.0.1 by the machine's own.
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -35,10 +37,26 @@ def on_loopback() -> Iterator[None]:
 
 
 def _make_token() -> None:
-    """Where the user has no token of Ray's yet, one that nobody else can read: Ray's own file is open to all users."""
-    path = Path.home() / ".ray" / "auth_token"
-    if path.exists() or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    """Where the user has no token of Ray's yet, one that nobody else can read: Ray's own file is open to all users.
+
+    Raises:
+        UserError: it cannot be kept.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
+    try:
+        path = Path.home() / ".ray" / "auth_token"
+        if not path.exists():
+            _write_token(path)
+    except (OSError, RuntimeError) as error:
+        reason = f"{path_of(error)}: {error.strerror}" if isinstance(error, OSError) else error
+        raise UserError(
+            f"HOME: Ray's token cannot be kept there ({reason}): set HOME to a folder that can be written, "
+            "or RAY_AUTH_TOKEN to a secret of your own"
+        ) from error
+
+
+def _write_token(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file, name = tempfile.mkstemp(dir=path.parent)  # of mode 0600
     try:

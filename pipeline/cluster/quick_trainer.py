@@ -19,15 +19,16 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
 
-from pipeline.cluster.controller import FixedHere, NoDatasets
+from pipeline.cluster.controller import FixedHere, LossPolicy, NoDatasets
 
 
 class QuickTrainer(TorchTrainer):
-    """A TorchTrainer without data sets; with ``is_local`` also without an autoscaler, and outside of trials without a
-    cleaner.
+    """A TorchTrainer without data sets, which does not try again where a disk is full.
 
-    Private parts of Ray 2.60 are replaced: two callbacks, and the policy that sends requests to the autoscaler. A test
-    holds their names.
+    With ``is_local`` it is also without an autoscaler, and outside of trials without a cleaner.
+
+    Private parts of Ray 2.60 are replaced: two callbacks, the policy that sends requests to the autoscaler and the one
+    that says whether to try again. A test holds their names.
     """
 
     def __init__(self, *arguments: Any, is_local: bool, **options: Any) -> None:
@@ -43,6 +44,7 @@ class QuickTrainer(TorchTrainer):
         ]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        parts["failure_policy"] = LossPolicy(self.run_config.failure_config)
         if not self._is_local:
             return super()._initialize_and_run_controller(**parts)
         parts["scaling_policy"] = FixedHere(self.scaling_config)

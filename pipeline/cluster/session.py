@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.loopback import on_loopback
-from pipeline.errors import UserError
+from pipeline.errors import UserError, described, path_of
 from pipeline.params import Cluster
 
 _CODE = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
 
     Raises:
         UserError: no cluster answers at the address, or one of other versions; this process is in a session with
-            another cluster.
+            another cluster; Ray finds no place here for its files.
     """
     address = cluster.address
     if _open:
@@ -97,9 +98,13 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     for name in ("ray", "ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     local = {"include_dashboard": dashboard, "num_cpus": os.cpu_count()} if address == "local" else {}
+    if address == "local":
+        check_temporary_folder()
     try:
         with on_loopback() if address == "local" else nullcontext():
             ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except UserError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
     _open.append((address, dashboard or address != "local"))
@@ -108,6 +113,27 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     finally:
         _open.pop()
         ray.shutdown()
+
+
+def check_temporary_folder() -> None:
+    """Refuses a place of Ray's files in which its sockets cannot lie: too long a path, or one that is not ASCII.
+
+    Raises:
+        UserError: what to set instead.
+    """
+    from ray._common.utils import get_default_ray_temp_dir
+
+    key = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    # As Ray names it; the number is that of this process.
+    folder = get_default_ray_temp_dir()
+    socket_path = f"{folder}/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    too_long = len(os.fsencode(socket_path)) - (103 if sys.platform == "darwin" else 107)
+    if too_long > 0 or not socket_path.isascii():
+        reason = f"{too_long} bytes too long" if too_long > 0 else "has letters beyond ASCII"
+        raise UserError(
+            f"{key}: {os.environ[key]}: {reason} for the sockets of Ray: set RAY_TMPDIR to a folder with a short path "
+            "in ASCII, as /tmp"
+        )
 
 
 def secret_environment() -> dict[str, str]:
@@ -137,8 +163,18 @@ def _refusal(address: str, error: Exception) -> UserError:
             "use the same versions of Ray and Python here and on the cluster (constraints.txt)"
         )
     if address == "local":
-        return UserError(f"cluster.address: local: Ray does not start on this machine ({lines[0]})")
+        reason = described(error) if isinstance(error, OSError) else lines[0]
+        return UserError(f"cluster.address: local: Ray does not start on this machine ({reason}){_place_hint(error)}")
     return UserError(
         f"cluster.address: {address}: no Ray cluster answers there ({lines[0]}); "
         "start one with 'ray start --head', or use cluster.address: local"
     )
+
+
+def _place_hint(error: Exception) -> str:
+    """What to set where an error is about Ray's own files."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    path = path_of(error) if isinstance(error, OSError) else None
+    is_rays = path is not None and path.is_relative_to(get_default_ray_temp_dir())
+    return "\nset RAY_TMPDIR to a folder that can be written and has room, with a short path" if is_rays else ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, path_of
 from pipeline.paths import PARAMS, SCRATCH
 
 COMMITTED = ".committed"
@@ -63,7 +63,9 @@ def prepare(folder: Path, source: Path) -> int:
         (folder / ".dvc").mkdir(exist_ok=True)
         (folder / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written on the cluster's head ({error.strerror or error})") from error
+        where = path_of(error) or folder
+        what = "written" if where.is_relative_to(folder) else "read"
+        raise UserError(f"{where}: cannot be {what} on the cluster's head ({error.strerror or error})") from error
     return lock
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import optuna
 import sqlalchemy
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import UserError
-
-_LOCK = int.from_bytes(b"eqreg", "big")
-"""The number of Postgres' advisory lock, one a database."""
+from pipeline.storage.databases import alone, database_remedy, sqlite_file
 
 
 class StudyStorage:
@@ -34,14 +30,10 @@ class StudyStorage:
         self._url = sqlalchemy.make_url(address)
         if self._url.drivername == "postgresql":
             self._url = self._url.set(drivername="postgresql+psycopg")
-        self._file: Path | None = None
-        if self._url.drivername.startswith("sqlite"):
-            self._file = Path(f"{self._url.database}.lock")
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+        waits = {"connect_args": {"timeout": 60}} if sqlite_file(self._url) else {"pool_pre_ping": True}
         with self.locked():
             self.optuna = optuna.storages.RDBStorage(
-                self._url.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": 60}} if self._file else {"pool_pre_ping": True},
+                self._url.render_as_string(hide_password=False), engine_kwargs=waits
             )
 
     @contextmanager
@@ -52,28 +44,14 @@ class StudyStorage:
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
             reason = " ".join(str(getattr(cause, "orig", cause)).split())[:200]
+            remedy = database_remedy(self._url, reason) or "check the address"
             raise UserError(
                 f"tune.study_storage: {self.address}: the database does not answer as it should ({reason})\n"
-                "check the address, and the password in PGPASSWORD or ~/.pgpass; the sweep goes on when it is run again"
+                f"{remedy}; the sweep goes on when it is run again"
             ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Alone with the database among all that lock it, in this process and others; not to be nested."""
-        with self.answering(), self._file_lock(self._file) if self._file else self._postgres_lock():
-            yield
-
-    @staticmethod
-    @contextmanager
-    def _file_lock(path: Path) -> Iterator[None]:
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
-    def _postgres_lock(self) -> Iterator[None]:
-        """A connection of its own, closed with the block or with the process."""
-        engine = sqlalchemy.create_engine(self._url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": _LOCK})
+        with self.answering(), alone(self._url, "lock"):
             yield

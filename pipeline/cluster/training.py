@@ -30,12 +30,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from components.training.worker import Worker
-from pipeline.cluster.controller import LossWatcher, StartWatcher, last_line
+from pipeline.cluster.controller import LossWatcher, StartWatcher, is_full_disk, last_line
 from pipeline.cluster.meeting import MeetingConfig
 from pipeline.cluster.quick_trainer import QuickTrainer
 from pipeline.cluster.room import WorkerResources
 from pipeline.cluster.session import secret_environment
-from pipeline.errors import NoRoomError, UserError
+from pipeline.errors import FullDiskError, NoRoomError, UserError, described
 from pipeline.job import TrainingJob
 from pipeline.params import Cluster, check_params
 from pipeline.storage.checkpoints import Checkpoints
@@ -43,6 +43,7 @@ from pipeline.storage.delivery import Delivery
 from pipeline.storage.places import Place
 
 Report = Callable[[int, Metrics], None]
+_GO_ON = "run the stage again to go on from the last checkpoint"
 _START_TIMEOUT = 60  # seconds that Ray waits for room before it looks at the cluster anew
 
 
@@ -293,9 +294,12 @@ class _Listener:
     def _failure(self, error: BaseException) -> BaseException:
         if not isinstance(error, ray.train.TrainingFailedError):
             return error
+        failures = getattr(error, "worker_failures", {})
+        if full := next(filter(is_full_disk, failures.values()), None):
+            full = getattr(full, "_base_exc", full)
+            return FullDiskError(f"{described(full) if isinstance(full, OSError) else last_line(full)}\n{_GO_ON}")
         return UserError(
-            f"training failed and was tried again {max(0, self._num_starts - 1)} times: {_cause(error)}\n"
-            "run the stage again to go on from the last checkpoint"
+            f"training failed and was tried again {max(0, self._num_starts - 1)} times: {_cause(error)}\n{_GO_ON}"
         )
 
 

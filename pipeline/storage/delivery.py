@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.data.packs import file_sha256
-from pipeline.errors import UserError
+from pipeline.errors import FULL, FullDiskError, UserError
 from pipeline.lineage import data_hash
 from pipeline.storage.bill import DamagedError, Item, is_whole, object_name, open_packs, publish, read_bill, withdraw
-from pipeline.storage.folder_place import FULL
 from pipeline.storage.places import Place, open_place
 
 _THREADS = 4
@@ -85,8 +84,9 @@ class Delivery:
                 if not _is_intact(packs / self.hash):
                     self._fetch(packs, self.place)
         except OSError as error:
-            remedy = "make room there" if error.errno in FULL else "look at that folder"
-            raise UserError(
+            is_full = error.errno in FULL
+            remedy = "make room there" if is_full else "look at that folder"
+            raise (FullDiskError if is_full else UserError)(
                 f"cluster.cache: {packs}: cannot be written on {socket.gethostname()} ({error.strerror or error}); "
                 f"{remedy}, or set cluster.cache to another folder"
             ) from error
@@ -129,7 +129,7 @@ class Delivery:
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(
+        raise FullDiskError(
             f"cluster.cache: {folder}: {needed / 2**20:.0f} MiB of packs are to come, and {free / 2**20:.0f} MiB are "
             f"free on {socket.gethostname()}; make room there, or set cluster.cache to another folder"
         )

@@ -11,11 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import UserError
+from pipeline.errors import FULL, FullDiskError, UserError
 from pipeline.storage.names import shown, unsafe
 from pipeline.storage.places import KEY, probe
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _PARTIAL = ".partial"
 _ABANDONED = 3600.0  # seconds since the last byte: whoever wrote it is gone
@@ -123,7 +121,8 @@ class FolderPlace:
                 reason = error.strerror or str(error)
                 remedy = "make room" if error.errno in FULL else "every node must be allowed to read and write there"
             at = f"{self.address}: {name}" if name else self.address
-            raise UserError(f"{KEY}: {at}: cannot {what} on {host} ({reason}); {remedy}") from error
+            kind = FullDiskError if error.errno in FULL else UserError
+            raise kind(f"{KEY}: {at}: cannot {what} on {host} ({reason}); {remedy}") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import warnings
@@ -12,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.tracking.store import MODEL_TAG, Store, answering, without_password
+from pipeline.errors import FULL, UserError, described
+from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON = "eqreg.reason"
+_OF_THIS_MACHINE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,20 @@ class Registry:
         return Version(str(version.version), (CHAMPION,))
 
     def load(self, version: Version) -> nn.Module | None:
-        """The network of a version, on the CPU; None if it cannot be loaded."""
+        """The network of a version, on the CPU; None if it cannot be loaded.
+
+        Raises:
+            UserError: also where this machine has no room for it, which says nothing of the version.
+        """
         try:
             return _network(f"models:/{self.name}/{version.number}", "cpu")
         except Exception as error:
+            # Out of reach is not out of order: nobody is dethroned by a network that is down, or by a full disk.
             if type(error).__module__.split(".")[0] in ("requests", "urllib3", "botocore"):
-                # Out of reach is not out of order: nobody is dethroned by a network that is down.
                 raise UserError(f"{self.name} version {version.number} cannot be reached ({error})") from error
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE):
+                reason = described(error) if isinstance(error, OSError) else "out of memory"
+                raise UserError(f"{self.name} version {version.number} cannot be read here ({reason})") from error
             return None
 
     def add(self, run_id: str, network: nn.Module, model_sha256: str, tags: Mapping[str, str]) -> Version:
@@ -159,6 +168,7 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    make_tables(store_uri)  # where another process is just making them
     mlflow.set_tracking_uri(store_uri)
     with answering(store_uri):
         try:

@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, described
 from pipeline.lineage import main_checkout
+from pipeline.tracking.failures import remedy, restore_command
 
 if TYPE_CHECKING:
+    import sqlalchemy
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -59,13 +61,17 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client, connected."""
+        """MLflow's client, connected, with all tables in the database."""
         quiet_mlflow()
         import mlflow
 
+        registry = os.environ.get("MLFLOW_REGISTRY_URI", self.uri)
         mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
-        return mlflow.MlflowClient(self.uri)
+        mlflow.set_registry_uri(registry)
+        for uri in dict.fromkeys((registry, self.uri)):
+            make_tables(uri)
+        with answering(self.uri):
+            return mlflow.MlflowClient(self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
@@ -75,6 +81,12 @@ class Store:
 
         with answering(self.uri):
             experiment = client.get_experiment_by_name(name)
+            if experiment and experiment.lifecycle_stage == "deleted":
+                shown = without_password(self.uri)
+                raise UserError(
+                    f"the MLflow store {shown}: experiment {name} is in the bin\n"
+                    f"restore it: {restore_command(shown, str(experiment.experiment_id))}"
+                )
             if experiment:
                 return str(experiment.experiment_id)
             location = None
@@ -199,6 +211,53 @@ class Store:
             raise
 
 
+def make_tables(uri: str) -> None:
+    """Makes the tables of a fresh database: one process does it, the others wait, and no half of them is ever seen.
+
+    Raises:
+        UserError: the database cannot be made or opened.
+    """
+    if not re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):  # a server makes its own
+        return
+    quiet_mlflow()
+    import sqlalchemy
+    from mlflow import MlflowClient
+
+    from pipeline.storage.databases import alone, sqlite_file
+
+    with answering(uri):
+        url = sqlalchemy.make_url(uri)
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")  # which is installed
+        with alone(url, "tables.lock"):
+            file = sqlite_file(url)
+            if file and not file.exists():
+                _make_file(url, file)
+            # MLflow itself tries for minutes to open what cannot be opened.
+            with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
+                sqlalchemy.inspect(connection).get_table_names()
+            MlflowClient(uri)
+
+
+def _make_file(url: sqlalchemy.URL, file: Path) -> None:
+    """A new SQLite database with MLflow's tables, whole or not at all."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = file.with_name(f".{file.name}.new")
+    new.unlink(missing_ok=True)  # of a process that was killed
+    address = url.set(database=f"{(url.database or '').removesuffix(file.name)}{new.name}")
+    store = SqlAlchemyStore(address.render_as_string(hide_password=False), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+    store.engine.dispose()
+    try:
+        os.link(new, file)
+    except FileExistsError:  # of a process that does not wait, as mlflow ui
+        pass
+    except OSError:  # a file system without links
+        new.replace(file)
+    new.unlink(missing_ok=True)
+
+
 class answering:  # noqa: N801 - used as a with statement, like contextlib.suppress
     """Turns the many errors of an MLflow server that does not answer, or refuses, into one line."""
 
@@ -213,10 +272,13 @@ class answering:  # noqa: N801 - used as a with statement, like contextlib.suppr
             return
         module = type(error).__module__.split(".")[0]
         if module in ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3") or isinstance(error, OSError):
-            reason = without_password(" ".join(str(error).split()))[:200]
+            if isinstance(error, OSError) and error.filename:
+                shown = without_password(self.uri)
+                raise UserError(f"{described(error)}\nit belongs to what the MLflow store {shown} keeps") from error
+            text = re.split(r"\[SQL: |\(Background on this error", str(error))[0]
+            reason, shown = without_password(" ".join(text.split())), without_password(self.uri)
             raise UserError(
-                f"the MLflow store {without_password(self.uri)} does not answer as it should: {reason}\n"
-                "check MLFLOW_TRACKING_URI (unset it to use mlflow.db here), then run the stage again"
+                f"the MLflow store {shown} does not answer as it should: {reason[:200]}\n{remedy(shown, error, reason)}"
             ) from error
 
 

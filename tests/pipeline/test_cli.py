@@ -124,7 +124,7 @@ def test_an_error_of_ours_is_a_traceback(project: Project, body: str) -> None:
 def test_an_error_of_the_disk_is_the_users(project: Project) -> None:
     finished = _run("fetch", code=RAISING.format(body="raise OSError(28, 'No space left on device', 'x')"))
     assert finished.returncode == 2
-    assert finished.stderr == "error: [Errno 28] No space left on device: 'x'\n"
+    assert finished.stderr == "error: x: No space left on device; make room there\n"
 
 
 def test_a_users_error_comes_with_its_traceback_where_eqreg_debug_asks_for_it(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.lineage import committed_text, data_hash, main_checkout, trace
+from pipeline.lineage import committed_text, data_hash, main_checkout, project_files, trace
 from pipeline.params import load_params
 from tests.pipeline.conftest import Project
 
@@ -124,10 +126,95 @@ def test_the_data_hash_is_over_names_and_indexes_in_order(tmp_path: Path) -> Non
     assert data_hash(tmp_path) != hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def test_outside_git_there_is_no_commit_and_nothing_is_dirty(project: Project) -> None:
+def test_outside_git_there_is_no_commit_and_nothing_is_known_as_clean(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     lineage = trace(load_params())
-    assert (lineage.commit, lineage.dirty) == ("none", False)
+    assert (lineage.commit, lineage.dirty) == ("none", None)
+    assert lineage.tags()["eqreg.git_dirty"] == "unknown"
     assert committed_text(Path("params.yaml")) is None
+    assert project_files() == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_commit_the_lineage_follows_the_code_itself(project: Project) -> None:
+    _write("components/part.py", "1\n")()
+    before = trace(load_params())
+    _write("components/__pycache__/part.pyc")()
+    _write("README.md")()
+    assert trace(load_params()) == before
+    _git("init", "-q")  # no commit yet, staged or not
+    assert trace(load_params()) == before
+    _git("add", "-A")
+    assert trace(load_params()) == before
+    _write("components/part.py", "2\n")()
+    changed = trace(load_params())
+    assert (changed.commit, changed.dirty) == ("none", None)
+    assert changed.id != before.id
+
+
+def _owned_by_another() -> None:
+    """Git's own switch of its tests; a container that mounts a user's folder has it so."""
+    os.environ["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
+
+
+UNREADABLE: dict[str, tuple[Callable[[], object], str, str]] = {
+    "another user's": (
+        _owned_by_another,
+        "detected dubious ownership in repository at '{folder}'",
+        "git config --global --add safe.directory {folder}",
+    ),
+    "a broken index": (
+        lambda: Path(".git/index").write_bytes(b"x"),
+        ".git/index: index file smaller than expected",
+        "mend what 'git status' says",
+    ),
+    "no objects": (
+        lambda: [shutil.rmtree(folder) for folder in Path(".git/objects").iterdir()],
+        "bad object HEAD",
+        "mend what 'git status' says",
+    ),
+    "a worktree whose checkout is gone": (
+        lambda: (shutil.rmtree(".git"), Path(".git").write_text("gitdir: /nowhere\n")),
+        "not a git repository: /nowhere",
+        "mend what 'git status' says",
+    ),
+    "no git": (lambda: os.environ.update(PATH=""), "git: No such file or directory", "install git"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_repository_that_git_does_not_read_is_never_called_clean_and_its_remedy_is_told_once(
+    committed: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    monkeypatch.setenv("LANGUAGE", "de")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    break_it, reason, remedy = UNREADABLE[case]
+    break_it()
+    before = trace(load_params())
+    assert before.tags()["eqreg.git_commit"] == "unknown"
+    assert before.tags()["eqreg.git_dirty"] == "unknown"
+    _write("components/part.py", "changed\n")()
+    assert trace(load_params()).id != before.id
+    assert committed_text(Path("components/part.py")) in (None, "1\n")  # a broken index hides no commit
+    assert main_checkout(Path()) == committed.folder
+    lines = capsys.readouterr().err.splitlines()
+    assert len(set(lines[::2])) == len(lines) / 2
+    assert lines[:2] == [
+        f"warning: git does not read this repository ({reason.format(folder=committed.folder)}): results are tagged "
+        "with an unknown commit",
+        f"to have them tagged with theirs: {remedy.format(folder=committed.folder)}",
+    ]
+
+
+def test_gits_own_remedy_brings_the_commit_back(committed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = trace(load_params())
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert trace(load_params()).commit == "unknown"
+    monkeypatch.setenv("HOME", str(committed.folder.parent))
+    subprocess.run(f"git config --global --add safe.directory {committed.folder}", shell=True, check=True)
+    assert trace(load_params()) == known
 
 
 def test_the_committed_text_is_that_of_the_commit(committed: Project) -> None:

@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
-from components.equivariance import group_named
+from components.equivariance import PenaltyWeight, group_named
 from pipeline.errors import UserError
-from pipeline.params import Params, check_params, get_value, load_params, parse_values, read_values, set_value
+from pipeline.job import TrainingJob
+from pipeline.params import (
+    Params,
+    check_params,
+    get_value,
+    load_params,
+    parse_values,
+    read_values,
+    set_value,
+    unreached,
+)
 from tests.pipeline.conftest import ROOT, Project
 
 pytestmark = pytest.mark.unit
@@ -398,3 +408,23 @@ def test_params_cannot_be_changed_once_checked() -> None:
 def test_values_are_read_from_the_file_named(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("a: {b: 1}")
     assert read_values(tmp_path / "x.yaml") == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize("steps", [20, 99, 100, 700])
+def test_a_run_that_ends_within_its_warm_up_is_told_what_it_reaches(steps: int) -> None:
+    params = _checked({"train.steps": steps})
+    rates = TrainingJob(params, Path("/nowhere")).settings()
+    reached = max(map(rates.learning_rate_at, range(steps)))
+    weights = PenaltyWeight(0.02, 100, unit="none")
+    lines = unreached(params)
+    if steps >= 100:
+        assert lines == []
+        assert reached == params.train.learning_rate
+        return
+    assert lines == [
+        f"train.warmup_steps: 100 are more than train.steps {steps}: train.learning_rate reaches {reached:.2g} of "
+        f"0.005; use {steps // 4}",
+        f"equivariance.warmup_steps: 100 are more than train.steps {steps}: equivariance.weight reaches "
+        f"{weights.at(steps - 1, 1.0):.2g} of 0.02; use {steps // 4}",
+    ]
+    assert unreached(_checked({"train.steps": steps, "equivariance.weight": 0})) == lines[:1]

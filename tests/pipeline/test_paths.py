@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import socket
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, described
 from pipeline.paths import existing, replaced_folder
 
 pytestmark = pytest.mark.unit
@@ -60,10 +63,69 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_folder(output: Path) -> None
     assert _untouched(output)
 
 
-def test_an_error_of_a_service_is_told_in_its_own_words(output: Path) -> None:
-    with pytest.raises(UserError, match="the line is dead"):
+def test_what_is_about_no_file_of_the_folder_is_not_blamed_on_it(output: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match="the line is dead"):
         _fail(output, ConnectionError("the line is dead"))
+    with pytest.raises(FileNotFoundError) as caught, replaced_folder(output):
+        (tmp_path / "elsewhere" / "file").write_text("")
+    assert described(caught.value) == f"{tmp_path}/elsewhere/file: No such file or directory"
+    with (
+        pytest.raises(OSError, match="AF_UNIX path too long"),
+        replaced_folder(output),
+        socket.socket(socket.AF_UNIX) as it,
+    ):
+        it.bind(str(tmp_path / ("x" * 120)))
     assert _untouched(output)
+
+
+def test_what_is_about_a_file_of_the_folder_is_said_of_the_folder(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(output.parents[1])  # stages name it relative to the project
+    refused = pytest.raises(UserError, match=r"^results/x: cannot be written \(Is a directory\)$")
+    with refused, replaced_folder(Path("results/x")) as new:
+        new.write_text("")
+    assert _untouched(output)
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk_without_a_name(output: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(UserError) as caught, replaced_folder(output) as new:
+            (new / "large").write_bytes(bytes(1 << 20))
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value) == f"{output}: cannot be written (File too large); make room there, or in TMPDIR"
+    assert _untouched(output)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device; make room here, and in TMPDIR"),
+        (OSError(28, "No space left on device", b"/a/b"), "/a/b: No space left on device; make room there"),
+        (
+            PermissionError(13, "Permission denied", "/home/me/.cache/x"),
+            "/home/me/.cache/x: Permission denied; set HOME to a folder that can be written",
+        ),
+        (PermissionError(13, "Permission denied", "/home/me/data/x"), "/home/me/data/x: Permission denied"),
+        (PermissionError(13, "Permission denied", "/home/me"), "/home/me: Permission denied"),
+        (
+            OSError("AF_UNIX path too long"),
+            "AF_UNIX path too long; set TMPDIR to another folder that can be written, with a short path as /tmp",
+        ),
+        (OSError(9, "Bad file descriptor", 3), "Bad file descriptor"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_of_the_system_is_told_with_its_path_first_and_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, told: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert described(error) == told
 
 
 def test_a_swap_that_fails_puts_the_old_folder_back(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import resource
 import shutil
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,22 @@ def test_a_version_whose_files_are_damaged_does_not_load(registry: Registry, pro
     for file in damaged:
         file.write_bytes(file.read_bytes()[:100])
     assert registry.load(version) is None
+
+
+def test_a_disk_without_room_is_no_fault_of_a_version(registry: Registry) -> None:
+    version = _add(registry, "aa")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 10, limits[1]))  # stands for the disk
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(
+            UserError, match=r"^eqreg-denoise version 1 cannot be read here \(.*File too large; make room"
+        ):
+            registry.load(version)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert registry.load(version) is not None
 
 
 def test_a_model_is_loaded_by_alias_or_number(registry: Registry) -> None:

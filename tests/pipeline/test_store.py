@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import sqlite3
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -15,7 +21,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.tracking.store import PARENT_TAG, TRAINING_TAG, Store, answering, flatten, tracking_uri, without_password
-from tests.pipeline.conftest import Project
+from tests.pipeline.conftest import ROOT, Project
 
 pytestmark = pytest.mark.process
 
@@ -206,3 +212,185 @@ def test_an_error_is_not_hidden_by_a_store_that_does_not_answer(project: Project
 def test_a_password_in_a_query_is_not_shown() -> None:
     shown = without_password("postgresql://host/db?user=u&password=geheim&sslmode=on refused")
     assert shown == "postgresql://host/db?user=u&password=...&sslmode=on refused"
+
+
+def _told(store: Store) -> list[str]:
+    """The lines of the refusal of a store that is used."""
+    with pytest.raises(UserError) as caught:
+        Store(store.task, store.uri).parent_run(LINEAGE)
+    return str(caught.value).splitlines()
+
+
+def test_an_experiment_in_the_bin_is_told_with_the_command_that_restores_it(store: Store) -> None:
+    run_id = store.parent_run(LINEAGE)
+    store.client.delete_experiment(store.experiment_id)
+    first, second = _told(store)
+    assert first == f"the MLflow store {store.uri}: experiment eqreg-denoise is in the bin"
+    command = second.removeprefix("restore it: ")
+    assert command.startswith(f"MLFLOW_TRACKING_URI='{store.uri}' mlflow experiments restore ")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, capture_output=True, env=os.environ | {"PATH": path})
+    assert Store("denoise", store.uri).parent_run(LINEAGE) == run_id
+
+
+def test_a_database_that_another_process_holds_is_told_so(store: Store) -> None:
+    file = store.uri.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        first, second = _told(store)
+    assert first.endswith("does not answer as it should: (sqlite3.OperationalError) database is locked")
+    assert second == f"another process writes to it: wait for that to end ('fuser {file}' names it)"
+
+
+def _sql(*commands: str) -> Callable[[Path], object]:
+    def change(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as connection:
+            for command in commands:
+                connection.execute(command)
+            connection.commit()
+
+    return change
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "of another version": (
+        _sql("UPDATE alembic_version SET version_num = 'f5a4f2784254'"),
+        "out-of-date database schema",
+        "another version of MLflow made its tables: if none is just changing them, copy the database, then run "
+        "'mlflow db upgrade sqlite:///{file}', or install that version",
+    ),
+    "half made": (
+        _sql("DELETE FROM alembic_version", "DROP TABLE webhook_events"),
+        "duplicate column name: step",
+        "its tables are incomplete: if no other process is just making them, move {file} away",
+    ),
+    "no database": (
+        lambda file: file.write_bytes(b"something else" * 100),
+        "file is not a database",
+        "{file} is damaged, or no SQLite database: move it away",
+    ),
+    "a folder": (
+        lambda file: (file.unlink(), file.mkdir()),
+        "unable to open database file",
+        "{file} is not there and cannot be made, or is not yours to read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_database_that_cannot_be_used_is_told_with_what_to_do(store: Store, project: Project, case: str) -> None:
+    change, reason, remedy = BROKEN[case]
+    change(project.folder / "mlflow.db")
+    first, second = _told(store)
+    assert reason in first
+    assert "SQL:" not in first
+    assert second == remedy.format(file=project.folder / "mlflow.db")
+
+
+def test_a_file_that_cannot_be_kept_is_named_and_not_the_address(store: Store, project: Project) -> None:
+    Path("mlartifacts").write_text("a file where a folder belongs")
+    run_id = store.parent_run(LINEAGE)
+    with pytest.raises(UserError) as caught:
+        store.log_params(run_id, VALUES, "seed: 0\n")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{project.folder}/mlartifacts")
+    assert second == f"it belongs to what the MLflow store {store.uri} keeps"
+
+
+ANSWERS = [
+    (401, "text/html", "it does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"),
+    (403, "application/json", "it does not let you in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or"),
+    (404, "text/html", "what answers there is no MLflow server: check MLFLOW_TRACKING_URI"),
+    (200, "text/html", "what answers there is no MLflow server: check MLFLOW_TRACKING_URI"),
+    (503, "text/html", "the server itself fails, and its log says why: mend that or wait"),
+]
+
+
+@pytest.mark.parametrize(("status", "kind", "remedy"), ANSWERS)
+def test_a_server_that_refuses_is_told_apart_from_one_that_is_none_or_fails(
+    project: Project, status: int, kind: str, remedy: str
+) -> None:
+    body = b'{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}' if "json" in kind else b"<html>"
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - named by http.server
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing is printed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _, second = _told(Store("denoise", f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+    assert second.startswith(remedy)
+
+
+@pytest.mark.parametrize("address", ["nonsense://somewhere/x", "postgres:/nothing"])
+def test_what_is_no_address_of_a_store_is_told_so(project: Project, address: str) -> None:
+    assert "check MLFLOW_TRACKING_URI" in _told(Store("denoise", address))[1]
+
+
+def test_a_postgres_that_nobody_runs_is_told_at_once(project: Project, closed_port: int) -> None:
+    start = time.monotonic()
+    _, second = _told(Store("denoise", f"postgresql://me:s3cret@127.0.0.1:{closed_port}/mlflow"))
+    assert second == "nobody answers there: check the address"
+    assert time.monotonic() - start < 20
+
+
+FIRST = """
+import sys, time
+from pathlib import Path
+from pipeline.tracking import store
+store.quiet_mlflow()
+import mlflow
+Path(sys.argv[2]).touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+print(store.Store("denoise", sys.argv[1]).parent_run({"eqreg.lineage": sys.argv[2]}))
+"""
+
+
+def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of processes that use a store at the same moment."""
+    names = [f"p{place}" for place in range(number)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST, uri, name],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    while not all((folder / name).exists() for name in names) and all(each.poll() is None for each in started):
+        time.sleep(0.01)
+    (folder / "go").touch()
+    outputs = [each.communicate(timeout=120) for each in started]
+    return [(each.returncode, *output) for each, output in zip(started, outputs, strict=True)]
+
+
+def test_processes_that_meet_a_fresh_database_make_it_once_and_all_use_it(project: Project) -> None:
+    uri = f"sqlite:///{project.folder}/new/mlflow.db"
+    ended = _meet(project.folder, uri)
+    assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 2
+    store = Store("denoise", uri)
+    assert {run.info.run_id for run in store.client.search_runs([store.experiment_id])} == {
+        output.strip() for _, output, _ in ended
+    }
+    assert sorted(file.name for file in (project.folder / "new").iterdir()) == ["mlflow.db", "mlflow.db.tables.lock"]
+
+
+def test_what_a_process_left_that_was_killed_while_it_made_the_tables_does_not_hinder(project: Project) -> None:
+    Path(".mlflow.db.new").write_bytes(b"half")
+    store = Store("denoise", f"sqlite:///{project.folder}/mlflow.db")
+    assert store.parent_run(LINEAGE)
+    assert not Path(".mlflow.db.new").exists()

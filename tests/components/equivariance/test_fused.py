@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +203,48 @@ def test_without_a_working_compiler_torch_does_it(
     assert ("disk full" in caplog.text) is (compiler is not None and "disk full" in compiler)
 
 
+def _counted(folder: Path, seconds: int = 0) -> tuple[Path, Path]:
+    """A compiler that takes its time, and the file to which it adds a line each time it is called."""
+    compiler, calls = folder / "cc", folder / "calls"
+    real = shutil.which("cc") or shutil.which("gcc")
+    compiler.write_text(f'#!/bin/sh\necho >> {calls}\nsleep {seconds}\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    return compiler, calls
+
+
+@needs_compiler
+def test_of_processes_that_need_it_at_once_one_compiles_and_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, calls = _counted(tmp_path, seconds=1)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        for ready in [processes.submit(time.sleep, 1) for _ in range(2)]:
+            ready.result()
+        found = [processes.submit(fused.is_available) for _ in range(2)]
+        assert [each.result() for each in found] == [True, True]
+    assert len(calls.read_text().splitlines()) == 2  # compile, link
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_found_anew")
+def test_a_user_without_a_home_compiles_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as of a container's user
+    monkeypatch.chdir(tmp_path)
+    assert fused.is_available()
+    assert list(tmp_path.iterdir()) == []
+
+
 @needs_compiler
 @pytest.mark.usefixtures("_found_anew")
 @pytest.mark.parametrize("change", ["none", "damaged", "of others", "cut", "unwritable"])
 def test_it_is_compiled_once_and_what_is_kept_is_checked(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler, calls = tmp_path / "cc", tmp_path / "calls"
-    compiler.write_text(f'#!/bin/sh\necho >> {calls}\nexec {shutil.which("cc") or shutil.which("gcc")} "$@"\n')
-    compiler.chmod(0o755)
+    compiler, calls = _counted(tmp_path)
     cache = tmp_path / "cache"
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
@@ -217,7 +253,8 @@ def test_it_is_compiled_once_and_what_is_kept_is_checked(
     assert fused.is_available()
     assert len(calls.read_text().splitlines()) == 2  # compile, link
     if change != "unwritable":
-        (kept,) = (cache / "eqreg").iterdir()
+        (kept,) = (cache / "eqreg").glob("*.so")
+        assert {file.name for file in (cache / "eqreg").iterdir()} == {kept.name, "fused.lock"}
         data = bytearray(kept.read_bytes())
         if change == "damaged":
             data[len(data) // 2] ^= 1

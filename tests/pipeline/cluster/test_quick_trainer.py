@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import ast
+import pickle
+import queue
+import resource
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.train import RunConfig, ScalingConfig
+from ray.exceptions import OutOfDiskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.util import construct_user_exception_with_traceback
 
-from pipeline.cluster.controller import FixedHere, NoDatasets
+from pipeline.cluster.controller import FixedHere, LossPolicy, LossWatcher, NoDatasets
 from pipeline.cluster.quick_trainer import QuickTrainer
+from pipeline.errors import FullDiskError
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.places import open_place
 
 pytestmark = pytest.mark.unit
 
@@ -45,6 +55,63 @@ def test_an_elastic_run_still_asks_for_nodes(num_workers: int | tuple[int, int])
         run_config=RunConfig(name="test", storage_path="/nowhere"),
     )
     assert trainer._is_local is (num_workers == 2)
+
+
+def _failed(*errors: Exception) -> WorkerGroupError:
+    """What Ray's controller is handed when workers raise these: they come to it pickled."""
+    wrapped = {}
+    for rank, error in enumerate(errors):
+        try:
+            raise error
+        except Exception as raised:
+            wrapped[rank] = construct_user_exception_with_traceback(raised)
+    failed: WorkerGroupError = pickle.loads(pickle.dumps(WorkerGroupError("failed", wrapped)))
+    return failed
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> FullDiskError:
+    """What a worker raises whose place of checkpoints is full: the limit stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(FullDiskError) as caught:
+            Checkpoints(open_place(str(tmp_path)), "run", 1).save(5, bytes(1 << 20), None)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return caught.value
+
+
+def test_a_full_disk_is_not_tried_again_and_a_loss_is(full_disk: FullDiskError) -> None:
+    policy = LossPolicy(FailureConfig(max_failures=2))
+    lost = _failed(RuntimeError("gloo: connection closed"), RuntimeError("killed"))
+    assert policy.make_decision(lost) is FailureDecision.RETRY
+    for error in (full_disk, OSError(28, "No space left on device"), OutOfDiskError("full")):
+        assert policy.make_decision(_failed(RuntimeError("gloo"), error)) is FailureDecision.RAISE
+    assert policy.make_decision(lost) is FailureDecision.RETRY
+    assert policy.make_decision(lost) is FailureDecision.RAISE
+
+
+def test_a_full_disk_is_no_lost_worker(full_disk: FullDiskError) -> None:
+    mailbox: queue.Queue[tuple[str, str]] = queue.Queue()
+    watcher = LossWatcher(mailbox)  # type: ignore[arg-type]
+    watcher.after_exception(None, _failed(full_disk).worker_failures)
+    assert mailbox.empty()
+    watcher.after_exception(None, _failed(RuntimeError("killed")).worker_failures)
+    assert mailbox.get() == ("lost", "worker 0: RuntimeError: killed")
+
+
+def test_the_controller_gets_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda trainer, **parts: given.update(parts))
+    for is_local in (False, True):
+        run = RunConfig(name="test", storage_path="/nowhere", failure_config=FailureConfig(max_failures=7))
+        QuickTrainer(print, is_local=is_local, run_config=run)._initialize_and_run_controller(failure_policy=None)
+        policy = given.pop("failure_policy")
+        assert isinstance(policy, LossPolicy)
+        assert policy.failure_config.max_failures == 7
 
 
 @pytest.mark.parametrize("is_trial", [False, True])

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -467,3 +467,25 @@ def test_a_server_that_does_not_answer_is_told_in_two_lines(monkeypatch: pytest.
         StudyStorage("postgresql://test@127.0.0.1:1/nothing")
     assert len(str(error.value).splitlines()) == 2
     assert "not-to-be-told" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (
+            lambda file: file.write_bytes(b"something else" * 100),
+            "{file} is damaged, or no SQLite database: move it away",
+        ),
+        (Path.mkdir, "{file} is not there and cannot be made, or is not yours to read"),
+    ],
+)
+def test_a_file_that_is_no_database_is_told_and_no_password_is_asked_for(
+    tmp_path: Path, make: Callable[[Path], object], told: str
+) -> None:
+    file = tmp_path / "study.db"
+    make(file)
+    with pytest.raises(UserError) as caught:
+        StudyStorage(f"sqlite:///{file}")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"tune.study_storage: sqlite:///{file}: the database does not answer as it should (")
+    assert second == f"{told.format(file=file)}; the sweep goes on when it is run again"

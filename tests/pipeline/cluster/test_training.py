@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.queue import Empty
 
 from pipeline.cluster.room import WorkerResources
 from pipeline.cluster.training import TrainingRun, _Listener
-from pipeline.errors import NoRoomError
+from pipeline.errors import FullDiskError, NoRoomError, UserError
 from pipeline.params import load_params
 from pipeline.storage.delivery import Delivery
 from pipeline.storage.places import open_place
@@ -25,16 +27,18 @@ ARRIVE: list[tuple[str, Any]] = [("starting", None), ("arrived", None), ("starte
 
 
 class Training:
-    """Stands for Ray Train, which takes its time."""
+    """Stands for Ray Train, which takes its time, and may fail."""
 
-    def __init__(self) -> None:
-        self.end = threading.Event()
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.end, self.failure = threading.Event(), failure
 
     def fit(self) -> None:
         self.end.wait(30)
+        if self.failure:
+            raise self.failure
 
 
-def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float) -> list[int]:
+def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float, failure: Exception | None = None) -> list[int]:
     """The steps that a driver with so much patience (1 s) has heard of when training ends after ``seconds``."""
     cluster = load_params(ROOT / "params.yaml").cluster.model_copy(update={"wait_s": 1})
     place = open_place(str(tmp_path))
@@ -43,7 +47,7 @@ def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float) -> list[
     mailbox: queue.Queue[tuple[str, Any]] = queue.Queue()
     for each in told:
         mailbox.put(each)
-    training, steps = Training(), list[int]()
+    training, steps = Training(failure), list[int]()
     timer = threading.Timer(seconds, training.end.set)
     timer.start()
     try:
@@ -77,3 +81,18 @@ def test_workers_that_have_come_may_take_their_time(tmp_path: Path, told: list[t
 
 def test_an_empty_mailbox_of_rays_is_one_of_pythons() -> None:
     assert issubclass(Empty, queue.Empty)
+
+
+def test_a_full_disk_is_told_in_its_own_words_and_not_as_tries(tmp_path: Path) -> None:
+    full = FullDiskError("cluster.storage: /here: 5: cannot be written on node (No space left on device); make room")
+    wrapped = UserExceptionWithTraceback(full, "Traceback ...\npipeline.errors.FullDiskError: ...")
+    with pytest.raises(FullDiskError) as caught:
+        follow(tmp_path, ARRIVE, 0.1, WorkerGroupError("failed", {1: wrapped}))
+    assert str(caught.value) == f"{full}\nrun the stage again to go on from the last checkpoint"
+    with pytest.raises(UserError, match=r"^training failed and was tried again 1 times: ValueError: wrong\nrun the"):
+        follow(
+            tmp_path,
+            [*ARRIVE, *ARRIVE],
+            0.1,
+            WorkerGroupError("failed", {0: UserExceptionWithTraceback(ValueError("wrong"), "x\nValueError: wrong")}),
+        )
