@@ -3,8 +3,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# dvc.yaml names the stages' commands without their folder.
-IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# The stages of dvc.yaml run with the first Python of the PATH that eqreg is installed in.
+IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 export DVC_NO_ANALYTICS := 1
 
 .NOTPARALLEL:
@@ -16,6 +16,7 @@ help: ## this list
 run: $(VENV)/.installed ## the environment, then the six stages, then what came out; what is up to date is not run again
 	$(IN_VENV) dvc repro
 	@$(IN_VENV) eqreg summary
+	@echo 'go on      . $(BIN)/activate, then dvc and eqreg are commands: dvc exp run -S train.steps=500, eqreg --help'
 
 test: $(VENV)/.installed-test ## all tests but the slow ones; PYTEST_ARGS='-k NAME' picks some
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(PYTEST_ARGS)

@@ -82,6 +82,9 @@ why_anew() {
 
 is_current() { [ "$(cat "$1" 2> /dev/null)" = "$checksum" ]; }
 
+case $PWD in *%*)
+  stop "The path of this folder has a '%', below which MLflow cannot make its database: rename the folder, or move it." ;;
+esac
 case $1 in
   run) stamp=.venv/.installed extra= ;;
   test) stamp=.venv/.installed-test extra='[test]' ;;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -25,6 +26,31 @@ app = typer.Typer(
 
 cluster = typer.Typer(help="The Ray cluster of cluster.address.", no_args_is_help=True)
 app.add_typer(cluster, name="cluster")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            installed = version("eqreg")
+        except PackageNotFoundError:
+            installed = "(not installed)"
+        python = f"Python {sys.version.split()[0]} in {sys.prefix}"
+        typer.echo(f"eqreg {installed}, {python}, code in {Path(__file__).resolve().parents[1]}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="say which version, Python and code this is"
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 @app.command()
@@ -221,6 +247,9 @@ def summary() -> None:
 def main() -> None:
     """Runs a command. A user's error is one or two lines and exit code 2; a traceback is a bug."""
     signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot encode is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError) as error:

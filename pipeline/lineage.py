@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.params import Params
-from pipeline.paths import PACKED
+from pipeline.paths import PACKED, copied_from
 
 # "Dirty" means that one of these differs from the commit.
 CODE = (
@@ -151,15 +151,8 @@ def committed_text(path: Path) -> str | None:
 
 
 def main_checkout(folder: Path) -> Path:
-    """The checkout that a folder belongs to, seen from a git worktree or from a copy that DVC makes for experiments.
-
-    DVC runs queued and ``--temp`` experiments in ``MAIN/.dvc/tmp/exps/NAME``.
-    """
-    folder = folder.resolve()
-    for parent in folder.parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            folder = parent.parents[2]  # which may be a worktree itself
-            break
+    """The checkout that a folder belongs to, seen from a git worktree or from a copy that DVC makes for experiments."""
+    folder = copied_from(folder) or folder.resolve()  # DVC may have copied a worktree
     try:
         common = _git("-C", str(folder), "rev-parse", "--path-format=absolute", "--git-common-dir").decode().strip()
         # A checkout that is a subfolder of a larger repository keeps its own place.

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pipeline.refusal import nearest
+from pipeline.refusal import LeftOverError, nearest
 
 
 class Section(BaseModel):
@@ -46,7 +46,9 @@ def _check_layer_weights(weights: dict[str, Any]) -> dict[str, Any]:
     if profile not in keys:
         raise ValueError(f"profile: {profile!r}: use uniform or geometric")
     if unknown := [key for key in weights if key not in keys[profile]]:
-        raise ValueError(f"{unknown[0]}: unknown with profile {profile}{nearest(unknown[0], keys[profile])}")
+        hint = nearest(unknown[0], keys[profile])
+        kind = ValueError if "did you mean" in hint else LeftOverError
+        raise kind(f"{unknown[0]}: unknown with profile {profile}{hint}")
     if profile == "geometric" and not (is_number(weights.get("decay")) and 0 < weights["decay"] <= 1):
         raise ValueError(f"decay: {weights.get('decay')!r}: use a number above 0 and of at most 1")
     return weights

@@ -89,6 +89,28 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def copied_from(folder: Path) -> Path | None:
+    """The checkout that DVC copied ``folder``, or a folder above it, from for an experiment; None if it is no copy.
+
+    DVC runs queued and ``--temp`` experiments in ``CHECKOUT/.dvc/tmp/exps/NAME``.
+    """
+    for parent in folder.resolve().parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            return parent.parents[2]
+    return None
+
+
+def find_input(path: str) -> str:
+    """A path of params.yaml as it is; in DVC's copy for an experiment the checkout's, where the copy has no such file.
+
+    The copy holds what git tracks, and the user's data are seldom among it.
+    """
+    checkout = copied_from(Path.cwd())
+    if checkout is None or Path(path).exists() or not (checkout / path).exists():
+        return path
+    return str(checkout / path)
+
+
 def existing(path: Path, stage: str) -> Path:
     """``path``, if it is there.
 

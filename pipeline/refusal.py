@@ -21,9 +21,14 @@ _TYPES = {
 }
 
 
+class LeftOverError(ValueError):
+    """A mapping has a key that was right with the mapping's other kind: DVC's ``-S`` merges mappings."""
+
+
 def refusals(model: Any, values: Mapping[str, Any], error: ValidationError) -> list[str]:
     """One line for each key of ``values`` that ``model`` refused: the key, the value and what would be right."""
     lines: dict[str, str] = {}
+    of_another_kind: dict[str, list[str]] = {}
     missing, suggested = [], set()
     for item in error.errors():
         # Members of unions add parts to the location that are no keys.
@@ -35,6 +40,9 @@ def refusals(model: Any, values: Mapping[str, Any], error: ValidationError) -> l
         elif item["type"] in ("extra_forbidden", "invalid_key"):
             *section, last = path if item["type"] == "extra_forbidden" else [*path, str(item["loc"][-1])]
             known, key = _keys(_walk(model, section, values)[0]), ".".join([*section, last])
+            if last in known:  # the section is of one kind, the key of another
+                of_another_kind.setdefault(".".join(section), []).append(last)
+                continue
             lines[key] = f"{key}: unknown{nearest(last, known)}"
             suggested |= {".".join([*section, match]) for match in _matches(last, known)}
         elif item["type"] == "missing":
@@ -47,14 +55,23 @@ def refusals(model: Any, values: Mapping[str, Any], error: ValidationError) -> l
             else:
                 lines[key] = f"{key}: '{context['tag']}': use one of {context['expected_tags']}"
         elif item["type"] == "value_error":
-            lines[key] = f"{key}: {item['ctx']['error']}"
+            left_over = isinstance(item["ctx"]["error"], LeftOverError)
+            lines[key] = f"{key}: {item['ctx']['error']}{_replacing(key) if left_over else ''}"
         else:
             choices = [str(choice) for choice in _choices(node)]
             hint = nearest(value, choices) if isinstance(value, str) and _matches(value, choices) else ""
             lines.setdefault(key, f"{key}: {value!r}: use {expected(node)}{hint}")
+    for key, names in of_another_kind.items():
+        kept = [name for name in _walk(model, key.split("."), values)[2] if name not in names]
+        lines[key] = f"{key}: {', '.join(names)}: unknown beside {', '.join(kept)}{_replacing(key)}"
     lines |= {key: f"{key}: missing; add it" for key in missing if key not in suggested}
     # A refused part of a value says more than that the whole fits no other member of a union.
     return [line for key, line in lines.items() if not any(other.startswith(f"{key}.") for other in lines)]
+
+
+def _replacing(key: str) -> str:
+    """How to be rid of keys that were there before."""
+    return f"; dvc exp run -S adds to a mapping, -S '~{key}' -S '+{key}={{...}}' replaces it"
 
 
 def expected(node: Any) -> str:

@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[1]
-TOOLS = ("make", "awk", "cat", "chmod", "cksum", "cp", "dirname", "find", "grep", "ls", "mkdir", "rm", "sed")
+TOOLS = ("make", "awk", "cat", "chmod", "cksum", "cp", "dirname", "echo", "find", "grep", "ls", "mkdir", "rm", "sed")
 
 PYTHON = """\
 #!/bin/sh
@@ -118,6 +118,32 @@ def test_make_alone_lists_the_targets_and_installs_nothing(checkout: Checkout) -
     ]
     assert "make run" in listed
     assert checkout.calls() == []
+
+
+def test_run_ends_with_how_to_go_on_and_its_commands_find_the_python_of_the_venv(installed: Checkout) -> None:
+    for program in ("dvc", "eqreg"):
+        path = installed.folder / ".venv/bin" / program
+        path.write_text(f'#!/bin/sh\ncommand -v python >> "{installed.log}"\n')
+    result = installed.make("run")
+    assert installed.calls() == [f"{installed.folder}/.venv/bin/python"] * 2
+    assert result.stdout.splitlines()[-1].startswith("go on      . .venv/bin/activate, then dvc and eqreg are commands")
+
+
+@pytest.mark.parametrize("name", ["Größe 形", "a'b", "a#b", "a?b", "a&b;c", "$HOME", "a\\b"])
+def test_a_checkout_may_have_any_letters_in_its_path(checkout: Checkout, name: str) -> None:
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name(name))
+    checkout.add_python("python3", "3.12.4")
+    for _ in range(2):
+        assert checkout.make("run").returncode == 0
+    assert checkout.calls()[2:] == ["dvc repro", "eqreg summary"] * 2
+
+
+def test_a_percent_sign_in_the_path_is_refused_before_anything_is_installed(checkout: Checkout) -> None:
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("50%"))
+    checkout.add_python("python3", "3.12.4")
+    result = checkout.make("run")
+    assert (result.returncode, checkout.calls()) == (2, [])
+    assert result.stderr.startswith("The path of this folder has a '%', below which MLflow cannot make its database:")
 
 
 def test_run_installs_then_runs_the_stages_then_the_summary(checkout: Checkout) -> None:

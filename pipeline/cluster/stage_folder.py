@@ -112,6 +112,7 @@ def main() -> None:
     os.set_inheritable(lock, True)  # held until the stage ends
     os.chdir(folder)
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    os.environ["EQREG_PYTHON"] = sys.executable  # pipeline/eqreg.sh asks for it
     os.environ["DVC_NO_ANALYTICS"] = "1"
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # the stage hands on variables that the job has, too
     if (source / COMMITTED).is_dir():

@@ -31,6 +31,7 @@ from pipeline.errors import UserError
 from pipeline.params import check_params
 from pipeline.paths import SCRATCH
 from pipeline.spaces import Space
+from pipeline.sqlite import sqlite_address
 from pipeline.storage.delivery import Delivery
 from pipeline.storage.places import open_place
 
@@ -83,7 +84,7 @@ def open_study(values: dict[str, Any], data: str, space: Space, settings: SweepS
     told = {**rules.__dict__, "num_workers": settings.num_workers}
     identity = study_identity(values, data, space, told, settings.measures)
     name = auto_name(values["task"], identity) if settings.study == "auto" else settings.study
-    address = settings.study_storage or f"sqlite:///{(SCRATCH / 'tune' / 'studies.db').resolve()}"
+    address = settings.study_storage or sqlite_address((SCRATCH / "tune" / "studies.db").resolve())
     return Study(StudyStorage(address), name, identity, space, rules)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import UserError
+from pipeline.paths import find_input
 from pipeline.storage.objects import Source
 
 _SECRET = re.compile(r"sig(nature)?$|token|secret|passw|credential|api_?key|access_?key|^auth", re.IGNORECASE)
@@ -50,7 +51,7 @@ def open_source(address: str, key: str = "fetch.source") -> Source:
         )
     from pipeline.storage.folder import Folder
 
-    return Folder(Path(address).expanduser(), key)
+    return Folder(Path(find_input(address)).expanduser(), key)
 
 
 def _refuse_secrets(address: str, key: str) -> None:

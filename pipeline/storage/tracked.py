@@ -12,6 +12,7 @@ from collections.abc import Generator
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.paths import find_input
 from pipeline.storage.names import HEAD, check_names, choose, is_scan
 from pipeline.storage.objects import CHUNK, InterruptedTransferError, Listing, RemoteObject, Reply
 
@@ -29,7 +30,7 @@ class Tracked:
         self.path = posixpath.normpath(path.strip("/") or ".")
         if not path or self.path.startswith("..") or (hash_mark and not repository):
             raise UserError(f"{self.where}: use dvc:PATH, dvc:REPOSITORY#PATH or dvc:REPOSITORY#PATH@REVISION")
-        self.files = self._open(repository or None, revision or None)
+        self.files = self._open(find_input(repository) if repository else None, revision or None)
 
     def listing(self) -> Listing:
         found = self._find()

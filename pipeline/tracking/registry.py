@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import FULL, UserError, described
+from pipeline.sqlite import sqlite_file
 from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
     from pipeline.tracking.store import quiet_mlflow
 
     shown = without_password(store_uri)
-    if store_uri.startswith("sqlite:///") and not Path(store_uri.removeprefix("sqlite:///")).exists():
+    if (file := sqlite_file(store_uri)) and not file.exists():
         # MLflow would make one.
         raise UserError(f"--model {uri}: there is no {shown}; run 'eqreg register' or set MLFLOW_TRACKING_URI")
     quiet_mlflow()

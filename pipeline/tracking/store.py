@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, described
 from pipeline.lineage import main_checkout
+from pipeline.sqlite import sqlite_address, sqlite_file
 from pipeline.tracking.failures import remedy, restore_command
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _MOST_TRAININGS = 1000  # of one lineage that are looked at
 def tracking_uri(root: Path | None = None) -> str:
     """``MLFLOW_TRACKING_URI``, or ``mlflow.db`` (SQLite) at the root of the main checkout, as an absolute path."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{main_checkout(root or Path.cwd()) / 'mlflow.db'}"
+    return chosen or sqlite_address(main_checkout(root or Path.cwd()) / "mlflow.db")
 
 
 def quiet_mlflow() -> None:
@@ -90,8 +91,8 @@ class Store:
             if experiment:
                 return str(experiment.experiment_id)
             location = None
-            if self.uri.startswith("sqlite:///"):
-                location = (Path(self.uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+            if file := sqlite_file(self.uri):
+                location = (file.resolve().parent / "mlartifacts").as_uri()
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:

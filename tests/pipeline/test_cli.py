@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,36 @@ EQREG = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 
 
-def _run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, code: str | None = None, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
     """A command in the working directory, with this checkout's code."""
     environment = {name: value for name, value in os.environ.items() if name != "EQREG_DEBUG"}
     command = [sys.executable, "-c", code] if code else EQREG
-    return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)}
-    )
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    return subprocess.run([*command, *arguments], capture_output=True, encoding=encoding, env=environment)
+
+
+def test_the_version_comes_with_the_python_and_the_code_that_run(project: Project) -> None:
+    finished = _run("--version")
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    python = f"Python {sys.version.split()[0]} in {sys.prefix}"
+    assert finished.stdout == f"eqreg {installed}, {python}, code in {ROOT}\n"
+    assert finished.returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_output_cannot_encode_is_escaped_and_the_work_counts(project: Project, encoding: str) -> None:
+    Path("Größe 形").mkdir()
+    for name in ("ä", "形", "c"):
+        Path(f"Größe 形/{name}.png").write_text("image")
+    project.set({"fetch.source": "Größe 形"})
+    finished = _run("fetch", encoding=encoding)
+    name = "Größe 形".encode(encoding, "backslashreplace").decode(encoding)
+    assert f"of '{name}' in data/raw/images\n" in finished.stdout
+    assert (finished.returncode, finished.stderr) == (0, "")
+    project.set({"fetch.source": "Größe 形/形"})
+    finished = _run("fetch", encoding=encoding)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"error: fetch.source: {name}/")
 
 
 def test_help_names_every_stage_within_a_second_or_so(project: Project) -> None:

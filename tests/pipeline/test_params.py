@@ -165,6 +165,18 @@ def test_names_that_would_leave_the_pack_folder_are_refused(name: object) -> Non
     assert message.startswith(f"tasks.denoise.out_of_distribution: name {name!r}: use a name of letters")
 
 
+def test_keys_of_another_kind_come_with_how_to_replace_the_mapping() -> None:
+    """DVC's ``-S`` merges a mapping into the one that is there."""
+    values = read_values(ROOT / "params.yaml")
+    values["tasks"]["derain"]["degradation"]["streaks"] = "auxiliary"
+    with pytest.raises(UserError) as caught:
+        check_params(values, "params.yaml")
+    assert str(caught.value) == (
+        "params.yaml: tasks.derain.degradation: angle, length, width, density, brightness: unknown beside streaks; dvc "
+        "exp run -S adds to a mapping, -S '~tasks.derain.degradation' -S '+tasks.derain.degradation={...}' replaces it"
+    )
+
+
 @pytest.mark.parametrize(
     ("weights", "reason"),
     [
@@ -172,7 +184,11 @@ def test_names_that_would_leave_the_pack_folder_are_refused(name: object) -> Non
         ({"profile": "geometric", "decy": 0.9}, "decy: unknown with profile geometric; did you mean decay?"),
         ({"profile": "geometric"}, "decay: None: use a number above 0 and of at most 1"),
         ({"profile": "geometric", "decay": 1.5}, "decay: 1.5: use a number above 0 and of at most 1"),
-        ({"profile": "uniform", "decay": 0.5}, "decay: unknown with profile uniform; known here: profile"),
+        (
+            {"profile": "uniform", "decay": 0.5},
+            "decay: unknown with profile uniform; known here: profile; dvc exp run -S adds to a mapping, "
+            "-S '~equivariance.layer_weights' -S '+equivariance.layer_weights={...}' replaces it",
+        ),
         ({"down.*": -1}, "down.*: -1: give a profile, or name patterns with a weight of at least 0 each"),
         ({"down.*": "much"}, "down.*: 'much': give a profile, or name patterns with a weight of at least 0 each"),
         ({}, "nothing: give a profile, or name patterns with a weight of at least 0 each"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError, described
-from pipeline.paths import existing, replaced_folder
+from pipeline.paths import copied_from, existing, find_input, replaced_folder
 
 pytestmark = pytest.mark.unit
 
@@ -162,3 +162,45 @@ def test_what_is_not_there_yet_says_which_stage_makes_it(tmp_path: Path) -> None
     assert existing(tmp_path, "train") == tmp_path
     with pytest.raises(UserError, match=r"model: not there yet; run 'eqreg train' or 'dvc repro' first"):
         existing(tmp_path / "model", "train")
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a copy that DVC made of ``tmp_path / "checkout"``, with tracked.png in both."""
+    folder = tmp_path / "checkout/.dvc/tmp/exps/standalone/tmpx1y2"
+    folder.mkdir(parents=True)
+    for name in ("checkout/photos/a.png", "checkout/tracked.png", "beside/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (folder / "tracked.png").touch()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_copy_that_dvc_makes_knows_its_checkout(copy: Path, tmp_path: Path) -> None:
+    assert copied_from(copy) == copied_from(copy / "components") == tmp_path / "checkout"
+    assert copied_from(tmp_path / "checkout") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("photos", "{checkout}/photos"),
+        ("../beside", "{checkout}/../beside"),
+        ("tracked.png", "tracked.png"),
+        ("{checkout}/photos", "{checkout}/photos"),
+        ("nowhere", "nowhere"),
+        ("https://host//a.zip", "https://host//a.zip"),
+        ("builtin", "builtin"),
+    ],
+)
+def test_a_relative_path_that_a_copy_lacks_is_that_of_its_checkout(
+    copy: Path, tmp_path: Path, path: str, found: str
+) -> None:
+    checkout = tmp_path / "checkout"
+    assert find_input(path.format(checkout=checkout)) == found.format(checkout=checkout)
+
+
+def test_a_relative_path_in_a_checkout_is_as_it_is(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path / "checkout")
+    assert (find_input("photos"), find_input("nowhere")) == ("photos", "nowhere")

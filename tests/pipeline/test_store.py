@@ -118,6 +118,22 @@ def test_a_relative_address_of_a_database_gets_an_absolute_place_for_artifacts(
     assert location == (project.folder / "mlartifacts").as_uri()
 
 
+def test_a_checkout_whose_path_would_be_read_otherwise_in_an_address_has_its_store_in_it(
+    project: Project, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = project.folder / "is it? 50%41 'é#b"
+    (checkout / "pictures").mkdir(parents=True)
+    shutil.copyfile(empty_database, checkout / "mlflow.db")
+    monkeypatch.chdir(checkout)
+    Path("pictures/strip.png").write_bytes(b"png")
+    run_id = Store("denoise").begin("run", {"a": "1"}, {})
+    store = Store("denoise", tracking_uri())
+    store.log_files(run_id, Path("pictures"), "evaluate")
+    assert store.tag(run_id, "a") == "1"
+    assert [path.name for path in Path("mlartifacts").rglob("*.png")] == ["strip.png"]
+    assert [path.name for path in project.folder.iterdir() if path.is_dir()] == ["tune_spaces", checkout.name]
+
+
 def test_tags_and_the_end_of_a_run_are_kept(store: Store) -> None:
     run_id = store.begin("run", {"a": "1"}, {})
     assert (store.tag(run_id, "a"), store.tag(run_id, "b")) == ("1", None)

@@ -23,6 +23,7 @@ from pipeline.cluster.study_storage import StudyStorage
 from pipeline.errors import UserError
 from pipeline.params import read_values
 from pipeline.spaces import WEIGHT, Space, build_space
+from pipeline.sqlite import sqlite_address
 
 pytestmark = pytest.mark.process
 
@@ -333,6 +334,15 @@ def test_a_trial_that_breaks_off_after_a_rung_that_stops_it_was_stopped_whicheve
             found.append(study.trial(second))
     assert found[0] == found[1]
     assert (found[0].stopped_early, found[0].steps, found[0].failure) == (True, 10, None)
+
+
+def test_a_study_lies_in_a_folder_whose_name_would_be_read_otherwise_in_an_address(tmp_path: Path) -> None:
+    folder = tmp_path / "is it? 50%41 'é#b"
+    address = sqlite_address(folder / "studies.db")
+    run_trials(address, 0)
+    assert [trial.steps for trial in open_study(address).trials()] == [10]
+    assert {path.name for path in folder.iterdir()} == {"studies.db", "studies.db.lock"}
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_driver_that_dies_between_the_end_of_a_trial_and_its_judgement_holds_nobody_up(

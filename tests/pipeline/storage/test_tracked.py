@@ -73,6 +73,16 @@ def test_a_tracked_folder_of_another_repository_comes_from_its_remote(project: P
     assert not (repository / "photos").exists()
 
 
+def test_a_relative_repository_is_the_checkouts_also_in_a_copy_that_dvc_makes(
+    project: Project, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = project.folder / ".dvc/tmp/exps/standalone/tmpx1y2"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    fetch(settings(f"dvc:../{repository.name}#photos@v1"))
+    check_raw(CONTENTS)
+
+
 def test_a_revision_may_be_named(project: Project, repository: Path) -> None:
     fetch(settings(f"dvc:{repository}#photos@v1"))
     check_raw(CONTENTS)
