@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from components.data.images import IMAGE_SUFFIXES
+
 ALMOST_ALL = 0.9
 """Share of the names that a layout must account for to be chosen by itself."""
 
-_SUFFIX = r"\.(?:png|jpe?g|bmp|tiff?|webp)"
+_SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
 _ABOVE = r"(?P<above>(?:.*?/)?)"  # the folders above those that the layout speaks of; lazy, so they are few
 _SAMPLED = 300  # names, by which a layout is ruled out
 _NAMED = 3  # files that an error message lists
