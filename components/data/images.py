@@ -19,6 +19,7 @@ from components.data.damage import check_deflated, check_jpeg
 from components.data.placeholders import HEAD, placeholder
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"})
+LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 
 MAX_PIXELS = 2**26
 """8192 x 8192, checked before anything is decoded: a file of a few kB can claim to hold any number of pixels."""
