@@ -63,8 +63,12 @@ class PairPatterns(Section):
     clean: Pattern
 
 
+ALL_CLEAN = ("none", "clean")
+"""Values of ``preprocess.pairs`` by which every image is clean; none stops at names that look like pairs."""
+
+
 def _check_naming(name: str) -> str:
-    known = ["none", "auto", *NAMINGS]
+    known = [*ALL_CLEAN, "auto", *NAMINGS]
     if name not in known:
         raise ValueError(f"{name!r}: unknown{nearest(name, known)}; or give patterns: {{degraded: ..., clean: ...}}")
     return name
@@ -393,7 +397,7 @@ def _check_task(params: Params, origin: str) -> None:
     if (params.loss == "cross_entropy") != is_recognition:
         others = "cross_entropy" if is_recognition else "mse, l1"
         raise UserError(f"{origin}: train.loss: {params.loss} does not fit task {params.task}: use auto or {others}")
-    if params.preprocess.pairs != "none" and (task.reads != "images" or task.channels(3) != (3, 3)):
+    if params.preprocess.pairs not in ALL_CLEAN and (task.reads != "images" or task.channels(3) != (3, 3)):
         raise UserError(f"{origin}: preprocess.pairs: task {params.task} reads no pairs of image files: use none")
     if params.preprocess.colour == "grey" and is_recognition:
         raise UserError(f"{origin}: preprocess.colour: grey: task {params.task} takes colour images: use rgb")

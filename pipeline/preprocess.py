@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from components.data.images import is_image_name
 from components.data.items import Found, Item, Problem, find_items
 from components.data.packs import Shard, write_index
-from components.data.pair_names import Naming
+from components.data.pair_names import Naming, likely_pairs
 from pipeline.auxiliary import pack_auxiliary, place_of
 from pipeline.cluster.spread import spread
 from pipeline.console import console, progress
 from pipeline.errors import UserError
 from pipeline.packing import SPLITS, TEST_PACKS, Chunk, Packed, pack_chunk
-from pipeline.params import PairPatterns, Params, Preprocess
+from pipeline.params import ALL_CLEAN, PairPatterns, Params, Preprocess
 from pipeline.paths import MANIFEST, PACKED, RAW, SCRATCH, existing, replaced_folder
 
 OUT_OF_DISTRIBUTION = TEST_PACKS
@@ -122,7 +123,7 @@ def split_scenes(scenes: list[str], settings: Preprocess, parts: Sequence[str] =
 def _naming(settings: Preprocess) -> str | Naming | None:
     if isinstance(settings.pairs, PairPatterns):
         return Naming(settings.pairs.degraded, settings.pairs.clean)
-    return None if settings.pairs == "none" else settings.pairs
+    return None if settings.pairs in ALL_CLEAN else settings.pairs
 
 
 def _found(params: Params, names: Sequence[str]) -> Found:
@@ -130,12 +131,17 @@ def _found(params: Params, names: Sequence[str]) -> Found:
     reads = params.build_task().reads
     try:
         naming = _naming(params.preprocess)
+        if reads == "images" and params.preprocess.pairs == "none":
+            _check_all_clean(params, names)
         found = find_items(names, RAW / "images", reads, naming, params.preprocess.scene_pattern)
     except ValueError as error:
-        key = "preprocess.pairs" if params.preprocess.pairs != "none" else "fetch.source"
+        key = "preprocess.pairs" if params.preprocess.pairs not in ALL_CLEAN else "fetch.source"
         raise UserError(f"{key}: {error}") from error
     if found.naming:
         console.print(f"{len(found.items)} pairs, named as '{found.naming}'")
+    if found.left_out:
+        counted = ", ".join(f"{number} {kind}" for kind, number in found.left_out.most_common())
+        console.print(f"not used of {RAW / 'images'}: {counted}", markup=False)
     if not found.items:
         wanted = {"images": "images", "ct": "CT slices (npz, DICOM, h5)", "labelled": "labelled images"}[reads]
         raise UserError(
@@ -143,6 +149,20 @@ def _found(params: Params, names: Sequence[str]) -> Found:
             "set fetch.source to some"
         )
     return found
+
+
+def _check_all_clean(params: Params, names: Sequence[str]) -> None:
+    """Refuses names by which half of the images are likely the degraded ones of pairs."""
+    likely = likely_pairs(name for name in names if is_image_name(Path(name)))
+    if likely is None:
+        return
+    pair = likely.pairs[0]
+    takes_pairs = params.build_task().channels(3) == (3, 3)
+    remedy = f"set preprocess.pairs: {likely.naming} to use them" if takes_pairs else "take the degraded images away"
+    raise UserError(
+        f"preprocess.pairs: none, but the names are those of {len(likely.pairs)} pairs, as {pair.degraded} and "
+        f"{pair.clean}\n{remedy}, or preprocess.pairs: clean if all images are clean"
+    )
 
 
 def _chunks(

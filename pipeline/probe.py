@@ -16,6 +16,8 @@ from components.evaluation.symmetry import GROUPS, LEVEL, MIN_SCENES, SymmetryTe
 from pipeline.console import console, track
 from pipeline.errors import UserError
 from pipeline.storage.builtin import BuiltinPhotographs
+from pipeline.storage.names import is_hidden, skipped_text
+from pipeline.storage.tree import read_tree
 
 PATCH = 24  # side in pixels
 NUM_PATCHES = 4000  # of all scenes together
@@ -73,11 +75,12 @@ def _scenes(folder: Path, pattern: str) -> dict[str, list[Path]]:
     except re.error as error:
         raise UserError(f"--scene-pattern {pattern}: not a regular expression ({error})") from error
     scenes: dict[str, list[Path]] = {}
-    for file in sorted(file for file in folder.rglob("*") if is_image_name(file) and file.is_file()):
-        name = file.relative_to(folder)
-        if not any(part.startswith(".") for part in name.parts):
-            scene = scene_of(str(name.with_suffix("")).replace("/", "__"), pattern)
-            scenes.setdefault(scene, []).append(file)
+    tree = read_tree(folder)
+    for name in sorted(Path(file) for file in tree.files if is_image_name(Path(file)) and not is_hidden(file)):
+        scene = scene_of(str(name.with_suffix("")).replace("/", "__"), pattern)
+        scenes.setdefault(scene, []).append(folder / name)
+    if left_out := skipped_text(tree.left_out()):
+        console.print(f"{folder}: left out: {left_out}", markup=False)
     if not scenes:
         raise UserError(f"{folder}: no image in this folder (png, jpg, bmp, tif, webp)")
     return scenes

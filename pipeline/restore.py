@@ -13,6 +13,8 @@ from components.degradations.holes import with_holes
 from components.evaluation.restoration import restore as restore_image
 from pipeline.console import console, track
 from pipeline.errors import UserError
+from pipeline.storage.names import skipped_text
+from pipeline.storage.tree import read_tree
 
 
 def restore(
@@ -60,7 +62,10 @@ def _plan(source: Path, target: Path) -> dict[Path, Path]:
             raise UserError(f"{target}: is a file; for a folder of images name a folder")
         if target.resolve() == source.resolve():
             raise UserError(f"{target}: would overwrite the input; name another folder")
-        names = [file.relative_to(source) for file in source.rglob("*") if file.is_file() and is_image_name(file)]
+        tree = read_tree(source)
+        names = [Path(file) for file in tree.files if is_image_name(Path(file))]
+        if left_out := skipped_text(tree.left_out()):
+            console.print(f"{source}: left out: {left_out}", markup=False)
         # A target inside the source holds what an earlier run restored.
         is_inside = target.resolve().is_relative_to(source.resolve())
         plan = {

@@ -6,15 +6,20 @@ Legend: C channels (1 grey, 3 RGB), H rows, W columns, of the upright image.
 from __future__ import annotations
 
 import mmap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+from components.data.damage import check_deflated, check_jpeg
+from components.data.placeholders import HEAD, placeholder
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"})
+LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 
 MAX_PIXELS = 2**26
 """8192 x 8192, checked before anything is decoded: a file of a few kB can claim to hold any number of pixels."""
@@ -35,6 +40,9 @@ _LOW_BYTES = {
     "RGBA;16N": "RGBA;16B" if np.little_endian else "RGBA;16L",
 }
 _EXIF_ORIENTATION = 0x0112
+_DEFLATE = (8, 32946)  # TIFF's two numbers for it
+_SIGNED, _FLOAT = 2, 3  # TIFF's sample formats
+_BOXES = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"jxl ": "JPEG XL"}
 _LYING = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 
 
@@ -47,19 +55,23 @@ def read_image(path: Path, colour: Literal["rgb", "grey"] = "rgb") -> np.ndarray
     16 bits are read as they are from grey, RGB and RGBA files in PNG and TIFF.
 
     Raises:
-        ValueError: the file is missing, is no image, does not decode or has over ``MAX_PIXELS`` pixels; or it has
-            several frames or pages (which one is meant?), floating-point or signed pixels (what is white?), or 16 bits
-            in a layout that would lose some of them.
+        ValueError: the file is missing, is no image, does not decode, is damaged where `damage` can tell or has over
+            ``MAX_PIXELS`` pixels; or it has several frames or pages (which one is meant?), floating-point or signed
+            pixels (what is white?), or 16 bits in a layout that would lose some of them.
     """
     with _opened(path) as image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _SIGNED in image.tag_v2.get(
+            TiffImagePlugin.SAMPLEFORMAT, ()
+        ):
+            raise _without_white("signed")
         if _is_sixteen_bit(image):
             pixels = _sixteen_bits(path, image)  # (H, W) or (H, W, 3)
         elif image.mode in ("I", "F"):
-            kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
-            raise ValueError(f"{kind} pixels, whose white is not stated: convert it to 8 or 16 bits first")
+            raise _without_white("floating-point" if image.mode == "F" else "32-bit")
         else:
             upright = ImageOps.exif_transpose(image).convert("RGB")  # over RGB: not every mode converts to grey
             pixels = np.asarray(upright.convert("L") if colour == "grey" else upright)
+        _check_damage(path, image)
     if colour == "grey" and pixels.ndim == 3:
         pixels = _luma(pixels)
     if pixels.ndim == 2:
@@ -132,7 +144,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if path.exists() and not path.is_file():
             raise ValueError("not a file")
         # From an open file, not by name: Pillow maps uncompressed files into memory and then mixes up turned TIFFs.
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with _no_warnings(), path.open("rb") as file, _identified(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS}: cut it into smaller images")
@@ -143,6 +155,60 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: there is no such file") from None
     except Exception as error:  # on damaged files Pillow's decoders raise whatever they stumble over
         raise ValueError(f"{path}: not a readable image ({_first_line(error)}); replace it or take it away") from error
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of odd tags, for instance; what matters here is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _identified(file: IO[bytes]) -> Image.Image:
+    """The image of a file, or what the file is instead."""
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        raise ValueError(_what_it_is(file)) from None
+
+
+def _what_it_is(file: IO[bytes]) -> str:
+    """Why Pillow does not know a file."""
+    head = file.read(HEAD)
+    if what := placeholder(head):
+        return what
+    if head[4:8] == b"ftyp" or head[4:8] == b"JXL ":
+        return f"{_BOXES.get(head[8:12], 'video or image')} data: convert it to PNG first"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # + of files that may be beyond 4 GiB
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if b"+" in head[:4] else 8])
+        with suppress(Exception):  # a damaged directory
+            file.seek(tags.next)
+            tags.load(file)
+        bits, formats = (tags.get(tag) or (1,) for tag in (TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.SAMPLEFORMAT))
+        if _FLOAT in formats or _SIGNED in formats:
+            return str(_without_white(f"{'floating-point' if _FLOAT in formats else 'signed'} {max(bits)}-bit"))
+        if max(bits) > 8:
+            return f"a TIFF file of {len(bits)} x {max(bits)} bits a pixel: save it as 8- or 16-bit grey or RGB"
+        return "a TIFF file that is damaged, or of a kind that is not read: save it as 8-bit grey or RGB"
+    return f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} data in it"
+
+
+def _without_white(kind: str) -> ValueError:
+    return ValueError(f"{kind} pixels, whose white is not stated: convert it to 8 or 16 bits first")
+
+
+def _check_damage(path: Path, image: Image.Image) -> None:
+    """Refuses damage that the decoder read on over."""
+    if image.format in ("JPEG", "MPO"):
+        check_jpeg(path.read_bytes())
+    elif isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TiffImagePlugin.COMPRESSION) in _DEFLATE:
+        tags = image.tag_v2
+        tiles = (TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS)
+        strips = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS)
+        places, sizes = (tags.get(tag, ()) for tag in (tiles if tiles[0] in tags else strips))
+        check_deflated(path.read_bytes(), places, sizes)
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:
@@ -204,4 +270,5 @@ def _may_be_turned(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return "its pixels do not decode: the file is damaged" if line.startswith("decoder error") else line

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
 from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
-from components.data.images import IMAGE_SUFFIXES, is_image_name, read_image
+from components.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, is_image_name, read_image
 from components.data.labelled import read_labelled
-from components.data.pair_names import NAMINGS, Naming, find_pairs
+from components.data.pair_names import NAMINGS, Naming, PairedNames, find_pairs
 
 _SUFFIXES = rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.npz|\.npy|\.dcm|\.dicom|\.ima)$"
+
+_SPELLING = "spelled with other Unicode characters (composed in one name, decomposed in the other)"
 
 Colour = Literal["rgb", "grey"]
 Reads = Literal["images", "ct", "labelled"]
@@ -72,11 +76,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes: what is to be packed, what cannot be used, and the naming by which pairs were found, if any."""
+    """Attributes: what is to be packed, what cannot be used, the naming by which pairs were found, if any, and how many
+    files are left out because they are something else, by what they are.
+    """
 
     items: list[Item]
     unused: list[Problem]
     naming: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | Naming | None, pattern: str) -> Found:
@@ -85,12 +92,15 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
     Args:
         names: relative paths of the files.
         folder: where they lie. Image files are not opened; those of slices and labelled images are.
-        reads: what is wanted; other files are left out without a word.
+        reads: what is wanted; other files are left out and counted.
         naming: how names of pairs are formed; None if the images are all clean.
         pattern: a regular expression whose first group is the scene of a name (`scene_of`).
 
+    Of items that would have one name, as those of ``a.png`` and ``a.jpg``, one stays: the first without loss, else the
+    first.
+
     Raises:
-        ValueError: no naming fits, or two items would have one name.
+        ValueError: no naming fits.
     """
     if reads == "ct":
         found = _slices(names, folder, pattern)
@@ -99,12 +109,33 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
     else:
         images = [name for name in names if is_image_name(Path(name))]
         found = _images(images, pattern) if naming is None else _pairs(images, naming, pattern)
-    seen: dict[str, Item] = {}
-    for item in found.items:
-        if item.name in seen:
-            raise ValueError(f"{seen[item.name].files[-1]} and {item.files[-1]} would both be called {item.name}")
-        seen[item.name] = item
-    return found
+    found = _without_namesakes(found)
+    if reads == "labelled":  # the files are one data set
+        return found
+    used = {file for item in found.items for file in item.files} | {problem.name for problem in found.unused}
+    return replace(found, left_out=Counter(_kind(name, reads) for name in names if name not in used))
+
+
+def _kind(name: str, reads: Reads) -> str:
+    """What a file that is left out is."""
+    if reads == "images" and is_image_name(Path(name)):
+        return "images beside the pairs"
+    return PurePosixPath(name).suffix.lower() or "without suffix"
+
+
+def _without_namesakes(found: Found) -> Found:
+    """One item of each name; the others are problems. Names that look alike count as one (Unicode normalisation)."""
+    kept: dict[str, Item] = {}
+    unused = list(found.unused)
+    for item in sorted(found.items, key=lambda item: PurePosixPath(item.files[-1]).suffix.lower() in LOSSY_SUFFIXES):
+        first = kept.setdefault(unicodedata.normalize("NFC", item.name), item)
+        if first is not item:
+            reason = f"it would be called {item.name}, as {first.files[-1]} is: keep one of them, or rename one"
+            if first.name != item.name:
+                reason = f"it looks like {first.files[-1]}, {_SPELLING}: keep one of them, or rename one"
+            unused.append(Problem(item.files[-1], reason))
+    items = set(kept.values())
+    return replace(found, items=[item for item in found.items if item in items], unused=unused)
 
 
 def scene_of(name: str, pattern: str, own: str = "") -> str:
@@ -124,7 +155,7 @@ def _images(names: Sequence[str], pattern: str) -> Found:
 
 
 def _pairs(names: Sequence[str], naming: str | Naming, pattern: str) -> Found:
-    paired = find_pairs(names, naming)
+    paired = _find_pairs(names, naming)
     items = []
     for pair in paired.pairs:
         name = pair.key.replace("/", "__")
@@ -132,8 +163,42 @@ def _pairs(names: Sequence[str], naming: str | Naming, pattern: str) -> Found:
     known = naming if isinstance(naming, Naming) else NAMINGS.get(paired.naming)
     spare = known.spare if known else ""  # what a data set holds beside its pairs, as GoPro's blur_gamma
     alone = [name for name in paired.unpaired if not (spare and re.fullmatch(spare, name, re.IGNORECASE))]
-    unused = [Problem(name, "it has no partner in a pair") for name in alone]
+    partners = _misspelled(alone, known or naming)
+    unused = [
+        Problem(
+            name,
+            f"{partners[name]}, its partner in a pair, is {_SPELLING}: rename one of them"
+            if name in partners
+            else "it has no partner in a pair",
+        )
+        for name in alone
+    ]
     return Found(items, unused, paired.naming)
+
+
+def _find_pairs(names: Sequence[str], naming: str | Naming) -> PairedNames:
+    try:
+        return find_pairs(names, naming)
+    except ValueError:
+        if partners := _misspelled(names, naming):
+            name, partner = min(partners.items())
+            raise ValueError(
+                f"{name} and {partner} are no pair: the second is {_SPELLING}; rename one of them"
+            ) from None
+        raise
+
+
+def _misspelled(names: Sequence[str], naming: str | Naming) -> dict[str, str]:
+    """Name -> its partner, of the pairs that Unicode normalisation alone keeps apart."""
+    spelled = {unicodedata.normalize("NFC", name): name for name in names}
+    if spelled.keys() == set(names):
+        return {}
+    try:
+        pairs = [(spelled[pair.degraded], spelled[pair.clean]) for pair in find_pairs(spelled, naming).pairs]
+    except ValueError:
+        return {}
+    apart = [pair for pair in pairs if len({unicodedata.is_normalized("NFC", name) for name in pair}) == 2]
+    return dict(apart) | {clean: degraded for degraded, clean in apart}
 
 
 def _slices(names: Sequence[str], folder: Path, pattern: str) -> Found:
@@ -221,7 +286,18 @@ def load(items: Sequence[Item], folder: Path, reads: Reads, colour: Colour) -> I
 
 def _load_image(item: Item, folder: Path, colour: Colour) -> Loaded:
     *degraded, clean = (read_image(folder / file, colour) for file in item.files)
+    if degraded and _is_grey(degraded[0]) and _is_coloured(clean):
+        raise ValueError("the degraded image is grey, the clean one in colour: use preprocess.colour: grey for all")
     return Loaded(item, clean, degraded[0] if degraded else None)
+
+
+def _is_grey(image: np.ndarray) -> bool:
+    """Whether all channels are equal; an image of one value, as of the dark, tells nothing."""
+    return not _is_coloured(image) and bool(image.min() < image.max())
+
+
+def _is_coloured(image: np.ndarray) -> bool:
+    return bool((image != image[:1]).any())
 
 
 def _load_slices(items: Sequence[Item], folder: Path) -> Iterator[Loaded | Problem]:

@@ -11,10 +11,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from components.data.images import IMAGE_SUFFIXES
+
 ALMOST_ALL = 0.9
 """Share of the names that a layout must account for to be chosen by itself."""
 
-_SUFFIX = r"\.(?:png|jpe?g|bmp|tiff?|webp)"
+_SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
+LIKELY = 0.5
+"""Share of the names that a layout must account for to be likely."""
+
 _ABOVE = r"(?P<above>(?:.*?/)?)"  # the folders above those that the layout speaks of; lazy, so they are few
 _SAMPLED = 300  # names, by which a layout is ruled out
 _NAMED = 3  # files that an error message lists
@@ -186,7 +191,14 @@ def find_pairs(names: Iterable[str], naming: str | Naming = "auto") -> PairedNam
     return _required(_paired(naming, NAMINGS[naming], ordered), ordered)
 
 
-def _recognised(names: Sequence[str]) -> PairedNames:
+def likely_pairs(names: Iterable[str]) -> PairedNames | None:
+    """The pairs of the known layout that accounts for the most names, if for at least `LIKELY`; else None."""
+    share, best = _best(_candidates(sorted(set(names))))
+    return best if share >= LIKELY else None
+
+
+def _candidates(names: Sequence[str]) -> list[tuple[float, PairedNames]]:
+    """Share of the names that a layout accounts for, and its pairs, of each that has any."""
     found: list[tuple[float, PairedNames]] = []
     sample = names[:: len(names) // _SAMPLED + 1]
     for title, naming in NAMINGS.items():
@@ -200,7 +212,16 @@ def _recognised(names: Sequence[str]) -> PairedNames:
         if paired.pairs:
             spare = sum(naming.patterns[2].fullmatch(name) is not None for name in paired.unpaired)
             found.append((1 - (len(paired.unpaired) - spare) / len(names), paired))
-    share, best = max(found, key=lambda candidate: candidate[0], default=(0.0, PairedNames("none", [], list(names))))
+    return found
+
+
+def _best(found: Sequence[tuple[float, PairedNames]]) -> tuple[float, PairedNames]:
+    return max(found, key=lambda candidate: candidate[0], default=(0.0, PairedNames("none", [], [])))
+
+
+def _recognised(names: Sequence[str]) -> PairedNames:
+    found = _candidates(names)
+    share, best = _best(found)
     if share < ALMOST_ALL:
         nearest = f"the nearest, {best.naming}, leaves {_listed(best.unpaired)}" if best.pairs else _listed(names)
         raise ValueError(

@@ -19,6 +19,8 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy_format
 
+from components.data.placeholders import placeholder_at
+
 MAX_BYTES = 2**32
 """4 GiB: of all arrays read from one file, uncompressed."""
 
@@ -133,7 +135,8 @@ def naming_file(path: Path, kind: str) -> Iterator[None]:
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        is_file = path.is_file()  # a pipe would be waited for
+        reason = (placeholder_at(path) if is_file else "") or (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a usable {kind} ({reason}); replace it or take it away") from error
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, cast
 from pipeline.errors import UserError
 from pipeline.storage.names import (
     HEAD,
+    HIDDEN,
     KINDS,
     check_names,
     is_hidden,
@@ -156,8 +157,7 @@ def _write(
             head = content.read(HEAD)
             taken = is_scan(head)
         if not taken:
-            if not is_hidden(name):
-                skipped[suffix_of(name)] += 1
+            skipped[HIDDEN if is_hidden(name) else suffix_of(name)] += 1
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

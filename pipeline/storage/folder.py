@@ -12,10 +12,13 @@ from pipeline.storage.archives import archive_kind
 from pipeline.storage.names import HEAD, KINDS, check_names, choose, is_scan, is_taken
 from pipeline.storage.objects import CHUNK, Listing, RemoteObject, Reply
 from pipeline.storage.sums import LARGEST, MANIFEST, SUMS, read_sums
+from pipeline.storage.tree import read_tree
 
 
 class Folder:
-    """Every file of a known kind; hidden files and folders are left alone, archives in it are not opened."""
+    """Every file of a known kind, behind links too; hidden files and folders are left alone, archives in it are not
+    opened.
+    """
 
     threads = 4
     is_local = True
@@ -48,14 +51,17 @@ class Folder:
         return Listing([item], is_file=True)
 
     def _all_files(self, where: str) -> Listing:
-        files = sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-        taken, skipped = choose(files, lambda names: [_is_scan(self.path / name) for name in names], where)
+        tree = read_tree(self.path)
+        taken, skipped = choose(tree.files, self._find_scans, where, tree.left_out())
         sums: dict[str, str] = {}
         for name in (MANIFEST, SUMS):
             if (path := self.path / name).is_file() and path.stat().st_size <= LARGEST:
                 sums |= read_sums(name, path.read_bytes(), where)
         objects = [replace(file_object(name, self.path / name), sha256=sums.get(name)) for name in taken]
         return Listing(objects, skipped)
+
+    def _find_scans(self, names: list[str]) -> list[bool]:
+        return [_is_scan(self.path / name) for name in names]
 
 
 def file_object(name: str, path: Path) -> RemoteObject:

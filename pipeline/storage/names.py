@@ -15,6 +15,8 @@ SCANS = frozenset({".dcm", ".dicom", ".ima"})
 LISTS = frozenset({".csv", ".txt"})
 SUFFIXES = IMAGE_SUFFIXES | ARRAYS | SCANS | LISTS
 KINDS = "images, .npy .npz .mat .h5 .bin arrays, DICOM scans, .csv and .txt lists"
+HIDDEN = "hidden"  # the reason, beside suffixes
+_SHOWN_SUFFIXES = 6
 HEAD = 132  # bytes that show whether a file without a suffix is a scan
 
 # The files of CIFAR-10 and CIFAR-100 for Python.
@@ -48,14 +50,18 @@ def suffix_of(name: str) -> str:
 
 
 def choose(
-    names: Iterable[str], find_scans: Callable[[list[str]], list[bool]], where: str
+    names: Iterable[str],
+    find_scans: Callable[[list[str]], list[bool]],
+    where: str,
+    left_out: Counter[str] | None = None,
 ) -> tuple[list[str], Counter[str]]:
-    """(names that are taken, sorted and checked; suffix -> number of those that are not, hidden ones left out).
+    """(names that are taken, sorted and checked; why others are not -> how many: their suffix, or hidden).
 
     Args:
         names: relative POSIX paths.
         find_scans: for names that leave it open, whether each file is a scan.
         where: what messages call the source.
+        left_out: what was left out before, by reasons of more than one word.
 
     Raises:
         UserError: none is taken, or `check_names` refuses one.
@@ -66,6 +72,7 @@ def choose(
     scans = {name for name, found in zip(unclear, find_scans(unclear), strict=True) if found}
     taken = sorted(name for name in visible if is_taken(name) or name in scans)
     skipped = Counter(suffix_of(name) for name in set(visible) - set(taken))
+    skipped += Counter({HIDDEN: len(names) - len(visible)}) + (left_out or Counter())
     if not taken:
         found = f" ({skipped_text(skipped)})" if skipped else ""
         raise UserError(f"{where}: {len(names)} files{found}, none of a known kind: {KINDS}")
@@ -74,10 +81,13 @@ def choose(
 
 
 def skipped_text(skipped: Counter[str]) -> str:
-    """As '3 .pdf, 1 .md'; empty if nothing was skipped."""
-    return ", ".join(f"{number} {suffix}" for suffix, number in skipped.most_common(6)) + (
-        f" and {len(skipped) - 6} more kinds" if len(skipped) > 6 else ""
-    )
+    """As '3 .pdf, 1 .md, 2 hidden'; empty if nothing was skipped. Of suffixes the most frequent, of reasons all."""
+    suffixes = Counter({reason: number for reason, number in skipped.items() if reason.startswith((".", "no suffix"))})
+    parts = [f"{number} {suffix}" for suffix, number in suffixes.most_common(_SHOWN_SUFFIXES)]
+    if len(suffixes) > _SHOWN_SUFFIXES:
+        rest = suffixes.total() - sum(number for _, number in suffixes.most_common(_SHOWN_SUFFIXES))
+        parts.append(f"{rest} of {len(suffixes) - _SHOWN_SUFFIXES} more kinds")
+    return ", ".join(parts + [f"{number} {reason}" for reason, number in skipped.items() if reason not in suffixes])
 
 
 def unsafe(name: str) -> str | None:

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.fetch import changes_at_source, fetch
 from pipeline.storage import open_source
+from pipeline.storage.tree import read_tree
 from tests.pipeline.conftest import ROOT, Project
 
 pytestmark = pytest.mark.process
@@ -120,6 +121,50 @@ def test_every_kind_of_data_is_taken_and_the_rest_is_counted(
     output = capsys.readouterr().out
     for count in ("2 .py", "2 no suffix", "1 .gz", "1 .md"):
         assert count in output
+
+
+def test_links_are_followed_once_each_and_what_is_left_out_is_counted(
+    project: Project, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = photographs.parent / "linked"
+    source.mkdir()
+    (source / "target").symlink_to(photographs, target_is_directory=True)
+    (source / "again").symlink_to(photographs / "holiday", target_is_directory=True)
+    (photographs / "loop").symlink_to(source, target_is_directory=True)
+    (source / "one.png").symlink_to(photographs / "b.png")
+    (source / "lost.png").symlink_to(photographs / "gone.png")
+    (source / "self.png").symlink_to("self.png")
+    os.mkfifo(source / "pipe.png")
+    fetch(project.params(fetch__source=str(source)))
+    names = [record["name"] for record in json.loads((RAW / "manifest.json").read_text())["images"]]
+    assert names == ["again/c d.webp", "one.png", "target/a.JPG", "target/b.png"]
+    assert (RAW / "images/one.png").read_bytes() == (photographs / "b.png").read_bytes()
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("not taken from"))
+    for part in (
+        "1 .md",
+        "1 hidden",
+        "2 broken links (lost.png, self.png)",
+        "2 links to folders taken already (target/holiday, target/loop)",
+        "1 hidden folders (target/.thumbnails)",
+        "1 neither files nor folders (pipe.png)",
+    ):
+        assert part in line
+    assert changes_at_source(project.params()) == []
+
+
+def test_a_folder_of_broken_links_is_refused_with_their_names(project: Project) -> None:
+    Path("source").mkdir()
+    Path("source/a.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"source: 0 files \(1 broken links \(a\.png\)\), none of a known kind"):
+        fetch(project.params(fetch__source="source"))
+
+
+def test_a_folder_has_its_own_path_where_a_link_leads_to_it_too(tmp_path: Path) -> None:
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z/1.png").write_bytes(b"")
+    (tmp_path / "a").symlink_to("z", target_is_directory=True)
+    tree = read_tree(tmp_path)
+    assert (tree.files, tree.repeated) == (["z/1.png"], ["a"])
 
 
 def test_sums_that_lie_beside_the_files_are_checked(project: Project, photographs: Path) -> None:

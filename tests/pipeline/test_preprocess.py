@@ -262,12 +262,42 @@ def test_without_fetched_images_the_command_to_run_is_named(project: Project) ->
         preprocess(project.params())
 
 
-@pytest.mark.parametrize("names", [["a.png", "a.jpg", "b.png"], ["s/a.png", "s__a.png", "b.png"]])
-def test_two_images_of_one_name_are_refused(project: Project, names: list[str]) -> None:
+def test_two_images_of_one_name_are_refused_with_a_remedy_and_one_is_skipped_on_demand(small: Project) -> None:
+    _save(Path("photographs"), ["a1.jpg", "sub__test2.png"])
+    Path("photographs/notes.csv").write_text("words")
+    fetch(small.params())
+    with pytest.raises(
+        UserError, match=r"(?s)2 of the images.*a1\.jpg: it would be called a1, as a1\.png is: keep one"
+    ):
+        preprocess(small.params())
+    preprocess(small.params(preprocess__unusable="skip"))
+    assert [entry.name for entry in Pack(PACKED / "train").entries] == ["a1", "a2"]
+    with Image.open("photographs/a1.png") as image:  # the one without loss
+        assert np.array_equal(np.rint(Pack(PACKED / "train").clean(0) * 255), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_names_of_pairs_are_refused_where_every_image_would_be_clean(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{side}/{name}.png" for side in ("input", "target") for name in ("a", "b", "c", "d")]
     _save(Path("photographs"), names)
-    fetch(project.params(fetch__source="photographs"))
-    with pytest.raises(ValueError, match=r"would both be called (a|s__a)"):
+    Path("photographs/list.csv").write_text("words")
+    shares = {"splits": {"train": [], "val": [], "test": []}, "crop": 32}
+    project.set({"fetch.source": "photographs", "train.patch_size": 16})
+    project.set({f"preprocess.{key}": value for key, value in shares.items()})
+    fetch(project.params())
+    with pytest.raises(UserError) as error:
         preprocess(project.params())
+    assert str(error.value) == (
+        "preprocess.pairs: none, but the names are those of 4 pairs, as input/a.png and target/a.png\n"
+        "set preprocess.pairs: input/target to use them, or preprocess.pairs: clean if all images are clean"
+    )
+    with pytest.raises(UserError, match=r"take the degraded images away, or preprocess\.pairs: clean"):
+        preprocess(project.params(task="inpaint"))
+    preprocess(project.params(task="denoise", preprocess__pairs="clean"))
+    assert len(Pack(PACKED / "train")) + len({e.scene for e in Pack(PACKED / "val").entries}) < 8
+    assert not Pack(PACKED / "train").holds_pairs
+    assert "not used of data/raw/images: 1 .csv\n" in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_image_is_refused_by_name(small: Project) -> None:

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -273,17 +274,28 @@ def test_ycck_becomes_the_rgb_of_its_inks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "why"),
     [
-        ("a.tif", np.full((8, 8), 40_000, dtype=np.int32), "signed or 32-bit pixels"),
-        ("b.tif", np.full((8, 8), -5, dtype=np.int16), "signed or 32-bit pixels"),
+        ("a.tif", np.full((8, 8), 40_000, dtype=np.int32), "signed pixels"),
+        ("b.tif", np.full((8, 8), -5, dtype=np.int16), "signed pixels"),
         ("c.tif", np.full((8, 8), 0.5, dtype=np.float32), "floating-point pixels"),
+        ("d.tif", np.full((8, 8), -5, dtype=np.int8), "signed pixels"),
+        ("e.tif", np.full((8, 8), 40_000, dtype=np.uint32), "32-bit pixels"),
+        ("f.tif", np.full((8, 8, 3), 0.5, dtype=np.float32), "floating-point 32-bit pixels"),
+        ("g.tif", np.full((8, 8), 0.5, dtype=np.float16), "floating-point 16-bit pixels"),
+        ("h.tif", np.full((8, 8, 3), 0.5, dtype=np.float16), "floating-point 16-bit pixels"),
+        ("i.tif", np.full((8, 8), 0.5, dtype=np.float64), "floating-point 64-bit pixels"),
+        ("j.tif", np.full((8, 8, 3), -5, dtype=np.int16), "signed 16-bit pixels"),
     ],
 )
 def test_pixels_whose_white_is_unknown_are_refused_with_the_remedy(
     tmp_path: Path, name: str, values: np.ndarray, why: str
 ) -> None:
-    tifffile.imwrite(tmp_path / name, values)
-    with pytest.raises(ValueError, match=rf"{name}.*{why}.*convert it to 8 or 16 bits"):
-        read_image(tmp_path / name)
+    for bigtiff in (False, True):
+        photometric: Any = "rgb" if values.ndim == 3 else "minisblack"
+        tifffile.imwrite(tmp_path / name, values, photometric=photometric, bigtiff=bigtiff)
+        with pytest.raises(
+            ValueError, match=rf"{name}.*\({why}, whose white is not stated: convert it to 8 or 16 bits"
+        ):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +352,6 @@ def test_a_file_cut_short_is_refused_by_name(tmp_path: Path, suffix: str, share:
         read_image(tmp_path / f"cut.{suffix}")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_file_with_damaged_bytes_gives_an_image_or_is_refused_by_name(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.fromarray(_smooth()).save(content, "tiff", compression="tiff_deflate")
@@ -357,6 +368,121 @@ def test_a_file_with_damaged_bytes_gives_an_image_or_is_refused_by_name(tmp_path
             messages.append(str(error))
     assert messages
     assert all(message.startswith(f"{path}: ") for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "a Git LFS pointer.*'git lfs pull'"),
+        (b"/annex/objects/SHA256E-s9--ab.png\n", "a git-annex pointer.*'git annex get'"),
+        (b"\n<!DOCTYPE html>\n<html>", "a web page.*download the file again"),
+        (bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(99), "HEIC data: convert it to PNG"),
+        (b"my notes", "no PNG, JPEG, BMP, TIFF, WEBP or GIF data in it"),
+        (b"II*\0" + bytes(99), "a TIFF file that is damaged"),
+    ],
+)
+def test_what_is_no_image_is_called_what_it_is(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    for read in (read_image, image_size):
+        with pytest.raises(ValueError, match=rf"a\.png: not a readable image \({what}") as error:
+            read(tmp_path / "a.png")
+        assert "<_io" not in str(error.value)
+
+
+def _textured(height: int = 240, width: int = 320) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    smooth = np.stack([128 + 90 * np.sin(columns / 17), 128 + 90 * np.cos(rows / 11), (rows + columns) % 256], axis=-1)
+    return (smooth + np.random.default_rng(0).normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _is_refused(path: Path) -> bool:
+    try:
+        read_image(path)
+    except ValueError as error:
+        return f"{path}: not a readable image" in str(error)
+    return False
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "all colours": {"subsampling": 0},
+    "optimised": {"optimize": True},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "many restarts": {"restart_marker_blocks": 2},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("damage", ["zeros", "noise", "lost"])
+def test_a_jpeg_whose_middle_is_rotten_is_refused(tmp_path: Path, kind: str, damage: str) -> None:
+    """Pillow alone reads most of these without a word."""
+    content = io.BytesIO()
+    Image.fromarray(_textured()).save(content, "jpeg", quality=85, **JPEGS[kind])
+    data, path = content.getvalue(), tmp_path / "a.jpg"
+    path.write_bytes(data)
+    assert read_image(path).shape == (3, 240, 320)
+    random = np.random.default_rng(1)
+    read_by_pillow = seen = 0
+    for start in np.linspace(0.3, 0.7, 12):
+        at = int(start * len(data))
+        noise = random.integers(0, 255, 700, dtype=np.uint8).tobytes()
+        middle = {"zeros": bytes(700), "noise": noise.replace(b"\xff", b"\xfe"), "lost": b""}[damage]
+        path.write_bytes(data[:at] + middle + data[at + 700 :])
+        with suppress(OSError), Image.open(path) as image:
+            image.load()
+            read_by_pillow += 1
+        seen += _is_refused(path)
+    assert read_by_pillow >= 4
+    # The number of blocks may be right again; in a progressive file the decoder often finds back to it.
+    assert seen >= (6 if kind == "progressive" else 9)
+
+
+def test_good_jpegs_of_all_kinds_pass_the_check_of_their_codes(tmp_path: Path) -> None:
+    """Flat ones too, whose blocks take a few bits, and those with bytes after the codes, as some cameras write them."""
+    flat, one = np.zeros((96, 128, 3), dtype=np.uint8), np.full((1, 1, 3), 77, dtype=np.uint8)
+    half = _textured()
+    half[:, 160:] = 255
+    for number, pixels in enumerate((_textured(), flat, one, half, _textured(17, 33))):
+        for mode in ("RGB", "L", "CMYK"):
+            for options in JPEGS.values():
+                for quality in (5, 95):
+                    content = io.BytesIO()
+                    Image.fromarray(pixels).convert(mode).save(content, "jpeg", quality=quality, **options)
+                    for tail in (b"", b"\x00\x00", b"\xff\xff", b"\x12\x34\x56"):
+                        data = content.getvalue()
+                        (tmp_path / "a.jpg").write_bytes(data[:-2] + tail + data[-2:] + b"beyond the end")
+                        assert read_image(tmp_path / "a.jpg").shape == (3, *pixels.shape[:2]), (number, mode, options)
+
+
+def test_a_deflated_tiff_whose_middle_is_rotten_is_refused(tmp_path: Path) -> None:
+    """Of 8 and 16 bits, in strips and tiles. libtiff does not look at the sum behind the pixels."""
+    deep = _textured().astype(np.uint16) * 257
+    for number, options in enumerate(({"rowsperstrip": 16}, {"tile": (64, 64)})):
+        for values in (_textured(), deep):
+            path = tmp_path / f"{number}.tif"
+            tifffile.imwrite(path, values, photometric="rgb", compression="zlib", **options)
+            assert read_image(path).dtype == values.dtype
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 0x10
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match=rf"{number}\.tif: not a readable image \(.*damaged"):
+                read_image(path)
+
+
+def test_nothing_that_pillow_warns_of_is_printed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    content = io.BytesIO()
+    Image.fromarray(_smooth()).save(content, "png")
+    chunks = (b"acTL" + struct.pack(">II", 0, 0), content.getvalue())  # an animation of no frames
+    animation = struct.pack(">I", 8) + chunks[0] + struct.pack(">I", zlib.crc32(chunks[0]))
+    (tmp_path / "a.png").write_bytes(chunks[1][:33] + animation + chunks[1][33:])
+    with pytest.warns(UserWarning, match="Invalid APNG"), Image.open(tmp_path / "a.png"):
+        pass
+    recwarn.clear()
+    assert np.array_equal(read_image(tmp_path / "a.png"), _smooth().transpose(2, 0, 1))
+    assert image_size(tmp_path / "a.png") == (64, 48)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_text_file_called_png_is_refused_by_name(tmp_path: Path) -> None:
@@ -437,5 +563,7 @@ def test_16_bits_become_a_share_of_65535_and_float32_is_left_alone() -> None:
 
 
 def test_the_suffix_says_what_is_an_image() -> None:
-    assert all(is_image_name(Path(name)) for name in ("a.png", "b.JPG", "c.jpeg", "d.x.Tiff", "e.webp"))
+    assert all(
+        is_image_name(Path(name)) for name in ("a.png", "b.JPG", "c.jpeg", "d.x.Tiff", "e.webp", "f.jfif", "g.JPE")
+    )
     assert not any(is_image_name(Path(name)) for name in ("a.txt", "png", "b.png.partial", ".png"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from components.data.items import Loaded, Problem, find_items, load, scene_of
 
@@ -41,6 +42,64 @@ def test_a_file_that_cannot_be_read_is_a_problem_of_its_items_alone(tmp_path: Pa
     assert "not a readable image" in problem.reason
 
 
-def test_two_things_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.png would both be called a"):
-        find_items(["a.jpg", "a.png"], tmp_path, "images", None, "^$")
+def test_of_two_things_of_one_name_the_one_without_loss_stays_and_the_other_is_a_problem(tmp_path: Path) -> None:
+    found = find_items(["a.jpg", "a.png", "s/a.png", "s__a.png"], tmp_path, "images", None, "^$")
+    assert [item.files for item in found.items] == [("a.png",), ("s/a.png",)]
+    assert found.unused == [
+        Problem("s__a.png", "it would be called s__a, as s/a.png is: keep one of them, or rename one"),
+        Problem("a.jpg", "it would be called a, as a.png is: keep one of them, or rename one"),
+    ]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # the same to the eye
+
+
+def test_names_that_differ_in_unicode_normalisation_alone_are_told_apart(tmp_path: Path) -> None:
+    found = find_items([f"{COMPOSED}.png", f"{DECOMPOSED}.png"], tmp_path, "images", None, "^$")
+    assert len(found.items) == 1
+    (problem,) = found.unused
+    assert "looks like" in problem.reason
+    assert "other Unicode characters (composed in one name, decomposed in the other)" in problem.reason
+
+
+@pytest.mark.parametrize("naming", ["auto", "input/target"])
+def test_a_partner_that_is_spelled_otherwise_is_named(tmp_path: Path, naming: str) -> None:
+    pair = [f"input/{COMPOSED}.png", f"target/{DECOMPOSED}.png"]
+    others = [f"{side}/{n}.png" for side in ("input", "target") for n in range(10)]
+    found = find_items([*others, *pair, "input/alone.png"], tmp_path, "images", naming, "^$")
+    assert len(found.items) == 10
+    reasons = {problem.name: problem.reason for problem in found.unused}
+    assert reasons["input/alone.png"] == "it has no partner in a pair"
+    for name, partner in (pair, pair[::-1]):
+        assert reasons[name].startswith(f"{partner}, its partner in a pair, is spelled with other Unicode characters")
+        assert reasons[name].endswith("rename one of them")
+    with pytest.raises(ValueError, match=r"are no pair: the second is spelled with other Unicode characters.*rename"):
+        find_items(pair, tmp_path, "images", naming, "^$")
+
+
+def test_a_grey_image_with_a_clean_one_in_colour_is_a_problem(tmp_path: Path) -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    files = {"grey": colour[..., 0], "colour": colour, "black": np.zeros_like(colour)}
+    reasons = {}
+    for degraded in files:
+        for clean in files:
+            names = [f"{side}/{degraded}-{clean}.png" for side in ("input", "target")]
+            for name, pixels in zip(names, (files[degraded], files[clean]), strict=True):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / name)
+            (item,) = find_items(names, tmp_path, "images", "input/target", "^$").items
+            for wanted in ("rgb", "grey"):
+                (loaded,) = load([item], tmp_path, "images", wanted)  # type: ignore[arg-type]
+                if isinstance(loaded, Problem):
+                    reasons[degraded, clean, wanted] = loaded.reason
+    assert list(reasons) == [("grey", "colour", "rgb")]
+    assert "the degraded image is grey, the clean one in colour: use preprocess.colour: grey" in min(reasons.values())
+
+
+def test_what_is_left_out_is_counted_by_what_it_is(tmp_path: Path) -> None:
+    clip = "GOPR0372_07_00"
+    names = [f"{clip}/{kind}/{n:06}.png" for kind in ("blur", "blur_gamma", "sharp") for n in range(5)]
+    found = find_items([*names, "a.csv", "b.csv", "README"], tmp_path, "images", "gopro", "^$")
+    assert len(found.items) == 5
+    assert found.left_out == {"images beside the pairs": 5, ".csv": 2, "without suffix": 1}
+    assert find_items(["a.png", "b.npz"], tmp_path, "images", None, "^$").left_out == {".npz": 1}

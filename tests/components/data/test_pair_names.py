@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from components.data.pair_names import NAMINGS, Naming, find_pairs
+from components.data.pair_names import NAMINGS, Naming, find_pairs, likely_pairs
 
 pytestmark = pytest.mark.unit
 
@@ -248,3 +248,15 @@ def test_an_unknown_layout_and_impossible_patterns_are_refused() -> None:
     for degraded, clean in ((".+", ".+"), (".+", "(?P<name>.+)"), ("(?P<name>.+)", "(?P<other>.+)")):
         with pytest.raises(ValueError, match="name what a pair shares in both"):
             Naming(degraded=degraded, clean=clean)
+
+
+@pytest.mark.parametrize(("layout", "expected"), LAYOUTS)
+def test_pairs_are_likely_where_a_layout_accounts_for_half_of_the_names(
+    layout: str, expected: list[tuple[str, str, str]]
+) -> None:
+    names = [name for degraded, clean, _ in expected for name in (degraded, clean)]
+    found = likely_pairs([*names, *(f"other/{n}.jfif" for n in range(len(set(names)) - 1))])
+    assert found is not None
+    assert found.naming == layout
+    assert likely_pairs(clean for _, clean, _ in expected) is None
+    assert likely_pairs([*names, *(f"other/{n}.png" for n in range(3 * len(names)))]) is None
