@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
 from components.data.images import IMAGE_SUFFIXES, is_image_name, read_image
 from components.data.labelled import read_labelled
+from components.data.own_split import Part, folder_parts, part_of
 from components.data.pair_names import NAMINGS, Naming, find_pairs
 
 _SUFFIXES = rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.npz|\.npy|\.dcm|\.dicom|\.ima)$"
@@ -34,14 +35,14 @@ class Item:
         scene: what it shows, if the files say so; else its name.
         files: where it lies; of a pair the degraded image, then the clean one.
         number: which of the slices or images of its file.
-        part: "train" or "test" where the data set has a split of its own, else "".
+        part: "train", "val" or "test" where the data set has a split of its own, else "".
     """
 
     name: str
     scene: str
     files: tuple[str, ...]
     number: int = 0
-    part: str = ""
+    part: Part = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
         pattern: a regular expression whose first group is the scene of a name (`scene_of`).
 
     Raises:
-        ValueError: no naming fits, or two items would have one name.
+        ValueError: no naming fits, two items would have one name, or the folders of one name several parts of a split.
     """
     if reads == "ct":
         found = _slices(names, folder, pattern)
@@ -104,7 +105,13 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
         if item.name in seen:
             raise ValueError(f"{seen[item.name].files[-1]} and {item.files[-1]} would both be called {item.name}")
         seen[item.name] = item
-    return found
+    return found if reads == "labelled" else replace(found, items=_with_parts(found.items))
+
+
+def _with_parts(items: Sequence[Item]) -> list[Item]:
+    """The items with the part that the folders of their files name."""
+    parts = folder_parts(file for item in items for file in item.files)
+    return [replace(item, part=part_of(item.files, parts)) for item in items] if parts else list(items)
 
 
 def scene_of(name: str, pattern: str, own: str = "") -> str:
