@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from components.data.images import pixels_sha256
 from components.data.items import Colour, Item, Problem, Reads, load
 from components.data.near_duplicates import MOST, Fingerprint, fingerprint, near_duplicates
 from pipeline.console import console
@@ -80,7 +79,7 @@ def look(glance: Glance) -> list[Seen]:
     for loaded in load(glance.items, glance.raw, glance.reads, glance.colour):
         if not isinstance(loaded, Problem) and loaded.clean.min() < loaded.clean.max():
             found = fingerprint(loaded.clean) if glance.is_searched else None
-            seen.append(Seen(loaded.item.name, digest_of(loaded.clean), found))
+            seen.append(Seen(loaded.item.name, pixels_sha256(loaded.clean), found))
     return seen
 
 
@@ -101,9 +100,9 @@ def find_duplicates(items: Sequence[Item], seen: Sequence[Seen]) -> Duplicates:
 def put_together(items: Sequence[Item], found: Duplicates, settings: Preprocess) -> list[Item]:
     """The items, those that show the same in one scene unless their scenes are given different parts; says so."""
     scenes = {item.name: item.scene for item in items}
-    same = [(scenes[group[0]], scenes[name]) for group in found.same for name in group[1:]]
-    alike = [(scenes[one], scenes[other]) for one, other in found.alike]
     given = given_parts(items, settings)
+    same = [pair for group in found.same for pair in itertools.pairwise(_in_order([scenes[n] for n in group], given))]
+    alike = [(scenes[one], scenes[other]) for one, other in found.alike]
     equal, joined = (join_scenes(pairs, given, settings) for pairs in (same, same + alike))
     _tell("the same image as others", equal)
     _tell(
@@ -111,6 +110,12 @@ def put_together(items: Sequence[Item], found: Duplicates, settings: Preprocess)
         {scene: name for scene, name in joined.items() if equal.get(scene, scene) == scene},
     )
     return [replace(item, scene=joined.get(item.scene, item.scene)) for item in items]
+
+
+def _in_order(scenes: Sequence[str], given: Mapping[str, str]) -> list[str]:
+    """Scenes of one part follow each other, and those that are given none the scenes of the last part."""
+    last = max((SPLITS.index(given[scene]) for scene in scenes if scene in given), default=0)
+    return sorted(set(scenes), key=lambda scene: (-SPLITS.index(given.get(scene, SPLITS[last])), scene not in given, scene))
 
 
 def _tell(what: str, joined: Mapping[str, str]) -> None:
@@ -163,12 +168,3 @@ def write_duplicates(found: Duplicates, split: Mapping[str, str], path: Path) ->
 def _clean_file(item: Item) -> tuple[str, int]:
     """Where the clean image lies: of a pair the second file."""
     return item.files[1 if len(item.files) > 1 else 0], item.number
-
-
-def digest_of(pixels: np.ndarray) -> str:
-    """The SHA-256 of an image's pixels and shape: the same for one image in two files, of 8 and of 16 bits too."""
-    if pixels.dtype == np.uint16 and not (pixels % 257).any():  # 8 bits, stretched to 16
-        pixels = (pixels // 257).astype(np.uint8)
-    digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
-    digest.update(np.ascontiguousarray(pixels).tobytes())
-    return digest.hexdigest()
