@@ -61,7 +61,9 @@ def pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder:
     if not all(shards.values()):  # the hash left one side empty: the first by it goes there, a lone one to both
         few.sort(key=lambda each: place_of(each[0]))
         first = pixels_sha256(few[0][1])
-        fixed, rest = ([each for each in few if (pixels_sha256(each[1]) == first) == wanted] for wanted in (True, False))
+        fixed, rest = (
+            [each for each in few if (pixels_sha256(each[1]) == first) == wanted] for wanted in (True, False)
+        )
         for part, chosen in zip(parts, (rest or fixed[:1], fixed), strict=True):
             writer = ShardWriter(folder / "auxiliary" / part)
             for name, array in chosen:

@@ -115,7 +115,9 @@ def put_together(items: Sequence[Item], found: Duplicates, settings: Preprocess)
 def _in_order(scenes: Sequence[str], given: Mapping[str, str]) -> list[str]:
     """Scenes of one part follow each other, and those that are given none the scenes of the last part."""
     last = max((SPLITS.index(given[scene]) for scene in scenes if scene in given), default=0)
-    return sorted(set(scenes), key=lambda scene: (-SPLITS.index(given.get(scene, SPLITS[last])), scene not in given, scene))
+    return sorted(
+        set(scenes), key=lambda scene: (-SPLITS.index(given.get(scene, SPLITS[last])), scene not in given, scene)
+    )
 
 
 def _tell(what: str, joined: Mapping[str, str]) -> None:

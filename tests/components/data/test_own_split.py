@@ -32,9 +32,7 @@ pytestmark = pytest.mark.unit
         (["train.png", "test.png"], {}),  # files, not folders
     ],
 )
-def test_folders_that_stand_side_by_side_with_such_names_state_a_split(
-    names: list[str], parts: dict[str, str]
-) -> None:
+def test_folders_that_stand_side_by_side_with_such_names_state_a_split(names: list[str], parts: dict[str, str]) -> None:
     assert folder_parts(names) == parts
 
 
@@ -72,7 +70,11 @@ def test_pairs_have_the_part_of_their_folders_wherever_the_level_is(layout: str)
             {"DIV2K_train___bicubic__X2__0001": "train", "DIV2K_valid___bicubic__X2__0002": "val"},
         ),
         (
-            [f"{p}/{k}/{n}.jpg" for p in ("training", "testing") for k, n in (("rainy_image", "1_1"), ("ground_truth", 1))],
+            [
+                f"{p}/{k}/{n}.jpg"
+                for p in ("training", "testing")
+                for k, n in (("rainy_image", "1_1"), ("ground_truth", 1))
+            ],
             {"training__1__1": "train", "testing__1__1": "test"},
         ),
     ],
@@ -91,4 +93,3 @@ def test_files_whose_folders_name_two_parts_are_refused_by_name() -> None:
         part_of(["train/test/b.png"], parts)
     with pytest.raises(ValueError, match=r"test/train/c\.png: .* test \(test\) and test/train \(train\): rename one"):
         find_items(names[2:] + names[:1], Path(), "images", None, "^$")
-
