@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from components.data.images import pixels_sha256
 from components.data.packs import Entry, Pack, ShardWriter, file_sha256, write_index
 from components.tasks import Auxiliary
 from pipeline.console import console
@@ -42,11 +43,14 @@ def pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder:
     parts = ("train", "fixed")
     writers = {part: ShardWriter(_made(folder / "auxiliary" / part)) for part in parts}
     number = 0
+    seen: dict[str, str] = {}  # SHA-256 of the content -> part
     few: list[tuple[str, np.ndarray]] = []  # kept as long as they are few
     try:
         for number, (name, array) in enumerate(task.read_auxiliary(source, sorted(files)), start=1):
             few = [*few, (name, array)] if number <= _FEW_AUXILIARY else []
-            for part in parts if not task.splits_auxiliary else [_auxiliary_part(name)]:
+            # The same content under another name goes where the first went.
+            own = seen.setdefault(pixels_sha256(array), _auxiliary_part(name)) if task.splits_auxiliary else ""
+            for part in [own] if own else parts:
                 _add(writers[part], name, array)
     except ValueError as error:
         raise UserError(f"fetch.auxiliary: {error}") from error
@@ -56,7 +60,11 @@ def pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder:
     shards = {part: writer.close() for part, writer in writers.items()}
     if not all(shards.values()):  # the hash left one side empty: the first by it goes there, a lone one to both
         few.sort(key=lambda each: place_of(each[0]))
-        for part, chosen in zip(parts, (few[1:] or few, few[:1]), strict=True):
+        first = pixels_sha256(few[0][1])
+        fixed, rest = (
+            [each for each in few if (pixels_sha256(each[1]) == first) == wanted] for wanted in (True, False)
+        )
+        for part, chosen in zip(parts, (rest or fixed[:1], fixed), strict=True):
             writer = ShardWriter(folder / "auxiliary" / part)
             for name, array in chosen:
                 _add(writer, name, array)

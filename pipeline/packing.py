@@ -48,15 +48,13 @@ class Chunk:
 @dataclass
 class Packed:
     """Attributes: the part and number of items of the chunk, the shards written (pack, relative to data/packed ->
-    shards), the item that each entry (pack, name) was made of, the SHA-256 of the clean pixels of each item, and what
-    could not be used.
+    shards), the item that each entry (pack, name) was made of, and what could not be used.
     """
 
     part: str
     num_items: int
     shards: dict[str, list[Shard]] = field(default_factory=dict)
     owners: dict[tuple[str, str], str] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -77,7 +75,6 @@ def pack_chunk(chunk: Chunk) -> Packed:
         if isinstance(loaded, Problem):
             packed.problems.append(loaded)
             continue
-        packed.digests[loaded.item.name] = _digest(loaded.clean)
         try:
             for packer in packers:
                 packer.add(loaded)
@@ -232,15 +229,6 @@ def _central(side: int, crop: int, grid: int) -> slice:
     length = min(side, crop) // grid * grid
     start = (side - length) // 2 // grid * grid
     return slice(start, start + length)
-
-
-def _digest(pixels: np.ndarray) -> str:
-    """The SHA-256 of an image's pixels and shape: the same for one image in two files, of 8 and of 16 bits too."""
-    if pixels.dtype == np.uint16 and not (pixels % 257).any():  # 8 bits, stretched to 16
-        pixels = (pixels // 257).astype(np.uint8)
-    digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
-    digest.update(np.ascontiguousarray(pixels).tobytes())
-    return digest.hexdigest()
 
 
 __all__ = ["TEST_PACKS", "Chunk", "Packed", "centre_crop", "pack_chunk"]

@@ -6,25 +6,35 @@ The work on the images is in packing.py, a chunk at a time, spread over the clus
 from __future__ import annotations
 
 import csv
-import fnmatch
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from components.data.images import is_image_name
 from components.data.items import Found, Item, Problem, find_items
 from components.data.packs import Shard, write_index
 from components.data.pair_names import Naming, likely_pairs
-from pipeline.auxiliary import pack_auxiliary, place_of
-from pipeline.cluster.spread import spread
+from pipeline.auxiliary import pack_auxiliary
+from pipeline.cluster.spread import session_for, spread
 from pipeline.console import console, progress
+from pipeline.duplicates import (
+    Glance,
+    find_duplicates,
+    glances,
+    look,
+    put_together,
+    same_apart,
+    tell_alike_apart,
+    write_duplicates,
+)
 from pipeline.errors import UserError
 from pipeline.packing import SPLITS, TEST_PACKS, Chunk, Packed, pack_chunk
 from pipeline.params import ALL_CLEAN, PairPatterns, Params, Preprocess
 from pipeline.paths import MANIFEST, PACKED, RAW, SCRATCH, existing, replaced_folder
+from pipeline.splitting import own_split_text, split_items
 
 OUT_OF_DISTRIBUTION = TEST_PACKS
 CHUNK_ITEMS = {"images": 32, "ct": 8, "labelled": 10_000}
@@ -32,23 +42,36 @@ CHUNK_BYTES = 1 << 25  # of files: 32 MiB, some ten photographs
 _SHOWN = 8  # scenes in a message
 _SHOWN_PROBLEMS = 3
 
+Piece = TypeVar("Piece", Chunk, Glance)
+Result = TypeVar("Result")
+
 
 def preprocess(params: Params) -> None:
     """Packs training images; fixed (degraded, clean) pairs for validation, test and out of distribution."""
     manifest = read_manifest(RAW)
     found = _found(params, list(manifest["images"]))
-    split = split_items(found.items, params.preprocess)
-    with replaced_folder(PACKED) as folder:
-        pack_auxiliary(params, manifest["auxiliary"], folder)
-        chunks = _chunks(found.items, split, manifest["images"], params, folder)
-        packed = _spread(chunks, params)
-        problems = list(found.unused) + [problem for each in packed for problem in each.problems]
-        problems += _twins(packed)
-        _judge(problems, params, folder)
-        dropped = {problem.name for problem in problems}
-        _join(packed, dropped, folder)
+    if said := own_split_text(found.items, params.preprocess):
+        console.print(said)
+    pieces = _glances(found.items, manifest["images"], params)
+    with session_for(len(pieces), params.cluster):
+        seen = _spread(look, pieces, params, "comparing", len)
+        duplicates = find_duplicates(found.items, [each for piece in seen for each in piece])
+        items = put_together(found.items, duplicates, params.preprocess)
+        split = split_items(items, params.preprocess)
+        tell_alike_apart(duplicates, split)
+        with replaced_folder(PACKED) as folder:
+            pack_auxiliary(params, manifest["auxiliary"], folder)
+            chunks = _chunks(items, split, manifest["images"], params, folder)
+            packed = _spread(pack_chunk, chunks, params, "packing", lambda each: each.num_items)
+            problems = list(found.unused) + [problem for each in packed for problem in each.problems]
+            unreadable = {problem.name for problem in problems}
+            problems += [each for each in same_apart(duplicates, split) if each.name not in unreadable]
+            _judge(problems, params, folder)
+            dropped = {problem.name for problem in problems}
+            _join(packed, dropped, folder)
+            write_duplicates(duplicates, split, folder / "duplicates.csv")
     for part in SPLITS:
-        scenes = sorted({item.scene for item in found.items if split[item.name] == part and item.name not in dropped})
+        scenes = sorted({item.scene for item in items if split[item.name] == part and item.name not in dropped})
         shown = ", ".join(scenes[:_SHOWN]) + (", ..." if len(scenes) > _SHOWN else "")
         console.print(f"{part:5} {len(scenes)} scenes: {shown}")
 
@@ -68,56 +91,6 @@ def read_manifest(raw: Path) -> dict[str, dict[str, tuple[str, int]]]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest}: damaged ({error}); run 'eqreg fetch' again") from error
-
-
-def split_items(items: Sequence[Item], settings: Preprocess) -> dict[str, str]:
-    """item -> train, val or test: by scene, but for those whose data set has a test part of its own.
-
-    Raises:
-        UserError: a scene is listed twice, or a split stays empty.
-    """
-    own_test = {item.scene for item in items if item.part == "test"}
-    scenes = sorted({item.scene for item in items})
-    if not own_test:
-        split = split_scenes(scenes, settings)
-        return {item.name: split[item.scene] for item in items}
-    rest = [scene for scene in scenes if scene not in own_test]
-    # The data set's own test part is the test; validation comes from its training part.
-    shares = settings.model_copy(update={"remaining": settings.remaining.model_copy(update={"test": 0.0})})
-    split = split_scenes(rest, shares, parts=("train", "val")) | dict.fromkeys(own_test, "test")
-    return {item.name: split[item.scene] for item in items}
-
-
-def split_scenes(scenes: list[str], settings: Preprocess, parts: Sequence[str] = SPLITS) -> dict[str, str]:
-    """scene -> train, val or test: as listed, else dealt out by the hash of the scene's name.
-
-    Dealing by hash keeps each scene on its side when others come or go.
-
-    Raises:
-        UserError: a scene is listed twice, or a split stays empty.
-    """
-    split: dict[str, str] = {}
-    for scene in scenes:
-        listed = [part for part in parts if any(fnmatch.fnmatchcase(scene, p) for p in getattr(settings.splits, part))]
-        if len(listed) > 1:
-            raise UserError(f"preprocess.splits: scene '{scene}' is in {' and '.join(listed)}: keep one of them")
-        split[scene] = listed[0] if listed else ""
-    rest = sorted((s for s in scenes if not split[s]), key=lambda s: hashlib.sha256(s.encode()).digest())
-    for scene in rest:
-        place, shares = place_of(scene), settings.remaining
-        split[scene] = "val" if place < shares.val else "test" if place < shares.val + shares.test else "train"
-    # With few scenes the hash may leave a split empty: the scenes next in the order of hashes go there.
-    for part in parts:
-        sizes = {other: list(split.values()).count(other) for other in parts}
-        movable = next((s for s in rest if sizes[split[s]] > 1), None) if not sizes[part] else None
-        if movable:
-            split[movable] = part
-    if missing := [part for part in parts if part not in split.values()]:
-        raise UserError(
-            f"preprocess.splits: no scene for {' and '.join(missing)} among {len(scenes)} scenes: "
-            "bring at least 3, or name them in preprocess.splits"
-        )
-    return split
 
 
 def _naming(settings: Preprocess) -> str | Naming | None:
@@ -206,34 +179,23 @@ def _sums(items: Sequence[Item], files: Mapping[str, tuple[str, int]]) -> dict[s
     return {file: sha256 for file, (sha256, _) in files.items() if file.startswith(inside) or file in roots}
 
 
-def _spread(chunks: list[Chunk], params: Params) -> list[Packed]:
-    total = sum(len(chunk.items) for chunk in chunks)
+def _glances(items: Sequence[Item], files: Mapping[str, tuple[str, int]], params: Params) -> list[Glance]:
+    reads = params.build_task().reads
+    raw = (RAW / "images").resolve()
+    return glances(items, files, raw, reads, params.preprocess.colour, CHUNK_ITEMS[reads])
+
+
+def _spread(
+    function: Callable[[Piece], Result],
+    pieces: Sequence[Piece],
+    params: Params,
+    what: str,
+    count: Callable[[Result], int],
+) -> list[Result]:
+    total = sum(len(piece.items) for piece in pieces)
     with progress() as bars:
-        bar = bars.add_task("packing", total=total, note="")
-        return spread(
-            pack_chunk,
-            chunks,
-            params.cluster,
-            lambda packed: bars.update(bar, advance=packed.num_items),
-        )
-
-
-def _twins(packed: Sequence[Packed]) -> list[Problem]:
-    """Images that are in two parts by content, whatever they are called: all but those of the later part are to go.
-
-    So nothing is tested on that was trained on, and nothing chosen by what it is tested on.
-    """
-    places: dict[str, list[tuple[int, str]]] = {}
-    for each in packed:
-        for name, digest in each.digests.items():
-            places.setdefault(digest, []).append((SPLITS.index(each.part), name))
-    found = []
-    for twins in places.values():
-        last, kept = max(twins)
-        found += [
-            Problem(name, f"the same clean image is in {SPLITS[last]} as {kept}") for part, name in twins if part < last
-        ]
-    return found
+        bar = bars.add_task(what, total=total, note="")
+        return spread(function, pieces, params.cluster, lambda result: bars.update(bar, advance=count(result)))
 
 
 def _judge(problems: Sequence[Problem], params: Params, folder: Path) -> None:
@@ -301,4 +263,4 @@ def _check_labels(shards: Mapping[str, Sequence[Shard]]) -> None:
             )
 
 
-__all__ = ["OUT_OF_DISTRIBUTION", "SPLITS", "preprocess", "read_manifest", "split_items", "split_scenes"]
+__all__ = ["OUT_OF_DISTRIBUTION", "SPLITS", "preprocess", "read_manifest"]

@@ -5,6 +5,7 @@ Legend: C channels (1 grey, 3 RGB), H rows, W columns, of the upright image.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import warnings
 from collections.abc import Iterator
@@ -130,6 +131,15 @@ def to_float(image: np.ndarray) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"image of dtype {image.dtype}: give uint8, uint16, or float32 in [0, 1]")
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+
+
+def pixels_sha256(image: np.ndarray) -> str:
+    """The SHA-256 of an array's values and shape: the same for one image in two files, of 8 and of 16 bits too."""
+    if image.dtype == np.uint16 and not (image % 257).any():  # 8 bits, stretched to 16
+        image = (image // 257).astype(np.uint8)
+    digest = hashlib.sha256(repr((image.shape, image.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
 
 
 def is_image_name(path: Path) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
 from components.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, is_image_name, read_image
 from components.data.labelled import read_labelled
+from components.data.own_split import Part, folder_parts, part_of
 from components.data.pair_names import NAMINGS, Naming, PairedNames, find_pairs
 
 _SUFFIXES = rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.npz|\.npy|\.dcm|\.dicom|\.ima)$"
@@ -38,14 +39,14 @@ class Item:
         scene: what it shows, if the files say so; else its name.
         files: where it lies; of a pair the degraded image, then the clean one.
         number: which of the slices or images of its file.
-        part: "train" or "test" where the data set has a split of its own, else "".
+        part: "train", "val" or "test" where the data set has a split of its own, else "".
     """
 
     name: str
     scene: str
     files: tuple[str, ...]
     number: int = 0
-    part: str = ""
+    part: Part = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
     first.
 
     Raises:
-        ValueError: no naming fits.
+        ValueError: no naming fits, or the folders of one name several parts of a split.
     """
     if reads == "ct":
         found = _slices(names, folder, pattern)
@@ -113,7 +114,8 @@ def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | N
     if reads == "labelled":  # the files are one data set
         return found
     used = {file for item in found.items for file in item.files} | {problem.name for problem in found.unused}
-    return replace(found, left_out=Counter(_kind(name, reads) for name in names if name not in used))
+    left_out = Counter(_kind(name, reads) for name in names if name not in used)
+    return replace(found, items=_with_parts(found.items), left_out=left_out)
 
 
 def _kind(name: str, reads: Reads) -> str:
@@ -136,6 +138,12 @@ def _without_namesakes(found: Found) -> Found:
             unused.append(Problem(item.files[-1], reason))
     items = set(kept.values())
     return replace(found, items=[item for item in found.items if item in items], unused=unused)
+
+
+def _with_parts(items: Sequence[Item]) -> list[Item]:
+    """The items with the part that the folders of their files name."""
+    parts = folder_parts(file for item in items for file in item.files)
+    return [replace(item, part=part_of(item.files, parts)) for item in items] if parts else list(items)
 
 
 def scene_of(name: str, pattern: str, own: str = "") -> str:

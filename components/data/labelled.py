@@ -11,21 +11,18 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, cast
 
 import numpy as np
 
 from components.data.images import image_size, is_image_name, read_image
+from components.data.own_split import PARTS, Part
 from components.data.safe_arrays import MAX_BYTES, as_text, file_size, load_npz, naming_array, naming_file, plain_pickle
-
-Split = Literal["train", "test", ""]
 
 _FILE_LIMIT = 2**28  # bytes of one file of CIFAR; the largest has 155 MB
 _TAR_RATIO = 8  # of CIFAR's archives: 1.1
 _MOST_CLASSES = 2**16  # without names
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
-_PARTS: dict[str, Split] = {"train": "train", "test": "test"}
 _TEN_BATCHES = [(f"data_batch_{number}", "train") for number in range(1, 6)]
 _CIFAR_FILES = frozenset(
     {"train", "test", "meta", "train.bin", "test.bin", "fine_label_names.txt", "batches.meta", "batches.meta.txt"}
@@ -47,7 +44,7 @@ class Labelled:
     images: np.ndarray
     labels: np.ndarray
     classes: list[str]
-    split: list[Split]
+    split: list[Part]
 
 
 def read_labelled(path: Path) -> Labelled:
@@ -56,9 +53,9 @@ def read_labelled(path: Path) -> Labelled:
     - CIFAR-100 (its 100 fine classes) or CIFAR-10, Python or binary version: the folder, or the ``.tar.gz``, of which
       nothing is extracted.
     - ``.npz``: ``x`` uint8 (N, H, W, 3) or (N, 3, H, W), ``y`` (N,) integers from 0; if there, ``classes`` and
-      ``split`` ("train" or "test", (N,)).
-    - A folder with a folder a class, perhaps below ``train`` and ``test``: image files of 8 bits, all of one size, in
-      the order of their names; hidden ones are left alone.
+      ``split`` ("train", "val" or "test", (N,)).
+    - A folder with a folder a class, perhaps below ``train``, ``val`` and ``test``: image files of 8 bits, all of one
+      size, in the order of their names; hidden ones are left alone.
 
     Raises:
         ValueError: there is nothing of the kind, or it is damaged; a label has no class; images differ in size (resize
@@ -95,10 +92,10 @@ def _from_npz(path: Path) -> Labelled:
 def _from_class_folders(path: Path) -> Labelled:
     with naming_file(path, "folder of classes"):
         folders = _subfolders(path)
-        parts: dict[Split, Path] = {"": path}
-        if folders and {folder.name for folder in folders} <= set(_PARTS):
-            parts = {_PARTS[folder.name]: folder for folder in folders}
-        found = [(part, folder) for part, root in parts.items() for folder in _subfolders(root)]
+        parts: list[tuple[Part, Path]] = [("", path)]
+        if folders and {folder.name.lower() for folder in folders} <= set(PARTS):
+            parts = [(PARTS[folder.name.lower()], folder) for folder in folders]
+        found = [(part, folder) for part, root in parts for folder in _subfolders(root)]
         classes = sorted({folder.name for _, folder in found})
         files = [(part, folder.name, file) for part, folder in found for file in _image_files(folder)]
         if len(classes) < 2 or not files:
@@ -165,14 +162,14 @@ def _from_cifar(files: Mapping[str, bytes]) -> Labelled:
         raise ValueError(f"holds {', '.join(files)} but no images")
     pixels: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    split: list[Split] = []
+    split: list[Part] = []
     for name, part in present:
         with naming_array(name):
             read = _binary if suffix else _pickled
             batch_pixels, batch_labels = read(files[name], hundred)
         pixels.append(batch_pixels)
         labels.append(batch_labels)
-        split += [_PARTS[part]] * len(batch_labels)
+        split += [PARTS[part]] * len(batch_labels)
     images = np.concatenate(pixels).reshape(-1, 3, _SIDE, _SIDE)  # planes of red, green and blue
     return _checked(images, np.concatenate(labels), _cifar_classes(files, hundred, bool(suffix)), split)
 
@@ -226,6 +223,8 @@ def _checked(images: np.ndarray, labels: np.ndarray, classes: list[str], split: 
         raise ValueError("no images")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels {labels.min()}..{labels.max()} for {len(classes)} classes: use 0..{len(classes) - 1}")
-    if unknown := set(split) - {"train", "test", ""}:
-        raise ValueError(f"split {sorted(unknown)[0]!r}: use train, test or nothing")
-    return Labelled(np.ascontiguousarray(images), labels.astype(np.int64), classes, cast("list[Split]", list(split)))
+    if unknown := {part for part in split if part} - set(PARTS):
+        raise ValueError(f"split {sorted(unknown)[0]!r}: use train, val, test or nothing")
+    return Labelled(
+        np.ascontiguousarray(images), labels.astype(np.int64), classes, [PARTS[part] if part else "" for part in split]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from pipeline.cluster.session import ray_session
@@ -36,8 +37,14 @@ def spread(
             results.append(function(piece))
             done(results[-1])
         return results
-    with ray_session(cluster, dashboard=False):
+    with session_for(len(pieces), cluster):
         return _spread(function, pieces, done)
+
+
+def session_for(pieces: int, cluster: Cluster) -> AbstractContextManager[None]:
+    """One Ray for every `spread` in the block; none where so many pieces are not worth it."""
+    few = cluster.address == "local" and pieces <= FEW
+    return nullcontext() if few else ray_session(cluster, dashboard=False)
 
 
 def _spread(

@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 from pipeline.fetch import fetch
 from pipeline.packing import centre_crop
 from pipeline.params import Preprocess
-from pipeline.preprocess import preprocess, split_scenes
+from pipeline.preprocess import preprocess
+from pipeline.splitting import split_scenes
 from tests.files import digests
 from tests.pipeline.conftest import Project
 

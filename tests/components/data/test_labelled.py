@@ -262,7 +262,7 @@ def test_an_archive_that_expands_without_end_is_refused(tmp_path: Path) -> None:
         ({"x": TRAIN, "y": [2] * 6, "classes": ["a", "b"]}, r"labels 2\.\.2 for 2 classes: use 0\.\.1"),
         ({"x": TRAIN, "y": [2**40] * 6}, "for 65536 classes"),
         ({"x": TRAIN[:0], "y": np.zeros(0, dtype=int)}, "no images"),
-        ({"x": TRAIN, "y": [0] * 6, "split": ["dev"] * 6}, "split 'dev': use train, test or nothing"),
+        ({"x": TRAIN, "y": [0] * 6, "split": ["dev"] * 6}, "split 'dev': use train, val, test or nothing"),
         ({"x": TRAIN}, "no array y"),
     ],
 )
