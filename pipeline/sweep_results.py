@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from rich import box
 from rich.table import Table
 
 from pipeline.console import console
@@ -28,7 +29,7 @@ _METRICS = {
     "step_time": ("step_time", True),
 }
 _ERRORS = {"layer_error": "layers", "equivariance_error": "output"}
-"""Metric of each trial that ran to its end -> whose relative error under quarter turns it is."""
+"""Metric of each trial that ran to its end -> whose equivariance error it is."""
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -151,20 +152,23 @@ def print_table(trials: Sequence[Trial], values: dict[str, Any], score: str, obj
     """The trials on the console."""
     control, best = _control(trials), best_trial(trials)
     front = pareto_front(trials, objectives) if len(objectives) > 1 else []
-    table = Table(title=f"trials ({NOTE}); error: relative, under quarter turns", title_justify="left")
-    titles = {metric: f"error of {of}" for metric, of in _ERRORS.items()}
+    title = f"trials, on validation ({NOTE}); layers, output: equivariance error"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    titles = dict(_ERRORS)
     if "step_time" in objectives:
         titles["step_time"] = "step time"
-    for column in ("trial", "weight", "penalty", "steps", f"validation {score}", "to control", *titles.values()):
-        table.add_column(column, justify="right")
+    for column in ("trial", "weight", "penalty", "steps", score, "to control", *titles.values()):
+        is_score = column == score  # which may be a failure, in many words
+        table.add_column(column, justify="right", no_wrap=not is_score, min_width=5 if is_score else None)
     for trial in trials:
         difference = difference_to(trial, control)
-        mark = " best" if trial is best else " front" if any(trial is other for other in front) else ""
+        mark = " control" if trial.is_control else ""
+        mark += " best" if trial is best else " front" if any(trial is other for other in front) else ""
         reached = trial.metrics.get("val_score")
         others = [trial.metrics.get(metric) for metric in titles]
         table.add_row(
             f"{trial.number}{mark}",
-            "0 (control)" if trial.is_control else f"{_value(trial, values, WEIGHT):.4g}",
+            "0" if trial.is_control else f"{_value(trial, values, WEIGHT):.3g}",
             "" if trial.is_control else str(_value(trial, values, _PENALTY)),
             f"{trial.steps}{' stopped' if trial.stopped_early else ''}",
             trial.failure or ("" if reached is None else f"{reached:.2f}"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.cluster.study import Trial
 from pipeline.cluster.sweep_figures import LEAST, save_figures
-from pipeline.sweep_results import Compared, best_and_control, best_trial, pareto_front, write_results
+from pipeline.sweep_results import Compared, best_and_control, best_trial, pareto_front, print_table, write_results
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +39,25 @@ def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(t
     assert "difference_to_control" not in summary
     with (tmp_path / "trials.csv").open(newline="") as file:
         assert [row["failure"] for row in csv.DictReader(file)] == ["NaN", ""]
+
+
+def test_each_trial_is_one_line_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"val_score": 26.34, "layer_error": 1.2345, "equivariance_error": 0.0123456}
+    chosen = {"equivariance.weight": 0.0123456, "equivariance.penalty": "rotation"}
+    trials = [
+        Trial(0, {}, True, False, 80, metrics, None),
+        Trial(12, chosen, False, False, 80, metrics | {"val_score": 27.0}, None),
+        Trial(13, chosen, False, True, 30, metrics, None),
+    ]
+    print_table(trials, {"equivariance": {"weight": 0.03}}, "PSNR, dB", ["score"])
+    found = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in found if line[:9].strip()[:1].isdigit()]
+    assert rows == [
+        ["0", "control", "0", "80", "26.34", "1.23", "0.0123"],
+        ["12", "best", "0.0123", "rotation", "80", "27.00", "+0.66", "1.23", "0.0123"],
+        ["13", "0.0123", "rotation", "30", "stopped", "26.34", "1.23", "0.0123"],
+    ]
+    assert max(map(len, found)) <= 80
 
 
 def test_the_best_trial_with_a_penalty_is_put_beside_the_control(tmp_path: Path) -> None:

@@ -48,15 +48,16 @@ _TRAINING = """
     import threading, time, ray.train
     folder = sys.argv[2]
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from pipeline.cluster.meeting import MeetingConfig
+    from pipeline.cluster.quick_trainer import QuickTrainer
     def train():
         import time, torch
         torch.distributed.all_reduce(torch.ones(3))
         open(folder + "/reduced", "w").close()
         time.sleep(60)
-    trainer = TorchTrainer(
+    trainer = QuickTrainer(
         train,
+        is_local=True,
         torch_config=MeetingConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(storage_path=folder),
@@ -80,13 +81,13 @@ class Session:
                 *("dashboard" if dashboard else "none", str(folder)),
             ],
             cwd=ROOT,
-            env=base_environment(self.home),
+            env=base_environment(self.home) | {"RAY_worker_niceness": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self.process.stdout
-        timer = threading.Timer(90, self.process.kill)
+        timer = threading.Timer(180, self.process.kill)
         timer.start()
         line = self.process.stdout.readline()
         timer.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import threading
@@ -195,9 +196,9 @@ def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
     assert len({trial.user_attrs["owner"] for trial in trials}) == 2
     assert sorted(histories(workspace, "shared")) == list(range(5))
     assert sum(statuses(workspace, "shared").values()) == 5 + 1
-    numbers = [line.split()[1] for line in outputs[0].splitlines() if line.startswith("│")]
-    assert numbers == [line.split()[1] for line in outputs[1].splitlines() if line.startswith("│")]
-    assert numbers == [str(number) for number in range(5)]
+    for output in outputs:
+        numbers = re.findall(r"^ *(\d+)(?: control)?(?: best)? {2,}", output, re.MULTILINE)
+        assert numbers == [str(number) for number in range(5)], output
 
 
 def test_trials_that_fail_are_recorded_with_the_reason_and_do_not_end_the_sweep(
