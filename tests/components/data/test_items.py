@@ -65,9 +65,9 @@ def test_names_that_differ_in_unicode_normalisation_alone_are_told_apart(tmp_pat
 @pytest.mark.parametrize("naming", ["auto", "input/target"])
 def test_a_partner_that_is_spelled_otherwise_is_named(tmp_path: Path, naming: str) -> None:
     pair = [f"input/{COMPOSED}.png", f"target/{DECOMPOSED}.png"]
-    others = [f"{side}/{n}.png" for side in ("input", "target") for n in range(10)]
+    others = [f"{side}/{n}.png" for side in ("input", "target") for n in range(20)]
     found = find_items([*others, *pair, "input/alone.png"], tmp_path, "images", naming, "^$")
-    assert len(found.items) == 10
+    assert len(found.items) == 20
     reasons = {problem.name: problem.reason for problem in found.unused}
     assert reasons["input/alone.png"] == "it has no partner in a pair"
     for name, partner in (pair, pair[::-1]):
