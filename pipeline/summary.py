@@ -75,16 +75,16 @@ def _print_sweep(score: Metric) -> None:
     best, control = compared
     named = [part for part in (best.penalty, best.weight and f"weight {float(best.weight):.3g}") if part]
     rows = {"weight 0": control, f"trial {best.number}{': ' if named else ''}{', '.join(named)}": best}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    titles = (f"validation {score.title}", "error of layers", "error of output")
-    for column in (f"sweep: {control.steps} steps each, the same pairs", *titles):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    titles = (score.title, "error of layers", "error of output")
+    for column in (f"sweep: {control.steps} steps each", *titles):
         table.add_column(column, justify="right" if column in titles else "left", no_wrap=True)
     for name, trial in rows.items():
         errors = [f"{error:.3g}" for error in (trial.layer_error, trial.output_error)]
         table.add_row(name, f"{trial.score:.{score.digits}f}", *errors)
     console.print(table)
-    console.print("error: relative residual under quarter turns on validation images; 0 is exact, 1.41 unrelated")
-    console.print("one seed each: they show what the penalty does to symmetry, not whether it helps: eqreg ablate does")
+    console.print("on validation; error: relative residual under quarter turns, 0 is exact, 1.41 unrelated")
+    console.print("one seed each: no evidence on the score; eqreg ablate compares over seeds")
 
 
 def _interval(gain: dict[str, float | None], digits: int) -> str:

@@ -152,7 +152,7 @@ def print_table(trials: Sequence[Trial], values: dict[str, Any], score: str, obj
     """The trials on the console."""
     control, best = _control(trials), best_trial(trials)
     front = pareto_front(trials, objectives) if len(objectives) > 1 else []
-    table = Table(title=f"trials ({NOTE})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"trials ({NOTE})", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
     titles = dict(_ERRORS)
     if "step_time" in objectives:
         titles["step_time"] = "step time"
@@ -175,7 +175,7 @@ def print_table(trials: Sequence[Trial], values: dict[str, Any], score: str, obj
             *("" if value is None else f"{value:.3g}" for value in others),
         )
     console.print(table)
-    console.print("all of it on validation images; layers, output: equivariance error under quarter turns")
+    console.print("on validation images; layers, output: equivariance error under quarter turns")
 
 
 def difference_to(trial: Trial, control: Trial | None) -> float | None:
