@@ -102,10 +102,10 @@ def _naming(settings: Preprocess) -> str | Naming | None:
 def _found(params: Params, names: Sequence[str]) -> Found:
     """What the fetched files hold."""
     reads = params.build_task().reads
+    if reads == "images" and params.preprocess.pairs == "none":
+        _check_all_clean(params, names)
     try:
         naming = _naming(params.preprocess)
-        if reads == "images" and params.preprocess.pairs == "none":
-            _check_all_clean(params, names)
         found = find_items(names, RAW / "images", reads, naming, params.preprocess.scene_pattern)
     except ValueError as error:
         key = "preprocess.pairs" if params.preprocess.pairs not in ALL_CLEAN else "fetch.source"

@@ -296,7 +296,8 @@ def test_names_of_pairs_are_refused_where_every_image_would_be_clean(
     with pytest.raises(UserError, match=r"take the degraded images away, or preprocess\.pairs: clean"):
         preprocess(project.params(task="inpaint"))
     preprocess(project.params(task="denoise", preprocess__pairs="clean"))
-    assert len(Pack(PACKED / "train")) + len({e.scene for e in Pack(PACKED / "val").entries}) < 8
+    scenes = [entry.scene for part in ("train", "val", "test") for entry in Pack(PACKED / part).entries]
+    assert len(set(scenes)) == 8
     assert not Pack(PACKED / "train").holds_pairs
     assert "not used of data/raw/images: 1 .csv\n" in capsys.readouterr().out
 
