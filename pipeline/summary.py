@@ -80,7 +80,7 @@ def _print_sweep(score: Metric) -> None:
     for column in (f"sweep: {control.steps} steps each", *titles):
         table.add_column(column, justify="right" if column in titles else "left", no_wrap=True)
     for name, trial in rows.items():
-        errors = [f"{error:.3g}" for error in (trial.layer_error, trial.output_error)]
+        errors = [f"{error:.3f}" for error in (trial.layer_error, trial.output_error)]
         table.add_row(name, f"{trial.score:.{score.digits}f}", *errors)
     console.print(table)
     console.print("on validation; error: relative residual under quarter turns, 0 is exact, 1.41 unrelated")

@@ -172,7 +172,7 @@ def print_table(trials: Sequence[Trial], values: dict[str, Any], score: str, obj
             f"{trial.steps}{' stopped' if trial.stopped_early else ''}",
             trial.failure or ("" if reached is None else f"{reached:.2f}"),
             "" if difference is None or trial.is_control else f"{difference:+.2f}",
-            *("" if value is None else f"{value:.3g}" for value in others),
+            *("" if value is None else f"{value:.3f}" for value in others),
         )
     console.print(table)
     console.print("on validation images; layers, output: equivariance error under quarter turns")

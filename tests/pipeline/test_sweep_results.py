@@ -42,7 +42,7 @@ def test_a_sweep_whose_control_failed_keeps_its_table_and_claims_no_difference(t
 
 
 def test_each_trial_is_one_line_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = {"val_score": 26.34, "layer_error": 1.2345, "equivariance_error": 0.0123456}
+    metrics = {"val_score": 26.34, "layer_error": 1.234, "equivariance_error": 0.0123456}
     chosen = {"equivariance.weight": 0.0123456, "equivariance.penalty": "rotation"}
     trials = [
         Trial(0, {}, True, False, 80, metrics, None),
@@ -53,9 +53,9 @@ def test_each_trial_is_one_line_of_80_columns(capsys: pytest.CaptureFixture[str]
     found = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in found if line[:9].strip()[:1].isdigit()]
     assert rows == [
-        ["0", "control", "0", "80", "26.34", "1.23", "0.0123"],
-        ["12", "best", "0.0123", "rotation", "80", "27.00", "+0.66", "1.23", "0.0123"],
-        ["13", "0.0123", "rotation", "30", "stopped", "26.34", "1.23", "0.0123"],
+        ["0", "control", "0", "80", "26.34", "1.234", "0.012"],
+        ["12", "best", "0.0123", "rotation", "80", "27.00", "+0.66", "1.234", "0.012"],
+        ["13", "0.0123", "rotation", "30", "stopped", "26.34", "1.234", "0.012"],
     ]
     assert max(map(len, found)) <= 80
 
