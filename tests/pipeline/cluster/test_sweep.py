@@ -197,7 +197,7 @@ def test_two_drivers_at_once_share_the_trials_and_both_have_the_whole_table(
     assert sorted(histories(workspace, "shared")) == list(range(5))
     assert sum(statuses(workspace, "shared").values()) == 5 + 1
     for output in outputs:
-        numbers = re.findall(r"^ *(\d+)(?: control)?(?: best)? +[\d.]+ .*\d+$", output, re.MULTILINE)
+        numbers = re.findall(r"^ *(\d+)(?: control)?(?: best)? +[\d.]+ .*\d *$", output, re.MULTILINE)
         assert numbers == [str(number) for number in range(5)], output
 
 
