@@ -70,19 +70,22 @@ def layer_of_module(path: Path) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a module with processes run one after the other, in one process with one Ray; unit tests anywhere.
+    """What starts Ray runs one after the other, the tests of a module with processes too, and unit tests anywhere.
+
+    Two modules with Ray beside each other were tried: no faster by much on two cores, and waits ran out.
 
     Groups of pytest-xdist do not do it: 3.8 cannot name them to pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByModule(LoadScopeScheduling):  # type: ignore[misc]
+    class ByLayer(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.split("::")[0]
-            return nodeid if layer_of_module(config.rootpath / module) == "unit" else module
+            layer = layer_of_module(config.rootpath / module)
+            return {"unit": nodeid, "process": module}.get(layer, "ray")
 
     config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
-    return ByModule(config, log)
+    return ByLayer(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

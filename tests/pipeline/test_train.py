@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +154,7 @@ def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
     everyone = descendants(process.pid)
     assert len(everyone) > 3
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode != 0
     assert "Traceback" not in output, output
     _, alive = psutil.wait_procs(everyone, timeout=20)
@@ -177,9 +176,10 @@ def test_a_finished_run_is_taken_up_at_once_with_the_same_bytes(
         path = prepared.folder / name
         path.write_text(f"# A comment.\n{path.read_text()}")
     command = ("python", "-m", "pipeline.cli", "train")  # with the code of this folder
-    start = time.monotonic()
+    before_it = os.times()
     assert "its result is taken up" in prepared.run(*command, RAY_TMPDIR=NO_RAY)
-    assert time.monotonic() - start < 20
+    after_it = os.times()  # of processors: others run beside this test
+    assert after_it.children_user + after_it.children_system - before_it.children_user - before_it.children_system < 20
     assert digests(folder) == before
     assert weights(prepared) == left_alone[0]
     assert history(prepared) == left_alone[1]

@@ -133,7 +133,7 @@ def test_with_fewer_hosts_fewer_workers_go_on_and_more_when_it_returns(
     alone = reported(prepared)
     until(lambda: reported(prepared) > alone + CHECKPOINT_EVERY, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert "1 workers go on after step" in output
     assert output.rindex("2 workers go on after step") > output.rindex("1 workers go on after step")
     steps, losses = zip(*history(prepared), strict=True)
@@ -165,7 +165,7 @@ def test_an_interrupted_command_leaves_no_worker_on_any_host(hosts: Hosts, prepa
     process = train(hosts, prepared, {"train.steps": ENDLESS})
     until(lambda: reported(prepared) >= 20, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode != 0
     assert "Traceback" not in output, output
     wait_for(lambda: not hosts.workers("A") and not hosts.workers("B"), 30)
