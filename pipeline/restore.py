@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from components.data.images import is_image_name, read_image, to_float, write_image
-from components.degradations.holes import with_holes
 from components.evaluation.restoration import restore as restore_image
 from pipeline.console import console, track
 from pipeline.errors import UserError
@@ -35,7 +34,7 @@ def restore(
     for read_from in track(files, "restoring") if len(files) > 1 else files:
         pixels = to_float(read_image(read_from, "grey" if colours == 1 else "rgb"))
         holes = None if mask is None else _holes(mask / read_from.name if mask.is_dir() else mask, pixels)
-        image = torch.from_numpy(pixels if holes is None else with_holes(pixels, holes)).to(device)
+        image = torch.from_numpy(pixels if holes is None else _filled(pixels, holes)).to(device)
         write_to = files[read_from]
         try:
             restored = restore_image(network, image, tile=tile, overlap=overlap, self_ensemble=self_ensemble)
@@ -49,6 +48,13 @@ def restore(
         result = np.asarray(restored.cpu())
         write_image(write_to, result if holes is None else np.where(holes, result, pixels))
     console.print(f"{len(files)} restored: {target}")
+
+
+def _filled(pixels: np.ndarray, holes: np.ndarray) -> np.ndarray:
+    """The input of a model that fills holes."""
+    from components.degradations.holes import with_holes  # with SciPy, which others do without
+
+    return with_holes(pixels, holes)
 
 
 def _first_line(error: Exception) -> str:

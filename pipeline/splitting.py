@@ -143,6 +143,3 @@ def own_split_text(items: Sequence[Item], settings: Preprocess) -> str:
     overruled = len({item.scene for item in items if item.part and listed_part(item.scene, settings)})
     lists = f"; preprocess.splits overrules it for {overruled} scenes" if overruled else ""
     return f"the data's own split is kept, in images: {counts}{dealt}{lists}"
-
-
-__all__ = ["given_parts", "join_scenes", "listed_part", "own_split_text", "split_items", "split_scenes"]

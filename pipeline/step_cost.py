@@ -24,7 +24,7 @@ _LONGEST_STEP = 2.0  # seconds of a plain step, above which none is measured
 
 
 def step_cost(job: TrainingJob) -> list[float] | None:
-    """Time of a training step with the job's penalty / of one with as many images and no penalty.
+    """Time of a training step with the job's penalty / of one on the batch alone, without copies and penalty.
 
     Both train a network of their own from its first weights. In each round both take ``STEPS`` steps.
 

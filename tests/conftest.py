@@ -72,7 +72,7 @@ def layer_of_module(path: Path) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What starts Ray runs one after the other, the tests of a module with processes too, and unit tests anywhere.
 
-    Two modules with Ray beside each other were tried: no faster by much on two cores, and waits ran out.
+    Two modules with Ray beside each other were tried on a busy machine only: waits ran out.
 
     Groups of pytest-xdist do not do it: 3.8 cannot name them to pytest 9.2.
     """

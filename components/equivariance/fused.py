@@ -201,8 +201,8 @@ def _compile(compiler: list[str], flags: list[str], path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
-# Compiling takes two seconds, as long as all else that a worker does before its first step: the result is kept. It is
-# one for all processors of an architecture. Of several processes one compiles, and the others wait for it.
+# Compiling takes about two seconds of each process: the result is kept. It is one for all processors of an
+# architecture. Of several processes one compiles, and the others wait for it.
 
 
 def _cache() -> Path:
