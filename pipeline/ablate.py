@@ -69,7 +69,7 @@ def _run(
     """(all arms with what their runs measured, the seeds)."""
     from pipeline.cluster.session import ray_session
 
-    with ray_session(params.cluster, dashboard=True):
+    with ray_session(params.cluster, dashboard=params.tune.num_workers > 1):
         tried = phases.run("weights", space.only(selection(arms)), measures=False)
         outcomes = [
             (trial.choices, None if trial.failure else trial.metrics["val_score"], trial.failure) for trial in tried

@@ -20,8 +20,9 @@ from components.evaluation.classical import (
     choose_classical,
     super_resolution_candidates,
 )
-from components.evaluation.figures import save_equivariance_bars, save_strip
+from components.evaluation.figures import save_equivariance_bars
 from components.evaluation.protocol import Method, Row, summarise
+from components.evaluation.strips import save_strip
 from components.tasks import Task
 from pipeline.console import console, progress
 from pipeline.job import load_model

@@ -27,7 +27,7 @@ from components.tasks import Task
 from components.training.global_batch import Share, count_pairs, worker_share
 from components.training.loop import REMEDY, Listeners, Metrics, Sampler, TrainingDivergedError, train
 from components.training.settings import TrainingSettings
-from components.training.state import TrainingState
+from components.training.state import TrainingResult, TrainingState
 from components.training.worker import Worker
 from pipeline.auxiliary import read_auxiliary
 from pipeline.params import Params
@@ -54,6 +54,7 @@ class TrainingJob:
         Raises:
             ValueError: a damaged pack; layers or weights that fit no layer; a batch that cannot be shared out.
         """
+        self.check_shares(num_workers)
         for part in ("train", "val"):
             Pack(self.packed / part).verify()
         self.sampler()
@@ -62,6 +63,13 @@ class TrainingJob:
             self.regularizer(network)
         except ValueError as error:
             raise ValueError(f"equivariance.{error}") from error
+
+    def check_shares(self, num_workers: Iterable[int]) -> None:
+        """Refuses any of these numbers of workers.
+
+        Raises:
+            ValueError: the batch cannot be shared out.
+        """
         for number in num_workers:
             self.share(0, number).parts(self.params.train.images_at_once)
 
@@ -165,6 +173,14 @@ class TrainingJob:
             Listeners(report, checkpoint, lambda averaged: self.validate(averaged, worker)),
         )
         return state
+
+    def result(self, data: bytes) -> TrainingResult:
+        """What has come of the run that kept this checkpoint.
+
+        Raises:
+            ValueError: it is none, or one of another network.
+        """
+        return TrainingResult.from_bytes(data, self.network())
 
     def state(self, worker: Worker) -> TrainingState:
         """The state of a run before its first step."""

@@ -50,8 +50,7 @@ def summary(params: Params) -> None:
         console.print(
             f"time: a training step with the penalty takes {cost['step_cost']:.2f} "
             f"[{cost['step_cost_low']:.2f}, {cost['step_cost_high']:.2f}] times as long as one without "
-            f"({cost['rounds']} rounds in evaluate: median, quartiles; other work on the machine raises it, so does "
-            "glibc's handling of memory, which training turns off: benchmarks/overhead.py)"
+            f"({cost['rounds']} rounds: median, quartiles; other work on the machine raises it: benchmarks/overhead.py)"
         )
     console.print(f"pictures   {EVALUATE}/strip-*.png, {EVALUATE}/equivariance.png, {TUNE}/trials.png")
     console.print(f"tables     {EVALUATE}/images.csv, {EVALUATE}/metrics.json, {TUNE}/trials.csv")

@@ -16,13 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from rich.progress import Progress
 
-from components.evaluation.figures import save_history
-from components.training.state import TrainingState
-from components.training.worker import Worker
+from components.training.state import TrainingResult
 from pipeline.console import console, progress
 from pipeline.errors import UserError
 from pipeline.job import TrainingJob, save_model
@@ -71,11 +68,10 @@ def train() -> None:
     # Made first: a place that cannot be written is noticed before training.
     with replaced_folder(TRAIN) as folder, ExitStack() as stack:
         finished = _train_or_take_up(job, identity, tags, resolved, store, place, stack)
-        state = job.state(Worker(0, 1, torch.device("cpu")))
-        state.from_bytes(finished.data)
-        _write(folder, job, finished.num_workers, identity, state)
-        _record(store, finished, model_sha256(folder / MODEL.name), state, resolved)
-    final = state.history[-1]
+        result = job.result(finished.data)
+        write_results(folder, job, finished.num_workers, identity, result)
+        _record(store, finished, model_sha256(folder / MODEL.name), result, resolved)
+    final = result.history[-1]
     score = f"validation {job.task.score.title} {final['val_score']:.2f}"
     console.print(f"{params.train.steps} steps with {_worded(finished.num_workers)} workers, {score}")
 
@@ -156,7 +152,7 @@ def _plan(job: TrainingJob, identity: TrainingIdentity, is_local: bool) -> _Plan
     each = room.worker_resources(params.cluster, most, nodes)
     if is_local or not room.can_grow():  # else the run itself waits for cluster.wait_s
         room.check_room(least, each, params.cluster, nodes, "train.num_workers")
-    job.check(range(least, most + 1))
+    job.check_shares(range(least, most + 1))
     if params.network.norm == "batch" and least < most:
         console.print(
             "train.num_workers: with network.norm: batch the result depends on the number of workers at each step; "
@@ -256,7 +252,7 @@ def _worded(num_workers: tuple[int, int]) -> str:
     return str(most) if least == most else f"{least} to {most}"
 
 
-def _record(store: Store, finished: _Finished, sha256: str, state: TrainingState, resolved: Resolved) -> None:
+def _record(store: Store, finished: _Finished, sha256: str, result: TrainingResult, resolved: Resolved) -> None:
     """Gives the training's run in MLflow the hash of its model, by which later stages find it.
 
     A run that was taken up keeps its own; where a new or emptied store has none, it is made again. Where the store is
@@ -268,7 +264,7 @@ def _record(store: Store, finished: _Finished, sha256: str, state: TrainingState
             run_id = store.parent_run(finished.tags)
             store.log_params(run_id, resolved.values, resolved.as_yaml())
             history = _History(store, run_id)
-            for row in state.history:
+            for row in result.history:
                 history.add(int(row["step"]), {key: row[key] for key in row.keys() - {"step"}})
         store.set_tag(run_id, MODEL_TAG, sha256)
     except UserError as error:
@@ -277,18 +273,20 @@ def _record(store: Store, finished: _Finished, sha256: str, state: TrainingState
         )
 
 
-def _write(
-    folder: Path, job: TrainingJob, num_workers: tuple[int, int], identity: TrainingIdentity, state: TrainingState
+def write_results(
+    folder: Path, job: TrainingJob, num_workers: tuple[int, int], identity: TrainingIdentity, result: TrainingResult
 ) -> None:
     """model.safetensors (the averaged weights), metrics.json, history.csv and history.png, and the deciding params."""
+    from components.evaluation.figures import save_history  # slow, and of no use before
+
     metadata = {
         "network": job.network_settings(),
         "task": job.params.task,
         "hashes": asdict(identity),
-        "steps": state.step,
+        "steps": result.step,
     }
-    save_model(folder / MODEL.name, state.averaged.module, metadata)
-    final = state.history[-1]
+    save_model(folder / MODEL.name, result.network, metadata)
+    final = result.history[-1]
     metrics: dict[str, Any] = {
         "steps": job.params.train.steps,
         "images_per_step": job.params.train.batch_size,
@@ -298,7 +296,7 @@ def _write(
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     (folder / "params.yaml").write_text(yaml.safe_dump(job.deciding_params(), sort_keys=False))
     left_out = {"step", *_TIMINGS}
-    history = {int(row["step"]): {key: row[key] for key in row if key not in left_out} for row in state.history}
+    history = {int(row["step"]): {key: row[key] for key in row if key not in left_out} for row in result.history}
     save_history(folder / "history.png", history, job.task.score.title)
     columns = list(dict.fromkeys(key for row in history.values() for key in row))
     with (folder / "history.csv").open("w", newline="") as file:

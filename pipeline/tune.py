@@ -120,7 +120,7 @@ def _run(
         _refuse_failures(kept, study.name)
         return kept
     total = max(params.tune.trials + study.has_control, len(kept)) * params.tune.steps
-    with progress() as bars, ray_session(params.cluster, dashboard=True):
+    with progress() as bars, ray_session(params.cluster, dashboard=params.tune.num_workers > 1):
         bar = bars.add_task("tuning", total=total, note=f"study {study.name}")
 
         def on_result(trial: Trial, rows: Sequence[tuple[int, dict[str, float]]]) -> None:

@@ -26,6 +26,9 @@ import pytest
 
 pytest_plugins = ("pytester",)
 LAYERS = ("unit", "process", "ray", "hosts")
+PATIENT = ("tests/pipeline/test_end_to_end.py",)
+"""Modules of layer ray that may run beside others of it: commands alone, of which nothing is killed or timed."""
+
 NO_RAY = "/dev/null/this-test-must-not-start-ray"
 """A folder that cannot be made, for the records of a Ray that must not be started."""
 
@@ -72,7 +75,7 @@ def layer_of_module(path: Path) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What starts Ray runs one after the other, the tests of a module with processes too, and unit tests anywhere.
 
-    Two modules with Ray beside each other were tried on a busy machine only: waits ran out.
+    What is patient runs beside Ray as any module with processes.
 
     Groups of pytest-xdist do not do it: 3.8 cannot name them to pytest 9.2.
     """
@@ -81,7 +84,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByLayer(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.split("::")[0]
-            layer = layer_of_module(config.rootpath / module)
+            layer = "process" if module in PATIENT else layer_of_module(config.rootpath / module)
             return {"unit": nodeid, "process": module}.get(layer, "ray")
 
     config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
@@ -89,8 +92,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The hosts come first, then Ray: they take longest."""
-    items.sort(key=lambda item: -LAYERS.index(layer_of_module(item.path)))
+    """The hosts come first, then Ray: they take longest. What is patient comes after the modules with processes."""
+
+    def order(item: pytest.Item) -> float:
+        is_patient = item.path.relative_to(item.config.rootpath).as_posix() in PATIENT
+        return -0.5 if is_patient else -LAYERS.index(layer_of_module(item.path))
+
+    items.sort(key=order)
 
 
 # ------------------------------------------------------------------------------------------------- what a layer may

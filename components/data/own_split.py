@@ -22,7 +22,9 @@ PARTS: dict[str, Part] = {
 }
 """Word in a folder's name, in upper or lower case -> the part that it names."""
 
-_WORD = re.compile(rf"(?<![^\W_])({'|'.join(PARTS)})(?![^\W_])", re.IGNORECASE)
+_WORD = re.compile(
+    rf"(?<![^\W_])({'|'.join(PARTS)})(?:(?:[_-][a-z]|[_-]?\d{{1,4}})$)?(?![^\W_])", re.IGNORECASE
+)  # with the letter or the number of several folders of a part: test_a and test_b of RainDrop, train2017 of COCO
 
 
 def folder_parts(names: Iterable[str]) -> dict[str, Part]:
@@ -30,6 +32,7 @@ def folder_parts(names: Iterable[str]) -> dict[str, Part]:
 
     Two folders of one folder belong to a split if their names are equal but for the words, each of which stands alone
     or between marks: ``train`` and ``test``, ``train_blur`` and ``val_blur``, not ``train_station`` and ``crash_test``.
+    One letter or a number at the end counts as part of the word: ``train`` and ``test_a``.
     """
     beside: dict[tuple[str, str], dict[str, str]] = defaultdict(
         dict
@@ -38,7 +41,7 @@ def folder_parts(names: Iterable[str]) -> dict[str, Part]:
         path = PurePosixPath(folder)
         if len(words := list(_WORD.finditer(path.name))) == 1:
             rest = _WORD.sub("/", path.name).lower()
-            beside[str(path.parent), rest][folder] = words[0][0].lower()
+            beside[str(path.parent), rest][folder] = words[0][1].lower()
     return {
         folder: PARTS[word]
         for words in beside.values()

@@ -73,11 +73,8 @@ class LayerWatcher:
         self._modules = modules
         self._options = options
         self._planning = LayerPlanning(modules, requested, layouts, layer_weights, options)
-        # None of these is compiled with the network. Said here, not where they are defined: to say it imports the
-        # compiler, which takes seconds.
-        self._enter = torch.compiler.disable(self._enter_call)
-        self._leave = torch.compiler.disable(self._leave_call)
-        self._observe = torch.compiler.disable(self._observe_call)
+        self._enter, self._leave, self._observe = self._enter_call, self._leave_call, self._observe_call
+        self._is_shielded = False
         # The same objects in every step: what torch.compile took in of a first step stays true.
         self._layer_hooks = {name: Hook(module, self._observing(name)) for name, module in modules.items()}
         self._root_hooks = (Hook(network, self._entering), Hook(network, self._leaving))
@@ -94,6 +91,17 @@ class LayerWatcher:
         self._unexecuted: list[str] = []
         self.backward: Backward | None = None
         """Of the latest step collected: what its taps measured."""
+
+    def _shield(self) -> None:
+        """Keeps torch.compile from compiling what is the watcher's with the network.
+
+        Not at construction: to say it imports the compiler, which takes seconds, and many a process only constructs.
+        """
+        if not self._is_shielded:
+            self._enter = torch.compiler.disable(self._enter_call)
+            self._leave = torch.compiler.disable(self._leave_call)
+            self._observe = torch.compiler.disable(self._observe_call)
+            self._is_shielded = True
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -116,6 +124,7 @@ class LayerWatcher:
     def start(self, batch: PairedBatch) -> None:
         """Watch the next forwards, on this batch; drops whatever was collected before."""
         self.stop()
+        self._shield()
         probabilities = self._planning.probabilities(self._obstacles)
         taken = sample_layers(probabilities, batch.position)
         backward = Backward(self._options.max_gradient_ratio, self._options.measures_gradients)

@@ -16,10 +16,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from components.evaluation.strips import save_strip
-
-__all__ = ["save_equivariance_bars", "save_history", "save_strip", "save_trials"]
-
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 """Okabe and Ito, *Color Universal Design*, 2008: told apart by the colour-blind."""
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +20,34 @@ from torch.optim.swa_utils import AveragedModel
 from components.equivariance import BalancedWeight, PenaltyWeight
 from components.training.settings import TrainingSettings, ema_update
 from components.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What has come of a run so far.
+
+    Attributes:
+        network: with the averaged weights, on the CPU.
+        step: how many are done.
+        history: every report, ``{"step": s, metric: value}``.
+    """
+
+    network: nn.Module
+    step: int
+    history: list[dict[str, float]]
+
+    @classmethod
+    def from_bytes(cls, data: bytes, network: nn.Module) -> TrainingResult:
+        """Reads a checkpoint of ``TrainingState.to_bytes`` into a network of its kind.
+
+        Raises:
+            ValueError: it is no checkpoint, or one of another network. Nothing in it is executed.
+        """
+        with _checkpoint(data) as saved:
+            averaged = {name.removeprefix("module."): value for name, value in saved["averaged"].items()}
+            del averaged["n_averaged"]
+            network.load_state_dict(averaged)
+            return cls(network, saved["step"], saved["history"])
 
 
 class TrainingState:
@@ -72,13 +103,24 @@ class TrainingState:
         Raises:
             ValueError: it is no checkpoint, or one of another network. Nothing in it is executed.
         """
-        try:
-            saved: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with _checkpoint(data) as saved:
             self.network.load_state_dict(saved["network"])
             self.averaged.load_state_dict(saved["averaged"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.penalty_weight.load_state_dict(saved["penalty_weight"])
             self.step, self.last_task_loss, self.history = saved["step"], saved["last_task_loss"], saved["history"]
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"a checkpoint that does not fit this run ({reason})") from error
+
+    @property
+    def result(self) -> TrainingResult:
+        """What has come of the run so far; it shares its weights."""
+        return TrainingResult(self.averaged.module, self.step, self.history)
+
+
+@contextmanager
+def _checkpoint(data: bytes) -> Iterator[dict[str, Any]]:
+    """What a checkpoint holds; whatever fails in reading or using it says that it does not fit."""
+    try:
+        yield torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"a checkpoint that does not fit this run ({reason})") from error

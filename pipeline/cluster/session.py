@@ -18,16 +18,18 @@ from pipeline.errors import UserError, described, path_of
 from pipeline.params import Cluster
 
 _CODE = Path(__file__).parents[2]
+KEPT_MEMORY = {"MMAP_THRESHOLD": 1 << 29, "TRIM_THRESHOLD": 1 << 30, "TOP_PAD": 1 << 26}
+"""glibc's settings, in bytes, with which a training process keeps freed memory.
+
+Without them every step on a CPU hands it to the kernel and gets it back page by page, which costs a plain step some
+per cent and the regulariser more (benchmarks/overhead.py --malloc default).
+"""
 # What workers must have in their environment.
 _WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "GLOG_minloglevel": "2",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    # glibc: keep freed memory. Else every step on a CPU hands it to the kernel and gets it back page by page, which
-    # costs a plain step some per cent and the regulariser more (benchmarks/overhead.py --malloc default).
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 29),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(1 << 26),
+    **{f"MALLOC_{name}_": str(size) for name, size in KEPT_MEMORY.items()},
 }
 _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how fast the end of a worker is seen
@@ -57,8 +59,8 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
 
     Args:
         cluster: of the params; its address is "local", "auto" (a running cluster on this machine) or HOST:PORT.
-        dashboard: start it with a local Ray. Sweeps need it: without, a trial that is stopped early leaks its
-            placement group and the sweep hangs (Ray 2.60).
+        dashboard: start it with a local Ray. Sweeps whose trials have several workers need it: without, a trial that
+            is stopped early leaks its placement group and the sweep hangs (Ray 2.60).
 
     Raises:
         UserError: no cluster answers at the address, or one of other versions; this process is in a session with

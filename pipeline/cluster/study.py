@@ -252,9 +252,8 @@ class Study:
             has_new = len(scores) > len(progress["scores"])
             progress["scores"] = [[step, score] for step, score in sorted(scores.items())]
             self._set(trial, "progress", progress)
-            if has_new:
-                self._settle()
-            return "stop" if self._now(number).user_attrs.get("stopped_at") else "continue"
+            stopped_at = self._settle()[number].stopped_at if has_new else trial.user_attrs.get("stopped_at")
+            return "stop" if stopped_at else "continue"
 
     def stop(self, number: int) -> None:
         """Ends a trial whose ``report`` said so: it stays at the rung at which it is stopped."""
@@ -360,8 +359,8 @@ class Study:
     def _rungs(self) -> list[int]:
         return rungs(self.rules.grace_steps, self.rules.reduction_factor, self.rules.steps)
 
-    def _settle(self) -> None:
-        """Judges every trial as far as the others allow, by number, and ends those that are through.
+    def _settle(self) -> list[Course]:
+        """Judges every trial as far as the others allow, by number, and ends those that are through; gives all courses.
 
         What was decided is kept: ``passed`` (how many rungs) and ``stopped_at`` (a step).
         """
@@ -373,6 +372,7 @@ class Study:
                 courses[number] = advance(courses, number, self._rungs(), self.rules.reduction_factor)
             if trial.state == TrialState.RUNNING:
                 self._keep(trial, before, courses[number])
+        return courses
 
     def _keep(self, trial: FrozenTrial, before: Course, after: Course) -> None:
         """Keeps what was decided, and ends a trial that did all its steps, or was stopped and is run by nobody."""

@@ -177,9 +177,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     if is_first:
         mailbox.put(("started", (worker.num_workers, newest[0] if newest else 0, checkpoints.damaged)))
         if resume is not None:
-            told = job.state(worker)
-            told.from_bytes(resume)
-            for row in told.history:  # what the driver may not have heard
+            for row in job.result(resume).history:  # what the driver may not have heard
                 mailbox.put(("report", (int(row["step"]), {key: row[key] for key in row.keys() - {"step"}})))
 
     def report(step: int, metrics: Metrics) -> None:

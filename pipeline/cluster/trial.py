@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from components.training.loop import Metrics, TrainingDivergedError
-from components.training.state import TrainingState
+from components.training.state import TrainingResult, TrainingState
 from components.training.worker import Worker
 from pipeline.cluster.room import WorkerResources
 from pipeline.errors import NoRoomError
@@ -149,28 +149,26 @@ def _train(number: int, changes: dict[str, Any], task: TrialTask, tell: Teller) 
     for key, value in changes.items():
         set_value(values, key, value)
     job = TrainingJob(check_params(values, f"trial {number}"), Path(task.delivery.obtain()))
-    state = (_train_here if task.num_workers == 1 else _train_on_workers)(number, job, task, tell)
-    return _measure(number, job, state, task)
+    result = (_train_here if task.num_workers == 1 else _train_on_workers)(number, job, task, tell)
+    return _measure(number, job, result, task)
 
 
-def _train_here(number: int, job: TrainingJob, task: TrialTask, tell: Teller) -> TrainingState:
+def _train_here(number: int, job: TrainingJob, task: TrialTask, tell: Teller) -> TrainingResult:
     checkpoints = task.checkpoints(number)
     kept = checkpoints.newest()
     if kept:
         # Its driver may have died before it heard, or noted down, what came before this checkpoint.
-        earlier = job.state(Worker.current())
-        earlier.from_bytes(kept[1])
-        tell([_row(entry) for entry in earlier.history], kept[0])
+        tell([_row(entry) for entry in job.result(kept[1]).history], kept[0])
 
     def checkpoint(state: TrainingState, metrics: Metrics) -> None:
         with tell.not_training():
             checkpoints.save(state.step, state.to_bytes(), metrics.get("val_score"))
 
     tell.began, tell.aside = time.time(), 0.0
-    return job.run(lambda step, metrics: tell([(step, metrics)]), checkpoint, kept[1] if kept else None)
+    return job.run(lambda step, metrics: tell([(step, metrics)]), checkpoint, kept[1] if kept else None).result
 
 
-def _train_on_workers(number: int, job: TrainingJob, task: TrialTask, tell: Teller) -> TrainingState:
+def _train_on_workers(number: int, job: TrainingJob, task: TrialTask, tell: Teller) -> TrainingResult:
     from pipeline.cluster.training import TrainingRun, train_on_cluster
 
     run = TrainingRun(
@@ -186,17 +184,14 @@ def _train_on_workers(number: int, job: TrainingJob, task: TrialTask, tell: Tell
     if kept := run.checkpoints().newest():
         tell([], kept[0])  # what came before, its first worker tells
     tell.began, tell.aside = time.time(), 0.0
-    data = train_on_cluster(job, run, lambda step, metrics: tell([(step, metrics)]))
-    state = job.state(Worker.current())
-    state.from_bytes(data)
-    return state
+    return job.result(train_on_cluster(job, run, lambda step, metrics: tell([(step, metrics)])))
 
 
-def _measure(number: int, job: TrainingJob, state: TrainingState, task: TrialTask) -> Metrics:
-    metrics = dict(_row(state.history[-1])[1])
+def _measure(number: int, job: TrainingJob, result: TrainingResult, task: TrialTask) -> Metrics:
+    metrics = dict(_row(result.history[-1])[1])
     if "step_time" in task.objectives:
-        metrics["step_time"] = step_time(job.params.train.batch_size, state.history)
-    network = state.averaged.module.eval()
+        metrics["step_time"] = step_time(job.params.train.batch_size, result.history)
+    network = result.network.to(memory_format=Worker.current().memory_format).eval()  # type: ignore[call-overload]
     metrics |= validation_errors(job, network)
     if task.measures:
         task.write_rows(number, measure_rows(job, network))

@@ -26,7 +26,7 @@ from pipeline.preprocess import preprocess
 from pipeline.step_cost import recorded_step_cost
 from pipeline.summary import summary
 from pipeline.tracking.store import Store
-from pipeline.train import _write as write_results
+from pipeline.train import write_results
 from pipeline.training_identity import TrainingIdentity
 from tests.pipeline.conftest import Project
 
@@ -136,7 +136,7 @@ def test_a_task_runs_from_files_to_figures(
 
     identity = TrainingIdentity.of(job, data_hash(PACKED))
     with replaced_folder(TRAIN) as folder:
-        write_results(folder, job, (1, 1), identity, state)
+        write_results(folder, job, (1, 1), identity, state.result)
     loaded, _ = load_model(MODEL)
     inputs, _, _ = next(iter(_batches(job)))
     with torch.inference_mode():

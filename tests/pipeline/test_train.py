@@ -107,6 +107,7 @@ def storage(prepared: Workspace, request: pytest.FixtureRequest, tmp_path: Path)
     prepared.set({"cluster.storage": None})
 
 
+@pytest.mark.slow
 def test_workers_and_the_command_killed_and_a_checkpoint_damaged_the_run_ends_with_the_same_bytes(
     prepared: Workspace,
     left_alone: tuple[str, list[tuple[int, float]]],
@@ -116,12 +117,12 @@ def test_workers_and_the_command_killed_and_a_checkpoint_damaged_the_run_ends_wi
     forget(prepared)
     records = Path(tempfile.mkdtemp(prefix="eq"))  # a short path: Ray's sockets lie below it
     process = prepared.start("eqreg", "train", RAY_TMPDIR=str(records))
-    wait_for(lambda: reported(prepared) >= 60, 240)
+    wait_for(lambda: reported(prepared) >= 60, 240, process)
     first, *others = workers_of(process.pid)
     assert len(others) == 2
     before = reported(prepared)
     first.send_signal(signal.SIGKILL)  # any of the ranks
-    wait_for(lambda: reported(prepared) > before + CHECKPOINT_EVERY, 240)
+    wait_for(lambda: reported(prepared) > before + CHECKPOINT_EVERY, 240, process)
     everyone, training = descendants(process.pid), workers_of(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
@@ -145,12 +146,13 @@ def test_workers_and_the_command_killed_and_a_checkpoint_damaged_the_run_ends_wi
     shutil.rmtree(records)
 
 
+@pytest.mark.slow
 def test_a_stopped_command_leaves_no_process_and_goes_on_when_it_is_run_again(
     prepared: Workspace, left_alone: tuple[str, list[tuple[int, float]]], train_here: Callable[[], str]
 ) -> None:
     forget(prepared)
     process = prepared.start("dvc", "repro", "--single-item", "train")
-    wait_for(lambda: reported(prepared) >= 100, 240)
+    wait_for(lambda: reported(prepared) >= 100, 240, process)
     everyone = descendants(process.pid)
     assert len(everyone) > 3
     os.killpg(process.pid, signal.SIGINT)

@@ -91,6 +91,7 @@ def test_several_objectives_give_a_front(
     Image.open(workspace.folder / "results/tune/pareto.png").verify()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_they_were(workspace: Workspace) -> None:
     before = digests(workspace.folder / "results/tune")
     workspace.set({"tune.trials": 2, "tune.steps": 4000})
@@ -101,7 +102,7 @@ def test_a_sweep_that_is_stopped_says_so_and_leaves_results_and_processes_as_the
             found = database.execute("select count(*) from runs where status = 'RUNNING' and name like 'trial-%'")
             return bool(found.fetchone()[0])
 
-    wait_for(is_running, 240)
+    wait_for(is_running, 240, process)
     everyone = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=180)

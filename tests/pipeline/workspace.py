@@ -135,8 +135,12 @@ def _belongs(process: psutil.Process, pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[str] | None = None) -> None:
+    """Until it is so; fails at once, with what it printed, if a process that is to bring it about has ended."""
     end = time.monotonic() + seconds
     while not condition():
+        if process and process.poll() is not None:
+            assert process.stdout
+            raise AssertionError(f"it ended: {process.stdout.read()}")
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.2)

@@ -349,6 +349,7 @@ def _write_dicom_bombs(folder: Path) -> None:
     (folder / "nested.dcm").write_bytes(good.replace(b"\xe0\x7f\x10\x00OW", sequence * 3000 + b"\xe0\x7f\x10\x00OW"))
 
 
+@pytest.mark.slow
 def test_files_made_to_hurt_are_refused_and_run_nothing(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     trap = _saved(lambda file: np.save(file, np.array([Trap(sprung)], dtype=object)))

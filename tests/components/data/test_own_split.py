@@ -25,6 +25,11 @@ pytestmark = pytest.mark.unit
             {"DIV2K_train_HR": "train", "DIV2K_valid_HR": "val"},
         ),
         (["train_640geo/1/gt.h5", "test_640geo/1/gt.h5"], {"train_640geo": "train", "test_640geo": "test"}),
+        (["train/a.png", "test_a/b.png", "test_b/c.png"], {"train": "train", "test_a": "test", "test_b": "test"}),
+        (["train2017/1.jpg", "val2017/2.jpg"], {"train2017": "train", "val2017": "val"}),
+        (["train/a.png", "test-1/b.png", "test2/c.png"], {"train": "train", "test-1": "test", "test2": "test"}),
+        (["test_a/a.png", "test_b/b.png"], {}),
+        (["train/a.png", "testx/b.png", "test_ab/c.png"], {}),
         (["train/a.png", "b.png"], {}),  # one word alone says nothing
         (["train/a.png", "other/test/b.png"], {}),  # not side by side
         (["train_station/a.png", "crash_test/b.png"], {}),

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from components.evaluation.figures import save_equivariance_bars, save_history, save_strip, save_trials
+from components.evaluation.figures import save_equivariance_bars, save_history, save_trials
+from components.evaluation.strips import save_strip
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from components.equivariance import PenaltyWeight
-from components.training.state import TrainingState
+from components.training.state import TrainingResult, TrainingState
 from tests.components.training.runs import Run, settings, tensors
 
 pytestmark = pytest.mark.unit
@@ -36,6 +36,18 @@ def test_a_checkpoint_gives_everything_back_to_the_bit(trained: Run) -> None:
         assert torch.equal(found[name], value), name
     assert not torch.equal(before["network.0.weight"], found["network.0.weight"])
     assert not torch.equal(found["averaged.module.0.weight"], found["network.0.weight"])
+
+
+def test_the_result_of_a_checkpoint_is_the_averaged_network_with_its_history(trained: Run) -> None:
+    found = TrainingResult.from_bytes(trained.state.to_bytes(), Run().state.network)
+    own = trained.state.result
+    assert (found.step, found.history) == (own.step, own.history) == (7, trained.state.history)
+    expected = own.network.state_dict()
+    assert found.network.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.network.state_dict().items())
+    assert not torch.equal(expected["0.weight"], trained.state.network.state_dict()["0.weight"])
+    with pytest.raises(ValueError, match="a checkpoint that does not fit this run"):
+        TrainingResult.from_bytes(trained.state.to_bytes(), nn.Conv2d(3, 3, 3))
 
 
 def test_a_state_before_the_first_step_has_no_loss_and_no_history() -> None:

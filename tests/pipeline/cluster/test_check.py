@@ -123,6 +123,7 @@ def test_two_hosts_that_are_well(hosts: Hosts, project: Project, tmp_path: Path)
     assert list((tmp_path / "shared").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_each_problem_of_a_host_is_one_line_with_its_remedy(hosts: Hosts, project: Project, tmp_path: Path) -> None:
     """B has another torch, another folder where the storage is, and no way to a server that listens on A's loopback."""
     shared, other = tmp_path / "shared", tmp_path / "of-b"
@@ -166,6 +167,7 @@ def test_each_problem_of_a_host_is_one_line_with_its_remedy(hosts: Hosts, projec
     assert "hidden" not in output
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_answer_is_named(hosts: Hosts, project: Project) -> None:
     project.set({"cluster.address": hosts.address, "cluster.wait_s": 12, "cluster.interface": "none0"})
     stopped = hosts.processes("B")

@@ -108,6 +108,7 @@ def test_the_exit_code_is_that_of_the_stage_and_its_error_is_in_the_log(
     assert "eqreg" in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_repro_runs_dvc_in_the_folder_and_does_nothing_twice(
     cluster: OwnCluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -148,6 +149,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_with_its_processes(
     cluster: OwnCluster, endless: Workspace, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def started(function: Any, *arguments: Any) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once_run_each_trial_once(database: str) -> None:
     both = [started(run_trials, database, 9, 0.1) for _ in range(2)]
     for process in both:

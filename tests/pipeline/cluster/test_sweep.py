@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,15 @@ def has_reached(workspace: Workspace, study: str, number: int, step: int) -> Cal
     path = workspace.folder / ".eqreg/tune/studies.db"
 
     def condition() -> bool:
-        if not path.exists():
-            return False
         try:
-            with sqlite3.connect(path) as database:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
                 found = database.execute(
                     "select a.value_json from trial_user_attributes a join trials t on t.trial_id = a.trial_id"
                     " join studies s on s.study_id = t.study_id"
                     " where s.study_name = ? and t.number = ? and a.key = 'progress'",
                     (study, number),
                 ).fetchone()
-        except sqlite3.OperationalError:  # its tables are being made
+        except sqlite3.OperationalError:  # it is not there, or its tables are being made
             return False
         return found is not None and bool(json.loads(found[0]).get("step", 0) >= step)
 
@@ -129,6 +128,7 @@ def trial_processes(driver: int) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(
     workspace: Workspace, start: Start, sweep_here: Callable[[], None]
 ) -> None:
@@ -170,6 +170,7 @@ def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(
     assert not list((workspace.folder / ".eqreg").rglob("*.pt"))  # checkpoints go with their trials
 
 
+@pytest.mark.slow
 def test_trials_can_be_added_later(workspace: Workspace, sweep_here: Callable[[], None]) -> None:
     before = trials_of(workspace, "whole")
     workspace.set({"tune.study": "whole", "tune.trials": len(before)})

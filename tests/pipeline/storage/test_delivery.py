@@ -117,6 +117,7 @@ def start_obtaining(delivery: Delivery, tmp_path: Path) -> subprocess.Popen[str]
     return start_ready(OBTAIN, str(tmp_path / "delivery"), str(tmp_path / "go"))
 
 
+@pytest.mark.slow
 def test_of_several_processes_of_a_node_one_fetches(bucket: Bucket, proxy: Proxy, packed: Path, tmp_path: Path) -> None:
     delivery = deliver(packed, bucket.address("p"), str(tmp_path / "cache"))
     processes = [start_obtaining(delivery, tmp_path) for _ in range(5)]
@@ -130,6 +131,7 @@ def test_of_several_processes_of_a_node_one_fetches(bucket: Bucket, proxy: Proxy
     assert len(fetched) == len(set(fetched)) == len(pack_files(packed)) - len(PACKS)
 
 
+@pytest.mark.slow
 def test_a_node_killed_while_it_fetches_leaves_nothing_that_counts(
     bucket: Bucket, proxy: Proxy, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_scans_without_a_suffix_are_known_by_their_first_bytes(bucket: Bucket) -
     check_raw({"IM-0001": scan, "1.2.840.113619": scan})
 
 
+@pytest.mark.slow
 def test_two_thousand_small_objects(bucket: Bucket) -> None:
     contents = {f"{number % 10}/{number:04}.png": noise(500 + number, number) for number in range(2000)}
     bucket.put_all(contents, "many/")
