@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from components.data.images import pixels_sha256
+from components.data.own_split import Part, folder_parts, part_of
 from components.data.packs import Entry, Pack, ShardWriter, file_sha256, write_index
 from components.tasks import Auxiliary
 from pipeline.console import console
@@ -42,14 +43,14 @@ def pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder:
             raise UserError(f"{path}: missing or altered since it was fetched; run 'eqreg fetch' again")
     parts = ("train", "fixed")
     writers = {part: ShardWriter(_made(folder / "auxiliary" / part)) for part in parts}
-    number = 0
+    number, stated = 0, folder_parts(files)
     seen: dict[str, str] = {}  # SHA-256 of the content -> part
     few: list[tuple[str, np.ndarray]] = []  # kept as long as they are few
     try:
         for number, (name, array) in enumerate(task.read_auxiliary(source, sorted(files)), start=1):
             few = [*few, (name, array)] if number <= _FEW_AUXILIARY else []
             # The same content under another name goes where the first went.
-            own = seen.setdefault(pixels_sha256(array), _auxiliary_part(name)) if task.splits_auxiliary else ""
+            own = seen.setdefault(pixels_sha256(array), _auxiliary_part(name, stated)) if task.splits_auxiliary else ""
             for part in [own] if own else parts:
                 _add(writers[part], name, array)
     except ValueError as error:
@@ -71,7 +72,8 @@ def pack_auxiliary(params: Params, files: Mapping[str, tuple[str, int]], folder:
             shards[part] = writer.close()
     for part in parts:
         write_index(folder / "auxiliary" / part, shards[part])
-    console.print(f"{number} {what} of '{params.fetch.auxiliary}'")
+    own = ", split by their folders" if stated and task.splits_auxiliary else ""
+    console.print(f"{number} {what} of '{params.fetch.auxiliary}'{own}")
 
 
 def _made(folder: Path) -> Path:
@@ -84,8 +86,10 @@ def _add(writer: ShardWriter, name: str, array: np.ndarray) -> None:
     writer.add(Entry(flat, flat, *array.shape[-2:]), array)
 
 
-def _auxiliary_part(name: str) -> str:
-    """One in five, by the hash of the name, is for the fixed pairs."""
+def _auxiliary_part(name: str, stated: dict[str, Part]) -> str:
+    """What its folders say (test and validation are for the fixed pairs); else one in five, by the hash of the name."""
+    if part := part_of([name], stated):
+        return "train" if part == "train" else "fixed"
     return "fixed" if place_of(name) < 0.2 else "train"
 
 

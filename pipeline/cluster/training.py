@@ -44,7 +44,12 @@ from pipeline.storage.places import Place
 
 Report = Callable[[int, Metrics], None]
 _GO_ON = "run the stage again to go on from the last checkpoint"
-_START_TIMEOUT = 60  # seconds that Ray waits for room before it looks at the cluster anew
+_START_TIMEOUT, _ELASTIC_START_TIMEOUT = 60, 20
+"""Seconds that Ray waits for room before it looks at the cluster anew.
+
+Less where fewer workers may go on: after the loss of a node, Ray counts on its room until the node's silence is noticed
+(15 s by default), and asks for as many workers as before.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def train_on_cluster(
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(_START_TIMEOUT, run.cluster.wait_s))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_start_timeout(run))
     with tempfile.TemporaryDirectory(prefix="eqreg-", ignore_cleanup_errors=True) as records, _known_address():
         _Listener(run, report, notice).follow(_trainer(job, run, mailbox, records), mailbox)
     found = run.checkpoints().newest()
@@ -122,6 +127,11 @@ def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -
             callbacks=[LossWatcher(mailbox), StartWatcher(mailbox)],
         ),
     )
+
+
+def _start_timeout(run: TrainingRun) -> int:
+    least, most = run.num_workers
+    return min(_START_TIMEOUT if least == most else _ELASTIC_START_TIMEOUT, run.cluster.wait_s)
 
 
 @contextmanager

@@ -309,6 +309,43 @@ def test_streaks_of_auxiliary_pairs_fall_on_the_images_and_those_of_the_test_are
             assert set(np.unique(light)) <= {0.0, *map(float, brightest)}
 
 
+def _masks(project: Project, files: dict[str, int]) -> dict[str, set[int]]:
+    """Packs masks, each a column of its own number; gives the numbers in each part."""
+    for name in NAMES:
+        _save(f"{name}.png", _pixels(name))
+    for name, column in files.items():
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[:, column] = 255
+        Path(f"masks/{name}").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(f"masks/{name}")
+    changes = {
+        "task": "inpaint",
+        "fetch.auxiliary": "masks",
+        "tasks.inpaint.degradation": {"holes": "auxiliary", "share": [0.01, 0.2]},
+        "tasks.inpaint.out_of_distribution": {},
+    }
+    _packed(project, changes)
+    packs = {part: Pack(PACKED / "auxiliary" / part) for part in ("train", "fixed")}
+    return {
+        part: {int(np.argmax(pack.stored(index)[0].max(axis=0))) for index in range(len(pack))}
+        for part, pack in packs.items()
+    }
+
+
+def test_auxiliary_data_keep_the_split_that_their_folders_state(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"train/{n}.png": n for n in range(4)} | {f"test/{n}.png": n for n in range(10, 14)}
+    assert _masks(project, files) == {"train": {0, 1, 2, 3}, "fixed": {10, 11, 12, 13}}
+    assert "8 masks of 'masks', split by their folders" in capsys.readouterr().out
+
+
+def test_the_same_auxiliary_data_under_several_names_are_in_one_part(project: Project) -> None:
+    found = _masks(project, {f"{n}.png": n // 4 for n in range(40)})
+    assert not found["train"] & found["fixed"]
+    assert found["train"] | found["fixed"] == set(range(10))
+
+
 def test_auxiliary_data_that_is_none_is_refused(project: Project) -> None:
     for name in NAMES:
         _save(f"{name}.png", _pixels(name))
