@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.queue import Empty
 
 from pipeline.cluster.room import WorkerResources
-from pipeline.cluster.training import TrainingRun, _Listener
+from pipeline.cluster.training import TrainingRun, _Listener, _start_timeout
 from pipeline.errors import FullDiskError, NoRoomError, UserError
 from pipeline.params import load_params
 from pipeline.storage.delivery import Delivery
@@ -38,12 +38,17 @@ class Training:
             raise self.failure
 
 
+def training_run(folder: Path, num_workers: tuple[int, int], wait_s: int) -> TrainingRun:
+    cluster = load_params(ROOT / "params.yaml").cluster.model_copy(update={"wait_s": wait_s})
+    delivery = Delivery("0" * 12, folder, None, str(folder))
+    return TrainingRun(
+        "run", num_workers, WorkerResources(1), cluster, delivery, open_place(str(folder)), "train/run", 1
+    )
+
+
 def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float, failure: Exception | None = None) -> list[int]:
     """The steps that a driver with so much patience (1 s) has heard of when training ends after ``seconds``."""
-    cluster = load_params(ROOT / "params.yaml").cluster.model_copy(update={"wait_s": 1})
-    place = open_place(str(tmp_path))
-    delivery = Delivery("0" * 12, tmp_path, None, str(tmp_path))
-    run = TrainingRun("run", (2, 2), WorkerResources(1), cluster, delivery, place, "train/run", 1)
+    run = training_run(tmp_path, (2, 2), wait_s=1)
     mailbox: queue.Queue[tuple[str, Any]] = queue.Queue()
     for each in told:
         mailbox.put(each)
@@ -56,6 +61,15 @@ def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float, failure:
         timer.cancel()
         training.end.set()
     return steps
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "wait_s", "seconds"), [((2, 2), 600, 60), ((1, 2), 600, 20), ((2, 2), 30, 30), ((1, 2), 5, 5)]
+)
+def test_ray_looks_for_room_anew_sooner_where_fewer_workers_may_go_on(
+    tmp_path: Path, num_workers: tuple[int, int], wait_s: int, seconds: int
+) -> None:
+    assert _start_timeout(training_run(tmp_path, num_workers, wait_s)) == seconds
 
 
 @pytest.mark.parametrize(
