@@ -109,11 +109,12 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
-    _open.append((address, dashboard or address != "local"))
+    sessions = _open  # of the beginning: a test may hide it at the end
+    sessions.append((address, dashboard or address != "local"))
     try:
         yield
     finally:
-        _open.pop()
+        sessions.pop()
         ray.shutdown()
 
 
