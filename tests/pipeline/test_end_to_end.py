@@ -196,6 +196,7 @@ def test_an_emptied_registry_is_filled_by_the_next_repro(workspace: Workspace) -
     assert [step for (step,) in steps] == list(range(5, 41, 5))
 
 
+@pytest.mark.slow
 def test_an_experiment_reruns_only_what_depends_on_it_and_logs_to_the_main_checkout(workspace: Workspace) -> None:
     versions = rows(workspace, "select count(*) from model_versions")[0][0]
     output = workspace.run("dvc", "exp", "run", "--temp", "-S", "equivariance.weight=0.01", "-S", "train.steps=20")

@@ -394,6 +394,7 @@ def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]
     return [(each.returncode, *output) for each, output in zip(started, outputs, strict=True)]
 
 
+@pytest.mark.slow
 def test_processes_that_meet_a_fresh_database_make_it_once_and_all_use_it(project: Project) -> None:
     uri = f"sqlite:///{project.folder}/new/mlflow.db"
     ended = _meet(project.folder, uri)

@@ -233,6 +233,7 @@ def test_a_balanced_run_ends_with_a_model_and_logs_the_lambda_it_has_found(
     prepared.set({"train.steps": STEPS, "equivariance.balance": None})
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_with_a_remedy(
     prepared: Workspace,
 ) -> None:

@@ -19,7 +19,7 @@ from tests.components.training.runs import Interrupted, Run, settings, tensors
 
 pytestmark = pytest.mark.process
 
-WORLDS = (2, 3, 4)
+WORLDS = (2, 3, pytest.param(4, marks=pytest.mark.slow))
 BATCH_SIZE, NUM_PAIRS = 12, 4
 # Name -> (settings, run).
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

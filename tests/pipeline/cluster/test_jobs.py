@@ -80,6 +80,7 @@ def _run(call: str, sender: Workspace, environment: dict[str, str]) -> tuple[int
     return process.returncode, out, errors
 
 
+@pytest.mark.slow
 def test_stages_sent_one_after_the_other_find_what_the_one_before_left(
     cluster: OwnCluster, sender: Workspace, tmp_path: Path
 ) -> None:

@@ -157,12 +157,14 @@ def test_a_local_session_listens_on_loopback_alone(session: Session) -> None:
     _assert_closed(session.found)
 
 
+@pytest.mark.slow
 @_with(dashboard=False, work=_TRAINING)
 def test_workers_that_train_together_on_this_machine_meet_on_loopback(session: Session) -> None:
     assert any("TrainWorker" in name for name, _, _ in session.found["listening"]), "the workers were not seen"
     _assert_closed(session.found)
 
 
+@pytest.mark.slow
 @_with(dashboard=True)
 def test_a_local_session_refuses_who_has_not_its_token(session: Session) -> None:
     token_file = session.home / ".ray/auth_token"
