@@ -16,8 +16,8 @@ _MADE = ("data/", "results/")
 """Dependencies that are outputs of earlier stages."""
 
 SPREAD_DB = 0.15
-"""A bound on the difference between instruction sets, for the built-in data. It is set, not measured yet: two machines
-differed by 0.10 dB, and benchmarks/repeat.py has not been run."""
+"""A bound on the difference of a score between instruction sets, for the built-in data: benchmarks/repeat.py measured
+0.14 at most on one processor, and two machines differed by 0.10."""
 
 
 def repeated() -> str | None:

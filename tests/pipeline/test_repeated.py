@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.repeated import LOCK, SPREAD_DB, compared, repeated
-from tests.pipeline.conftest import Project
+from tests.pipeline.conftest import ROOT, Project
 
 pytestmark = pytest.mark.process
 
@@ -30,6 +31,15 @@ STAGES: dict[str, Any] = {
     },
     "register": {"cmd": "python -m pipeline.cli register", "deps": [{"path": "results/evaluate", "md5": "4.dir"}]},
 }
+
+
+def test_the_bound_on_the_spread_is_above_all_that_was_measured() -> None:
+    lines = (ROOT / "benchmarks/results/repeat.jsonl").read_text().splitlines()
+    first, again, *others = [json.loads(line) for line in lines]
+    assert again["model"] == first["model"]
+    assert len({row["model"] for row in others} - {first["model"]}) >= 2  # else nothing was varied
+    spread = max(abs(row[score] - first[score]) for row in others for score in ("validation", "test"))
+    assert spread <= SPREAD_DB < 2 * spread
 
 
 def changed(*path: Any, value: Any) -> dict[str, Any]:
