@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import socket
 import sys
 import warnings
@@ -80,6 +81,8 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
         # later, and none of those that Ray has ready can be used.
         paths = dict.fromkeys([str(_CODE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        if shlex.quote(sys.executable) != sys.executable:  # Ray gives it to a shell as it is, where workers have one
+            runtime = {"py_executable": shlex.quote(sys.executable)}
     else:
         forwarded = {name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name)}
         runtime = {
