@@ -175,7 +175,7 @@ class TrainingJob:
         return state
 
     def result(self, data: bytes) -> TrainingResult:
-        """What has come of the run that kept this checkpoint.
+        """The result that this checkpoint holds.
 
         Raises:
             ValueError: it is none, or one of another network.

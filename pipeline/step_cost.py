@@ -96,7 +96,7 @@ def _kept_memory() -> Iterator[None]:
 
 
 def _steps(job: TrainingJob, *, is_plain: bool) -> Callable[[int], float]:
-    """Trains some steps more, and gives the seconds that so many of them took, which do not report."""
+    """A function that trains on and gives the seconds that ``count`` steps without a report took."""
     worker = Worker.current()
     state, sampler = job.state(worker), _Clock(job.sampler())
     never = sys.maxsize
@@ -108,7 +108,7 @@ def _steps(job: TrainingJob, *, is_plain: bool) -> Callable[[int], float]:
 
     def steps(count: int) -> float:
         first = state.step
-        # Of the two more, the last one reports, which costs more, and its start is not noticed.
+        # Two more steps than are measured: the last one reports, which costs more, and the clock does not see it start.
         train(state, sampler, share, regularizer, replace(settings, steps=first + count + 2), worker, listeners)
         return sampler.starts[first + count] - sampler.starts[first]
 
@@ -116,7 +116,7 @@ def _steps(job: TrainingJob, *, is_plain: bool) -> Callable[[int], float]:
 
 
 class _Clock:
-    """A sampler that notes when each step starts: then the batch of the next step is asked for."""
+    """A sampler that notes when each step starts: at that moment the loop asks for the batch of the next step."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler

@@ -75,7 +75,7 @@ def layer_of_module(path: Path) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """What starts Ray runs one after the other, the tests of a module with processes too, and unit tests anywhere.
 
-    What is patient runs beside Ray as any module with processes.
+    The modules in ``PATIENT`` may run beside Ray, as modules with processes do.
 
     Groups of pytest-xdist do not do it: 3.8 cannot name them to pytest 9.2.
     """
@@ -92,7 +92,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The hosts come first, then Ray: they take longest. What is patient comes after the modules with processes."""
+    """The hosts come first, then Ray: they take longest. ``PATIENT`` modules come after the modules with processes."""
 
     def order(item: pytest.Item) -> float:
         is_patient = item.path.relative_to(item.config.rootpath).as_posix() in PATIENT

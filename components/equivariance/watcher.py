@@ -93,9 +93,10 @@ class LayerWatcher:
         """Of the latest step collected: what its taps measured."""
 
     def _shield(self) -> None:
-        """Keeps torch.compile from compiling what is the watcher's with the network.
+        """Keeps torch.compile from compiling the watcher's own functions with the network.
 
-        Not at construction: to say it imports the compiler, which takes seconds, and many a process only constructs.
+        The first step calls it, not the constructor: it imports the compiler, which takes seconds, and some processes
+        only construct a regulariser.
         """
         if not self._is_shielded:
             self._enter = torch.compiler.disable(self._enter_call)

@@ -24,11 +24,11 @@ from components.training.worker import Worker
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What has come of a run so far.
+    """The result of a run so far.
 
     Attributes:
-        network: with the averaged weights, on the CPU.
-        step: how many are done.
+        network: with the averaged weights.
+        step: number of finished steps.
         history: every report, ``{"step": s, metric: value}``.
     """
 
@@ -112,7 +112,7 @@ class TrainingState:
 
     @property
     def result(self) -> TrainingResult:
-        """What has come of the run so far; it shares its weights."""
+        """The result of the run so far. Its network is the averaged one itself, not a copy."""
         return TrainingResult(self.averaged.module, self.step, self.history)
 
 

@@ -112,7 +112,7 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise _refusal(address, error) from error
-    sessions = _open  # of the beginning: a test may hide it at the end
+    sessions = _open  # kept, because a test may replace the global list before the session ends
     sessions.append((address, dashboard or address != "local"))
     try:
         yield
