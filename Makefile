@@ -8,7 +8,7 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 export DVC_NO_ANALYTICS := 1
 
 .NOTPARALLEL:
-.PHONY: help run test test-fast lint ui always
+.PHONY: help run test test-fast lint docs ui always
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ lint: $(VENV)/.installed-test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed ## docs/reference, written from the code
+	$(BIN)/python -m docs.generate
 
 ui: $(VENV)/.installed ## MLflow on this machine
 	$(IN_VENV) eqreg ui

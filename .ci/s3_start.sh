@@ -3,7 +3,7 @@
 #
 #   .ci/s3_start.sh FOLDER [PORT]
 #
-# Prints the variables that tests/pipeline/storage reads. .ci/s3_stop.sh FOLDER ends it.
+# Prints the variables that the tests read. .ci/s3_stop.sh FOLDER ends it.
 # Needs Debian's radosgw, ceph-mon, ceph-osd and ceph-common.
 set -euo pipefail
 folder=${1:?a folder for its data that does not exist yet}

@@ -22,8 +22,9 @@ from components.data.packs import Pack
 from components.equivariance import equivariance_error
 from components.evaluation.metrics import quality
 from components.evaluation.statistics import clustered_interval
-from pipeline.job import TrainingJob
-from pipeline.params import check_params, read_values, set_value
+from pipeline.config.schema import check_params
+from pipeline.config.values import read_values, set_value
+from pipeline.training_job import TrainingJob
 
 
 def main() -> None:

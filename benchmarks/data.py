@@ -30,13 +30,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from components.data.images import read_image
 from components.data.packs import Entry, Pack, ShardWriter, write_index, write_pack
+from components.data.readers.images import read_image
 from components.data.sampler import PatchSampler
 from components.tasks import TASKS
-from pipeline.job import TrainingJob
-from pipeline.params import Params, check_params, read_values, set_value
-from pipeline.storage.builtin import BuiltinPhotographs
+from pipeline.config.schema import Params, check_params
+from pipeline.config.values import read_values, set_value
+from pipeline.sources.kinds.builtin import BuiltinPhotographs
+from pipeline.training_job import TrainingJob
 
 ROUNDS = 5
 MEGAPIXELS = (1200, 1680)  # height, width: 2.0
@@ -74,7 +75,7 @@ def measure_pairs(images: Path | None) -> None:
         for name in TASKS:
             params = _params(name)
             task = params.build_task()
-            if task.reads == "images":
+            if task.input_kind == "images":
                 sampler: Any = PatchSampler(
                     pack,
                     task.degradation(is_training=True),
@@ -100,7 +101,7 @@ def _given(params: Params, folder: Path) -> Any:
     """The sampler of a task whose pairs or labelled images are stored."""
     random, target = np.random.default_rng(0), folder / params.task
     target.mkdir()
-    if params.build_task().reads == "ct":
+    if params.build_task().input_kind == "ct":
         size = 416
         entries = [Entry(f"s{n}", f"s{n}", size, size) for n in range(16)]
         clean = [random.random((1, size, size), dtype=np.float32) for _ in entries]
@@ -119,7 +120,7 @@ def _training_speed(params: Params, sampler: Any) -> float:
     with _scratch() as folder:
         _write_targets(params, folder)
         job = TrainingJob(params, folder)
-        share = params.train.batch_size - job._num_pairs()  # drawn; the copies are turned, not drawn
+        share = len(job.worker_batch(0, 1).indices)  # drawn; the copies are turned, not drawn
 
         class Ready:
             def batch(self, step: int, indices: tuple[int, ...]) -> Any:

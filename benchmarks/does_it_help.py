@@ -1,4 +1,4 @@
-"""Does equivariance regularisation help? Grey denoising, every control arm of METHOD.md section 7, at equal steps.
+"""Does equivariance regularisation help? Grey denoising, every control arm of `eqreg ablate`, at equal steps.
 
     python benchmarks/does_it_help.py --data FOLDER --out FOLDER [--phase select|compare|tables|all] [--arms ...]
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import fcntl
 import functools
 import hashlib
 import json
@@ -32,12 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import lock_descriptor
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.data.images import is_image_name, to_float
 from components.data.randomness import Stream, generator, torch_generator
+from components.data.readers.images import is_image_name, to_float
 from components.equivariance import EquivarianceRegularizer, equivariance_error, rotate
 from components.evaluation.metrics import as_saved, psnr
 from components.evaluation.statistics import clustered_interval
@@ -289,10 +289,8 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{path}: another process is writing it; wait for it, or give another --out") from None
+        if not lock_descriptor(self._file.fileno(), blocking=False):
+            raise ValueError(f"{path}: another process is writing it; wait for it, or give another --out")
         self._file.seek(0)
         content = self._file.read()
         self._file.truncate(content.rfind(b"\n") + 1)  # a line cut short by a kill

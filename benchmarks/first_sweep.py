@@ -9,23 +9,21 @@ thread, one seed. `layers` and `output` are relative errors under quarter turns 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pipeline.fetch import fetch
-from pipeline.job import TrainingJob
-from pipeline.measure import validation_errors
-from pipeline.params import check_params, read_values, set_value
+from pipeline.config.schema import Params, load_params
+from pipeline.measurement import validation_errors
 from pipeline.paths import PACKED
-from pipeline.preprocess import preprocess
-from pipeline.tune import trial_values
+from pipeline.stages.fetch import fetch
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.tune import trial_params
+from pipeline.training_job import TrainingJob
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = (0.003, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3)
@@ -35,27 +33,23 @@ DECAY = 0.8  # of the layer weights: the middle of what the sweep tries
 
 def main() -> None:
     torch.set_num_threads(1)
-    values = read_values(ROOT / "params.yaml")
-    params = check_params(values, "params.yaml")
+    params = load_params(ROOT / "params.yaml")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         with contextlib.redirect_stdout(sys.stderr):
             fetch(params)
             preprocess(params)
         for penalty, weight in CASES:
-            print(
-                json.dumps({"penalty": penalty, "weight": weight, **run(trial_values(values, params), penalty, weight)})
-            )
+            print(json.dumps({"penalty": penalty, "weight": weight, **run(trial_params(params), penalty, weight)}))
             sys.stdout.flush()
 
 
-def run(values: dict[str, Any], penalty: str, weight: float) -> dict[str, float]:
+def run(params: Params, penalty: str, weight: float) -> dict[str, float]:
     """Score and errors of one training."""
-    values = copy.deepcopy(values)
     changes = {"weight": weight, "penalty": penalty, "layer_weights.decay": DECAY}
-    for key, value in changes.items():
-        set_value(values, f"equivariance.{key}", value)
-    job = TrainingJob(check_params(values, "trial"), PACKED.resolve())
+    job = TrainingJob(
+        params.patched({f"equivariance.{key}": value for key, value in changes.items()}), PACKED.resolve()
+    )
     state = job.run(lambda step, metrics: None, lambda state, metrics: None)
     errors = validation_errors(job, state.averaged.module.eval())
     found = {"score": state.history[-1]["val_score"], "layers": errors["layer_error"]}

@@ -65,10 +65,10 @@ from torch.export.passes import move_to_device_pass  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-from components.data.images import image_size, is_image_name, read_image, to_float  # noqa: E402
+from components.data.readers.images import image_size, is_image_name, read_image, to_float  # noqa: E402
 from components.equivariance import EquivarianceRegularizer  # noqa: E402
-from components.equivariance.fused import is_available  # noqa: E402
-from components.evaluation.restoration import restore  # noqa: E402
+from components.equivariance.autograd.fused import is_available  # noqa: E402
+from components.inference.tiles import restore  # noqa: E402
 from components.networks import NETWORKS, build_network  # noqa: E402
 
 WEIGHT = 0.01
@@ -269,7 +269,7 @@ def noisy(clean: Tensor) -> Tensor:
 def random_network(name: str, **settings: Any) -> nn.Module:
     """The same at every call; not the identity that a new one is, so gradients reach every layer."""
     torch.manual_seed(0)
-    network = build_network(name, **settings)
+    network = build_network(name, **{"norm": "none", **settings})
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

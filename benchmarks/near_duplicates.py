@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from skimage.feature import match_template
 
-from components.data.images import is_image_name, read_image
 from components.data.near_duplicates import Fingerprint, fingerprint, near_duplicates
-from pipeline.storage.builtin import BuiltinPhotographs
+from components.data.readers.images import is_image_name, read_image
+from pipeline.sources.kinds.builtin import BuiltinPhotographs
 
 CONFIRMED = 0.9
 CHANGED = "changed "  # before the name of an original

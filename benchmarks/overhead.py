@@ -3,6 +3,10 @@
 Every case is one training step (pairing, forward, penalty, backward, AdamW) with the same number of images as the
 plain step beside it, except "append", which trains on twice as many. In each round both take four steps, the first
 not timed; each ratio is that of the medians of one round, and the median over rounds is given with its quartiles.
+The case "as eqreg train runs it, reports included" times the training loop itself (drawing, clipping, average of the
+weights, one report in 25 steps), with the penalty of params.yaml and without: a round is 25 steps of each. Its bound
+is 1.05. "cpu_time" is the same ratio of processor seconds, for a machine that others use too; "report_step" is the
+processor time of a step that reports / that of the next one, which does not.
 Memory is the peak of what torch's CPU allocator holds within a step, over what it holds before; not of the first
 step, which keeps more. "noise" is the variance of the penalty's gradient over batches, turns, and choices of layers
 and fields, relative to that of all layers with k = B/2. (The default of params.yaml weights and caps its layers
@@ -12,8 +16,8 @@ By default glibc hands freed memory back to the kernel in every step and gets it
 step some per cent and the regulariser, which allocates more often, more. ``--malloc keep`` (as `make run` trains) tells
 it to keep it, ``--malloc default`` does not; the ratios are always to a plain step under the same setting.
 
-Where there is a C compiler the regulariser's passes over the maps are compiled (`components.equivariance.fused`);
-``EQREG_FUSED=0`` in the environment measures torch's operations instead.
+Where there is a C compiler the regulariser's passes over the maps are compiled
+(`components.equivariance.autograd.fused`); ``EQREG_FUSED=0`` in the environment measures torch's operations instead.
 
     python benchmarks/overhead.py [--malloc keep] [--rounds 9] [--draws 20] [--network dncnn unet dncnn17]
 
@@ -28,7 +32,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,18 +46,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from components.equivariance import EquivarianceRegularizer
-from components.equivariance.fused import is_available
+from components.equivariance import EquivarianceRegularizer, PenaltyWeight
+from components.equivariance.autograd.fused import is_available
 from components.networks import build_network
-from pipeline.params import load_params
+from components.training.global_batch import count_pairs, worker_batch
+from components.training.loop import TrainingCallbacks, train
+from components.training.losses import MeanSquaredError
+from components.training.optimizers import AdamW
+from components.training.schedules import Cosine
+from components.training.settings import TrainingSettings
+from components.training.state import TrainingState
+from components.training.worker import Worker
+from pipeline.config.schema import load_params
 
 # name -> (settings of the network, images a step, side of a patch)
 NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
-    "dncnn": ({"channels": 3, "width": 48, "depth": 10, "norm": "none"}, 16, 40),
-    "dncnn17": ({"channels": 3, "width": 64, "depth": 17, "norm": "none"}, 16, 40),
-    "unet": ({"channels": 3, "width": 24, "depth": 3, "norm": "batch"}, 8, 48),
+    "dncnn": ({"name": "dncnn", "width": 48, "depth": 10, "norm": "none"}, 16, 40),
+    "dncnn17": ({"name": "dncnn", "width": 64, "depth": 17, "norm": "none"}, 16, 40),
+    "unet": ({"name": "unet", "width": 24, "depth": 3, "norm": "batch"}, 8, 48),
 }
 WEIGHT = 0.01
+REPORTS, REPORT_EVERY, REPORTS_BOUND = "as eqreg train runs it, reports included", 25, 1.05
 
 
 @dataclass(frozen=True)
@@ -87,19 +102,19 @@ def cases() -> list[Case]:
 
 def default_options() -> dict[str, Any]:
     """The options of params.yaml that a regulariser takes."""
-    chosen = load_params().equivariance
-    names = ["penalty", "group", "layers", "sample_layers", "sample_fields", "max_gradient_ratio", "normalise"]
-    names += ["scale_gradient", "pairing"]
-    weights = chosen.layer_weights
-    return {
-        **{name: getattr(chosen, name) for name in [*names, "pair_fraction"]},
-        "layer_weights": "uniform" if weights.get("profile") == "uniform" else weights,
-    }
+    return vars(load_params().equivariance.config)
+
+
+@cache
+def photographs() -> list[np.ndarray]:
+    """The photographs of scikit-learn, ``(H, W, 3)`` uint8."""
+    images: list[np.ndarray] = load_sample_images().images
+    return images
 
 
 def patches(count: int, side: int, generator: np.random.Generator) -> Tensor:
     """Random crops of photographs, ``(count, 3, side, side)`` in [0, 1]."""
-    images = load_sample_images().images
+    images = photographs()
     crops = []
     for _ in range(count):
         image = images[generator.integers(len(images))]
@@ -116,7 +131,7 @@ class Run:
         torch.manual_seed(0)
         memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         self.case = case
-        self.network = build_network(network, **settings).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.network = build_network(**settings).to(memory_format=memory_format)  # type: ignore[call-overload]
         nn.init.normal_(list(self.network.parameters())[-2], std=0.01)  # not the identity: gradients reach every layer
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
         clean = patches(self.num_images, self.side, np.random.default_rng(0)).to(memory_format=memory_format)
@@ -199,6 +214,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The figures of all cases of one network in one memory layout."""
     rows = []
+    if (REPORTS in only or not only) and layout == "contiguous":
+        rows.append(measure_reports(network, rounds, malloc))
+        print(json.dumps(rows[-1]), flush=True)
     for case in cases():
         if case.name in only or not only:
             rows.append(measure_case(case, network, layout, rounds, malloc))
@@ -245,6 +263,104 @@ def measure_case(case: Case, network: str, layout: str, rounds: int, malloc: str
     }
 
 
+class NoisyPatches:
+    """A sampler of crops with noise, each batch a function of the step."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def batch(self, step: int, indices: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        clean = patches(len(indices), self.side, np.random.default_rng(step))
+        return clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(step)), clean
+
+
+class Training:
+    """A run of the training loop, with the penalty of params.yaml or without pairs."""
+
+    def __init__(self, network: str, is_plain: bool) -> None:
+        settings, self.num_images, side = NETWORKS[network]
+        params, self.worker, self.sampler = load_params(), Worker.current(), NoisyPatches(side)
+        chosen, values = params.equivariance, params.train.model_dump()
+        torch.manual_seed(0)
+        model = build_network(**settings)
+        nn.init.normal_(list(model.parameters())[-2], std=0.01)  # not the identity: gradients reach every layer
+        by_name = {"loss": MeanSquaredError(), "optimizer": AdamW(), "schedule": Cosine()}
+        values |= {"seed": 0, **by_name, "report_every": REPORT_EVERY, "validate_every": 10**9}
+        values |= {"learning_rate": 1e-4, "checkpoint_every": 10**9}
+        self.settings = TrainingSettings(**{name: values[name] for name in TrainingSettings.__dataclass_fields__})
+        weight = PenaltyWeight(0.0 if is_plain else chosen.weight, chosen.warmup_steps, unit=chosen.weight_unit)
+        self.state = TrainingState(model, weight, self.settings, self.worker)
+        self.regularizer = None if is_plain else EquivarianceRegularizer(self.state.network, **default_options())
+        pairing = "none" if is_plain else chosen.pairing
+        num_pairs = count_pairs(self.num_images, pairing, chosen.pair_fraction)
+        self.own_batch = worker_batch(self.num_images, pairing, num_pairs, 0, 1)
+        self.reports: list[dict[str, float]] = []
+
+    def seconds(self, steps: int = REPORT_EVERY) -> tuple[float, float]:
+        """Trains some more steps, the last of which reports; returns the seconds, and those of all processors."""
+        start = time.perf_counter(), time.process_time()
+        self._train(replace(self.settings, steps=self.state.step + steps), lambda: None)
+        return time.perf_counter() - start[0], time.process_time() - start[1]
+
+    def report_step(self, pairs: int = 10) -> float:
+        """Processor time of a step that reports / that of the next step, the median over pairs of them."""
+        ends: list[float] = []
+        steps = self.state.step + self.state.step % 2 + 2 * pairs + 2
+        settings = replace(self.settings, steps=steps, report_every=2, checkpoint_every=1)
+        first = self.state.step + 1
+        self._train(settings, lambda: ends.append(time.process_time()))
+        seconds = {first + number: after - before for number, (before, after) in enumerate(pairwise(ends), 1)}
+        reporting = [step for step in seconds if step % 2 == 0 and step + 1 in seconds]
+        return statistics.median(seconds[step] / seconds[step + 1] for step in reporting)
+
+    def _train(self, settings: TrainingSettings, after_step: Callable[[], None]) -> None:
+        callbacks = TrainingCallbacks(
+            lambda step, metrics: self.reports.append(metrics),
+            lambda state, metrics: after_step(),
+            lambda averaged: {},
+        )
+        train(self.state, self.sampler, self.own_batch, self.regularizer, settings, self.worker, callbacks)
+
+
+def measure_reports(network: str, rounds: int, malloc: str) -> dict[str, Any]:
+    """Images a second of the training loop without and with the penalty, reports included."""
+    plain, penalised = Training(network, is_plain=True), Training(network, is_plain=False)
+    for each in (plain, penalised):
+        each.seconds(3)
+    seconds: dict[Training, list[tuple[float, float]]] = {plain: [], penalised: []}
+    for round_ in range(rounds):
+        for each in (plain, penalised) if round_ % 2 else (penalised, plain):
+            seconds[each].append(each.seconds())
+    # (R, 2), a row a round: wall clock and processors
+    ratios = np.array(seconds[penalised]) / np.array(seconds[plain])
+    assert all("gradient_ratio" in metrics for metrics in penalised.reports)  # the reports are whole
+    (low, time_, high), (cpu_low, cpu, cpu_high) = (np.quantile(column, [0.25, 0.5, 0.75]) for column in ratios.T)
+    _, num_images, side = NETWORKS[network]
+    speeds = [REPORT_EVERY * num_images / statistics.median(wall for wall, _ in seconds[each]) for each in seconds]
+    return {
+        "benchmark": "overhead_reports",
+        "network": network,
+        "layout": "contiguous",
+        "case": REPORTS,
+        "batch_size": num_images,
+        "patch_size": side,
+        "report_every": REPORT_EVERY,
+        "images_per_second": [round(speed, 2) for speed in speeds],
+        "time": round(float(time_), 4),
+        "time_quartiles": [round(float(low), 4), round(float(high), 4)],
+        "cpu_time": round(float(cpu), 4),
+        "cpu_time_quartiles": [round(float(cpu_low), 4), round(float(cpu_high), 4)],
+        "report_step": round(penalised.report_step(), 4),
+        "bound": REPORTS_BOUND,
+        "memory": None,
+        "noise": None,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "malloc": malloc,
+        "fused": is_available(),
+    }
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """The same as a table: a row a case, a column a network and layout."""
     columns = list(dict.fromkeys((row["network"], row["layout"]) for row in rows))
@@ -252,9 +368,11 @@ def show(rows: list[dict[str, Any]]) -> None:
     for case in dict.fromkeys(row["case"] for row in rows):
         cells = []
         for column in columns:
-            row = next(r for r in rows if r["case"] == case and (r["network"], r["layout"]) == column)
-            noise = f" / {row['noise']:.2f}" if row["noise"] is not None else ""
-            cells.append(f"{row['time']:.3f} / {row['memory']:.3f}{noise}")
+            row = next((r for r in rows if r["case"] == case and (r["network"], r["layout"]) == column), None)
+            figures = (
+                [f"{row[name]:.3f}" for name in ("time", "memory", "noise") if row[name] is not None] if row else []
+            )
+            cells.append(" / ".join(figures))
         table.add_row(case, *cells)
     Console(width=130).print(table)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from components.data.images import read_image, to_float
+from components.data.readers.images import read_image, to_float
 from components.evaluation.metrics import quality
-from components.evaluation.restoration import restore
 from components.evaluation.statistics import clustered_interval
-from pipeline.job import load_model
+from components.inference.tiles import restore
+from pipeline.model_file import load_model
 
 # Numbers of pairs that show the same scene, found by comparing the clean images.
 SAME_SCENE = {25: 6, 36: 7, 58: 9, 69: 10, 80: 11, 91: 12}

@@ -20,7 +20,7 @@ import torch
 import yaml
 from scipy import fft, ndimage
 
-from components.data.images import is_image_name, read_image, to_float, to_uint8
+from components.data.readers.images import is_image_name, read_image, to_float, to_uint8
 from components.degradations.rain import Rain
 from components.evaluation.metrics import luma, psnr
 

@@ -2,8 +2,9 @@
 
 Trains and evaluates with the shipped params and data (without the sweep), each time from nothing: twice as it is, then
 with other instruction sets (oneDNN's own limit, and torch's), then with another number of workers. ``model`` is the
-SHA-256 of the weights, ``validation`` and ``test`` are the scores in dB. ``pipeline.repeated.SPREAD_DB`` is at least
-the largest difference of a score to the first line. Each run takes about two minutes on two cores.
+SHA-256 of the weights, ``validation`` and ``test`` are the scores in dB. ``SPREAD_DB`` of
+``pipeline.provenance.same_bytes`` is at least the largest difference of a score to the first line. Each run takes about
+two minutes on two cores.
 
     python benchmarks/repeat.py [--only NAME ...] >> benchmarks/results/repeat.jsonl
 """
@@ -23,8 +24,8 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.model_hash import model_sha256
-from pipeline.params import read_values, set_value
+from pipeline.config.values import read_values, set_value
+from pipeline.model_file import model_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {

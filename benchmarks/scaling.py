@@ -30,8 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.data.randomness import Stream, torch_generator
 from components.training.worker import Worker
-from pipeline.job import TrainingJob
-from pipeline.params import check_params, read_values, set_value
+from pipeline.config.schema import check_params
+from pipeline.config.values import read_values, set_value
+from pipeline.training_job import TrainingJob
 
 ROOT = Path(__file__).parents[1]
 # Assumptions of the model on paper: an H100 in bf16 at a third of its peak; NVLink within a node of 8; 400 Gbit/s a GPU
@@ -63,8 +64,8 @@ class Drawn:
 
 def measure(rank: int, world: int, batch_size: int, steps: int, folder: str) -> None:
     """Runs in each process: rank 0 writes the images a second of all steps but the first third."""
-    from components.training.global_batch import count_pairs, worker_share
-    from components.training.loop import Listeners, train
+    from components.training.global_batch import count_pairs, worker_batch
+    from components.training.loop import TrainingCallbacks, train
 
     torch.set_num_threads(1)
     if world > 1:
@@ -77,11 +78,11 @@ def measure(rank: int, world: int, batch_size: int, steps: int, folder: str) -> 
     train(
         state,
         Drawn(job.params.train.patch_size),
-        worker_share(batch_size, chosen.pairing, num_pairs, rank, world),
+        worker_batch(batch_size, chosen.pairing, num_pairs, rank, world),
         job.regularizer(state.network),
         job.settings(),
         worker,
-        Listeners(
+        TrainingCallbacks(
             lambda step, metrics: clocks.append(time.perf_counter()), lambda state, metrics: None, lambda network: {}
         ),
     )

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.session import ray_session
-from pipeline.fetch import fetch
-from pipeline.job import TrainingJob
-from pipeline.params import Params, check_params, read_values, set_value
+from pipeline.config.schema import Params, check_params
+from pipeline.config.values import read_values, set_value
 from pipeline.paths import PACKED
-from pipeline.preprocess import preprocess
-from pipeline.storage.delivery import deliver
-from pipeline.storage.places import open_place
+from pipeline.stages.fetch import fetch
+from pipeline.stages.preprocess import preprocess
+from pipeline.storage.open_store import open_store
+from pipeline.storage.staged_packs import deliver
+from pipeline.training_job import TrainingJob
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGES = {
@@ -59,9 +60,13 @@ def main() -> None:
         preprocess(params)
         figures = measure(params, rounds)
     for name, seconds in figures.items():
-        print(json.dumps({"benchmark": "start", "what": name, "rounds": rounds, **spread(seconds)}))
+        print(json.dumps({"benchmark": "start", "what": name, "rounds": rounds, **parallel_map(seconds)}))
     ratios = [quick / usual for quick, usual in zip(figures["quick training"], figures["training"], strict=True)]
-    print(json.dumps({"benchmark": "start", "what": "quick training / training", "rounds": rounds, **spread(ratios)}))
+    print(
+        json.dumps(
+            {"benchmark": "start", "what": "quick training / training", "rounds": rounds, **parallel_map(ratios)}
+        )
+    )
 
 
 def measure(params: Params, rounds: int) -> dict[str, list[float]]:
@@ -72,7 +77,7 @@ def measure(params: Params, rounds: int) -> dict[str, list[float]]:
         figures.setdefault(name, []).append(round(seconds, 2))
 
     for _ in range(rounds):
-        for module in ("torch", "pipeline.params", "pipeline.train", "pipeline.cluster.training"):
+        for module in ("torch", "pipeline.config.schema", "pipeline.stages.train", "pipeline.cluster.training"):
             add(f"import {module}", timed(lambda module=module: imported(module)))
         add("ray session", timed(lambda: session(params)))
     with ray_session(params.cluster, dashboard=False):
@@ -97,15 +102,22 @@ def first_report(params: Params, *, is_quick: bool) -> float:
     from ray.train.torch import TorchTrainer
 
     from pipeline.cluster import training
-    from pipeline.cluster.room import WorkerResources
+    from pipeline.cluster.resources import WorkerResources
 
     def usual(*arguments: Any, is_local: bool, **options: Any) -> TorchTrainer:
         return TorchTrainer(*arguments, **options)
 
     name = uuid.uuid4().hex[:8]
-    place = open_place(str(Path(".eqreg").resolve()))
+    artifact_store = open_store(str(Path(".eqreg").resolve()))
     run = training.TrainingRun(
-        name, (2, 2), WorkerResources(1), params.cluster, deliver(PACKED, None, "unused"), place, f"train/{name}", 0
+        name,
+        (2, 2),
+        WorkerResources(1),
+        params.cluster,
+        deliver(PACKED, None, "unused"),
+        artifact_store,
+        f"train/{name}",
+        0,
     )
     reported: list[float] = []
     quick = training.QuickTrainer
@@ -125,7 +137,7 @@ def timed(function: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def parallel_map(values: list[float]) -> dict[str, float]:
     """Median, least and most."""
     return {"median": round(statistics.median(values), 2), "least": min(values), "most": max(values)}
 

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import optuna
 
-from pipeline.fetch import fetch
-from pipeline.params import Params, check_params, read_values, set_value
-from pipeline.preprocess import preprocess
-from pipeline.tune import tune
+from pipeline.config.schema import Params, check_params
+from pipeline.config.values import read_values, set_value
+from pipeline.stages.fetch import fetch
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.tune import tune
 
 BOUND_S = 3.0
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.params import read_values, set_value
+from pipeline.config.values import read_values, set_value
 
 ROOT = Path(__file__).resolve().parents[1]
 PILOT_STEPS = 60
@@ -33,7 +33,7 @@ PILOT_STEPS = 60
 PHOTOGRAPHS: dict[str, Any] = {
     "fetch.source": "photographs",
     "preprocess.splits": {"train": ["train__*"], "val": ["val__*"], "test": ["test__*"]},
-    "preprocess.draws": {"train": 1, "val": 1, "test": 1},
+    "preprocess.realizations": {"train": 1, "val": 1, "test": 1},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "denoise": PHOTOGRAPHS,
@@ -63,12 +63,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ct_mar": {
         "fetch.source": "{data}/CT_TCGA",
         "preprocess.unusable": "skip",
-        "preprocess.draws": {"train": 4, "val": 1, "test": 2},
+        "preprocess.realizations": {"train": 4, "val": 1, "test": 2},
         "preprocess.remaining": {"val": 0.15, "test": 0.25},
     },
     "classify": {
         "fetch.source": "{data}/CIFAR100/train_100per.npz",
-        "preprocess.draws": {"train": 1, "val": 1, "test": 1},
+        "preprocess.realizations": {"train": 1, "val": 1, "test": 1},
         "preprocess.remaining": {"val": 0.05, "test": 0.1},
         "train.batch_size": 32,
         "network.width": 32,
@@ -122,15 +122,15 @@ def run(title: str, folder: Path, data: Path, minutes: float) -> dict[str, Any]:
 
 
 def _figures(metrics: dict[str, Any], task: str) -> dict[str, Any]:
-    from components.tasks import TASKS
+    from components.tasks import task_class
 
     shown: dict[str, Any] = {"scenes": metrics["test"]["scenes"], "classical": metrics["classical_method"]}
-    for metric in TASKS[task].metrics:
+    for metric in task_class(task).metrics:
         row = {method: round(metrics["test"][method][metric.key], 4) for method in ("input", "classical", "restored")}
         gain = metrics["test"]["gain"][metric.key]["over_classical"]
         row["over_classical"] = [None if gain[end] is None else round(gain[end], 4) for end in ("mean", "low", "high")]
         shown[metric.key] = row
-    score = TASKS[task].metrics[0].key
+    score = task_class(task).metrics[0].key
     for group in ("rotated", "out_of_distribution"):
         if group in metrics:
             shown[group] = {method: round(metrics[group][method][score], 3) for method in ("classical", "restored")}

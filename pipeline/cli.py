@@ -58,9 +58,9 @@ def fetch(
     check: Annotated[bool, typer.Option("--check", help="only say whether the source has changed since")] = False,
 ) -> None:
     """Stage 1: bring the files of fetch.source to data/raw, with their SHA-256 sums."""
-    from pipeline.fetch import check as compare
-    from pipeline.fetch import fetch as stage
-    from pipeline.params import load_params
+    from pipeline.config.schema import load_params
+    from pipeline.stages.fetch import check as compare
+    from pipeline.stages.fetch import fetch as stage
 
     if check:
         compare(load_params())
@@ -72,8 +72,8 @@ def fetch(
 @app.command()
 def preprocess() -> None:
     """Stage 2: check, split by scene, degrade and pack the images into data/packed."""
-    from pipeline.params import load_params
-    from pipeline.preprocess import preprocess as stage
+    from pipeline.config.schema import load_params
+    from pipeline.stages.preprocess import preprocess as stage
 
     with _timed("preprocess"):
         stage(load_params())
@@ -82,8 +82,8 @@ def preprocess() -> None:
 @app.command()
 def tune() -> None:
     """Stage 3: search lambda and the layer weights; writes results/tune."""
-    from pipeline.params import load_params
-    from pipeline.tune import tune as stage
+    from pipeline.config.schema import load_params
+    from pipeline.stages.tune import tune as stage
 
     with _timed("tune"):
         stage(load_params())
@@ -92,7 +92,7 @@ def tune() -> None:
 @app.command()
 def train() -> None:
     """Stage 4: train the network; writes results/train. Goes on where a killed run stopped."""
-    from pipeline.train import train as stage
+    from pipeline.stages.train import train as stage
 
     with _timed("train"):
         stage()
@@ -101,8 +101,8 @@ def train() -> None:
 @app.command()
 def evaluate() -> None:
     """Stage 5: measure the network on the test images; writes results/evaluate."""
-    from pipeline.evaluate import evaluate as stage
-    from pipeline.params import load_params
+    from pipeline.config.schema import load_params
+    from pipeline.stages.evaluate import evaluate as stage
 
     with _timed("evaluate"):
         stage(load_params())
@@ -110,9 +110,9 @@ def evaluate() -> None:
 
 @app.command()
 def register() -> None:
-    """Stage 6: put the model into the registry; it becomes champion if it earned it on validation."""
-    from pipeline.params import load_params
-    from pipeline.register import register as stage
+    """Stage 6: put the model into the registry; it becomes champion if it beats the champion on validation."""
+    from pipeline.config.schema import load_params
+    from pipeline.stages.register import register as stage
 
     with _timed("register"):
         stage(load_params())
@@ -121,8 +121,8 @@ def register() -> None:
 @app.command()
 def ablate() -> None:
     """Compare the control arms: each arm's weight chosen on validation, then fresh seeds; writes results/ablate."""
-    from pipeline.ablate import ablate as run
-    from pipeline.params import load_params
+    from pipeline.commands.ablate import ablate as run
+    from pipeline.config.schema import load_params
 
     with _timed("ablate"):
         run(load_params())
@@ -141,7 +141,7 @@ def submit(
     stop: Annotated[str, typer.Option(metavar="JOB", help="only stop a job")] = "",
 ) -> None:
     """Send a stage to a running Ray cluster as a job, and follow its log."""
-    from pipeline.cluster import jobs
+    from pipeline.cluster.jobs import submit as jobs
 
     if sum(map(bool, (stage, follow, stop))) != 1:
         raise UserError(f"submit: give one of a STAGE ({', '.join(jobs.STAGES)}), --follow JOB and --stop JOB")
@@ -155,8 +155,8 @@ def submit(
 @cluster.command("check")
 def check_cluster() -> None:
     """Say whether the cluster of cluster.address is fit for use: nodes, versions, storage, tracking, bandwidth."""
-    from pipeline.cluster.check import check
-    from pipeline.params import load_params
+    from pipeline.cluster.doctor.check import check
+    from pipeline.config.schema import load_params
 
     check(load_params())
 
@@ -176,7 +176,7 @@ def restore(
     ] = None,
 ) -> None:
     """Restore an image or a folder of images with a registered model."""
-    from pipeline.restore import restore as run
+    from pipeline.commands.restore import restore as run
 
     run(source, target, model, tile, overlap, self_ensemble, mask)
 
@@ -190,7 +190,7 @@ def probe(
     seed: Annotated[int, typer.Option(min=0, help="of the patches and of the null")] = 0,
 ) -> None:
     """Measure how much a data set changes when it is turned, and what that suggests for lambda."""
-    from pipeline.probe import probe as run
+    from pipeline.commands.probe import probe as run
 
     run(data, scene_pattern, seed)
 
@@ -207,7 +207,7 @@ def doctor(
     group: Annotated[str, typer.Option(help="C2, C4 or D4")] = "C4",
 ) -> None:
     """Say how equivariant a network is, layer by layer, what prevents it, and whether its output can be."""
-    from pipeline.doctor import doctor as run
+    from pipeline.commands.doctor import doctor as run
 
     run(network, size, group)
 
@@ -215,7 +215,7 @@ def doctor(
 @app.command()
 def params() -> None:
     """Print the params that train would use, with the origin of those that are not of params.yaml."""
-    from pipeline.resolve import resolve
+    from pipeline.config.resolve import resolve
 
     typer.echo(resolve().as_yaml(), nl=False)
 
@@ -238,8 +238,8 @@ def ui(port: Annotated[int, typer.Option(help="on this machine's loopback addres
 @app.command()
 def summary() -> None:
     """Print what the last run measured, and where to look next."""
-    from pipeline.params import load_params
-    from pipeline.summary import summary as show
+    from pipeline.commands.summary import summary as show
+    from pipeline.config.schema import load_params
 
     show(load_params())
 

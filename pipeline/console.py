@@ -1,4 +1,4 @@
-"""What the user sees: one console, and progress that moves in a terminal and goes on in a log file."""
+"""The console for the user's output, and progress bars that also print to a log file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class _Bars(Progress):
-    """rich's bars; where the output is no terminal, also a plain line now and then."""
+    """rich's progress bars; if the output is no terminal, a plain line every ``SECONDS_BETWEEN_LINES`` as well."""
 
     _last_line = time.monotonic()
 
@@ -30,7 +30,7 @@ class _Bars(Progress):
 
 
 def progress() -> Progress:
-    """Bars with room for a note on the right: ``add_task(description, total=..., note="")``."""
+    """Progress bars with a note on the right: ``add_task(description, total=..., note="")``."""
     return _Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -42,7 +42,7 @@ def progress() -> Progress:
 
 
 def track(items: Iterable[T], description: str) -> Iterator[T]:
-    """The items, with a progress bar while they are worked on."""
+    """Yields the items, and advances a progress bar after each."""
     items = list(items)
     with progress() as bars:
         bar = bars.add_task(description, total=len(items), note="")

@@ -1,4 +1,4 @@
-"""The errors that are a user's to mend, and the file system's in words."""
+"""Errors that the user can fix, and messages for errors of the file system."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ import os
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_MACHINE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 
 
 class UserError(ValueError):
-    """What is wrong, where, and what to do, in one or two lines; the command prints it and exits with 2."""
+    """An error that the user can fix.
+
+    The message has one or two lines: what is wrong, where, and what to do. The command prints it and exits with 2.
+    """
 
 
-class NoRoomError(UserError):
-    """A cluster had no room for as long as it was waited for; later it may."""
+class InsufficientResourcesError(UserError):
+    """The cluster had too few free resources during the whole waiting time; a later try may succeed."""
 
 
 class FullDiskError(UserError):
-    """A disk is full, or a quota used up: another try comes to the same."""
+    """A disk is full or a quota is used up; another try would fail in the same way."""
 
 
 def path_of(error: OSError) -> Path | None:
-    """The file that an error of the system is about; None where it names none."""
+    """The file that an ``OSError`` names; None if it names none."""
     name = error.filename
     return Path(os.fsdecode(name)) if name and isinstance(name, str | bytes | os.PathLike) else None
 
 
 def described(error: OSError) -> str:
-    """The file first, what the system says of it, and what to do where that can be told."""
+    """A message for an ``OSError``: the file, the system's reason, and a hint if one is known."""
     path, reason = path_of(error), error.strerror or str(error) or type(error).__name__
     text = f"{path}: {reason}" if path else reason
     if error.errno in FULL:
@@ -41,7 +45,16 @@ def described(error: OSError) -> str:
     return text
 
 
+def fault_of_machine(error: Exception) -> str | None:
+    """The reason, if an error is about this machine: its memory, disk, rights or open files; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _OF_MACHINE:
+        return described(error)
+    # torch raises a RuntimeError where no memory is left.
+    is_memory = isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+    return "out of memory" if is_memory or isinstance(error, MemoryError) else None
+
+
 def _is_kept_at_home(path: Path) -> bool:
-    """Whether programs keep it there, as in ~/.cache; it is none of the user's own files."""
+    """Whether a path is in a hidden folder of HOME, such as ~/.cache, where programs keep their own files."""
     home = Path(os.environ.get("HOME") or "/nowhere")
     return path.is_relative_to(home) and path != home and path.relative_to(home).parts[0].startswith(".")

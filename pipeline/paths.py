@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the project's root, and how files come to lie there: whole or not at all."""
+"""The paths of all files relative to the project's root, and the atomic replacement of a folder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ TUNE = Path("results/tune")
 TRAIN = Path("results/train")
 EVALUATE = Path("results/evaluate")
 ABLATE = Path("results/ablate")
+TEST_PACKS = "out_of_distribution"
+"""Subfolder of PACKED with the out-of-distribution test packs, one for each other degradation."""
+
 SCRATCH = Path(".eqreg")
-REGISTER = SCRATCH / "register"  # what the registry said: no function of files, so not beside results
+REGISTER = SCRATCH / "register"  # depends on the registry, not only on files, so it is not in the results
 
 MANIFEST = RAW / "manifest.json"
 BEST = TUNE / "best.yaml"
@@ -28,12 +31,12 @@ MODEL = TRAIN / "model.safetensors"
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside ``path`` that takes its place if the block succeeds; else ``path`` stays as it was.
+    """Yields an empty folder that replaces ``path`` if the block succeeds; otherwise ``path`` stays unchanged.
 
-    What the block raises comes through, unless it is about a file of the new folder.
+    An error of the block is raised unchanged, unless it is an ``OSError`` about a file of the new folder.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: ``path`` or the new folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def _swap(path: Path, new: Path, old: Path) -> None:
-    """``new`` takes the place of ``path``; if it cannot, ``path`` is as it was."""
+    """Replaces ``path`` by ``new``, and restores ``path`` if this fails."""
     try:
         if path.exists():
             path.replace(old)
@@ -71,28 +74,31 @@ def _swap(path: Path, new: Path, old: Path) -> None:
 
 
 def _is_within(error: OSError, folder: Path) -> bool:
-    """Whether an error is about a file of a folder, or may be: writing to an open file, a full disk names none."""
+    """Whether an error is about a file of a folder, or may be.
+
+    An error that names no file may be one if the disk is full: a write to an open file then names none.
+    """
     if named := path_of(error):
         return named.absolute().is_relative_to(folder.absolute())
     return error.errno in FULL
 
 
 def _cannot_be_written(path: Path, error: OSError) -> UserError:
-    remedy = "; make room there, or in TMPDIR" if error.errno in FULL else ""
-    return UserError(f"{path}: cannot be written ({error.strerror or error}){remedy}")
+    hint = "; make room there, or in TMPDIR" if error.errno in FULL else ""
+    return UserError(f"{path}: cannot be written ({error.strerror or error}){hint}")
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder, or the file that lay where a folder belongs."""
+    """Removes a folder, or a file at the path of a folder."""
     if path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
 def copied_from(folder: Path) -> Path | None:
-    """The checkout that DVC copied ``folder``, or a folder above it, from for an experiment; None if it is no copy.
+    """The checkout from which DVC copied ``folder`` or a parent of it for an experiment; None if it is no such copy.
 
-    DVC runs queued and ``--temp`` experiments in ``CHECKOUT/.dvc/tmp/exps/NAME``.
+    DVC runs queued experiments and ``--temp`` experiments in ``CHECKOUT/.dvc/tmp/exps/NAME``.
     """
     for parent in folder.resolve().parents:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
@@ -101,9 +107,9 @@ def copied_from(folder: Path) -> Path | None:
 
 
 def find_input(path: str) -> str:
-    """A path of params.yaml as it is; in DVC's copy for an experiment the checkout's, where the copy has no such file.
+    """A path of params.yaml, unchanged, or in the checkout if DVC's copy for an experiment lacks the file.
 
-    The copy holds what git tracks, and the user's data are seldom among it.
+    DVC's copy holds the files that git tracks. The user's data are usually not tracked.
     """
     checkout = copied_from(Path.cwd())
     if checkout is None or Path(path).exists() or not (checkout / path).exists():
@@ -112,10 +118,10 @@ def find_input(path: str) -> str:
 
 
 def existing(path: Path, stage: str) -> Path:
-    """``path``, if it is there.
+    """Checks that ``path`` exists, and returns it.
 
     Raises:
-        UserError: it is not; ``stage`` is the command that makes it.
+        UserError: it does not exist; the message names ``stage``, the command that makes it.
     """
     if not path.exists():
         raise UserError(f"{path}: not there yet; run 'eqreg {stage}' or 'dvc repro' first")

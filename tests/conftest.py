@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("pytester",)
+pytest_plugins = ("pytester", "tests.messages", "tests.pipeline.services", "tests.pipeline.databases")
 LAYERS = ("unit", "process", "ray", "hosts")
 PATIENT = ("tests/pipeline/test_end_to_end.py",)
 """Modules of layer ray that may run beside others of it: commands alone, of which nothing is killed or timed."""
@@ -131,7 +131,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
             patch.setenv("RAY_TMPDIR", NO_RAY)
             if "pipeline.cluster.session" in sys.modules:
                 patch.setattr("pipeline.cluster.session._open", [])
-        if fused := sys.modules.get("components.equivariance.fused"):
+        if fused := sys.modules.get("components.equivariance.autograd.fused"):
             fused.is_available()  # a test before may have had it compiled anew
         _refuses = layer == "unit"
         try:
@@ -145,7 +145,7 @@ def _compiled() -> None:
     """The C of the regulariser is compiled at first use, by a process: here, before any test."""
     global _refuses
     before, _refuses = _refuses, False
-    from components.equivariance import fused
+    from components.equivariance.autograd import fused
 
     fused.is_available()
     _refuses = before

@@ -114,7 +114,7 @@ def installed(checkout: Checkout) -> Checkout:
 def test_make_alone_lists_the_targets_and_installs_nothing(checkout: Checkout) -> None:
     listed = checkout.make("-s").stdout
     assert [line.split()[:2] for line in checkout.make("help").stdout.splitlines()] == [
-        ["make", target] for target in ("help", "run", "test", "test-fast", "lint", "ui")
+        ["make", target] for target in ("help", "run", "test", "test-fast", "lint", "docs", "ui")
     ]
     assert "make run" in listed
     assert checkout.calls() == []

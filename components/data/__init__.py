@@ -1,1 +1,1 @@
-"""What lies on disk: image files, packed images, and the sampler that draws training pairs from them."""
+"""Data on disk: image files, packed images, and the sampler that draws training pairs from them."""

@@ -1,6 +1,6 @@
-"""What is to be packed: images, pairs, CT slices or labelled images among the files of a folder, and how each is read.
+"""Items to pack: images, pairs, CT slices or labelled images, found among the files of a folder and read.
 
-Files are named by their path relative to the folder, with "/". Names of items hold no "/" and no suffix.
+A file is named by its path relative to the folder, with "/". The name of an item contains no "/" and no suffix.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Literal
 
 import numpy as np
 
-from components.data.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
-from components.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, is_image_name, read_image
-from components.data.labelled import read_labelled
 from components.data.own_split import Part, folder_parts, part_of
 from components.data.pair_names import NAMINGS, Naming, PairedNames, find_pairs
+from components.data.readers.ct_slices import holds_metal, is_ct_name, read_ct, read_metal_pair
+from components.data.readers.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, is_image_name, read_image
+from components.data.readers.labelled import CIFAR_FILES, read_labelled
 
 _SUFFIXES = rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))}|\.npz|\.npy|\.dcm|\.dicom|\.ima)$"
 
 _SPELLING = "spelled with other Unicode characters (composed in one name, decomposed in the other)"
 
 Colour = Literal["rgb", "grey"]
-Reads = Literal["images", "ct", "labelled"]
+InputKind = Literal["images", "ct", "labelled"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to pack.
+    """One image, pair, slice or labelled image to pack.
 
     Attributes:
-        name: unique.
-        scene: what it shows, if the files say so; else its name.
-        files: where it lies; of a pair the degraded image, then the clean one.
-        number: which of the slices or images of its file.
-        part: "train", "val" or "test" where the data set has a split of its own, else "".
+        name: unique name.
+        scene: scene of the item if the file names define it, else its name.
+        files: files of the item; for a pair, the degraded image, then the clean image.
+        number: index of the slice or image in its file.
+        part: "train", "val" or "test" if the data set has its own split, else "".
     """
 
     name: str
@@ -51,13 +51,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An item read.
+    """An item with its data.
 
     Attributes:
-        clean: ``(C, H, W)`` uint8, uint16 or float32; a CT slice ``(1, H, W)`` in Hounsfield units.
-        degraded: ``(C', h, w)`` of a given pair.
-        label: of a labelled image.
-        pixel_spacing_mm: of a CT slice, where it is known.
+        item: the item.
+        clean: ``(C, H, W)`` uint8, uint16 or float32; a CT slice is ``(1, H, W)`` in Hounsfield units.
+        degraded: degraded image ``(C', h, w)`` of a given pair.
+        label: label of a labelled image.
+        pixel_spacing_mm: pixel spacing of a CT slice, if it is known.
     """
 
     item: Item
@@ -69,7 +70,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Problem:
-    """A file, or item, that cannot be used, and why."""
+    """A file or item that cannot be used.
+
+    Attributes:
+        name: name of the file or item.
+        reason: why it cannot be used.
+    """
 
     name: str
     reason: str
@@ -77,8 +83,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes: what is to be packed, what cannot be used, the naming by which pairs were found, if any, and how many
-    files are left out because they are something else, by what they are.
+    """Result of the search in a folder.
+
+    Attributes:
+        items: the items to pack.
+        unused: the files that cannot be used.
+        naming: the naming by which pairs were found, if any.
+        left_out: number of files that are left out because they are of another kind, by kind.
     """
 
     items: list[Item]
@@ -87,46 +98,51 @@ class Found:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def find_items(names: Sequence[str], folder: Path, reads: Reads, naming: str | Naming | None, pattern: str) -> Found:
-    """What files of a folder hold for a task that reads images, CT slices or labelled images.
+def find_items(
+    names: Sequence[str], folder: Path, input_kind: InputKind, naming: str | Naming | None, pattern: str
+) -> Found:
+    """Find the items among the files of a folder, for a task that reads images, CT slices or labelled images.
+
+    If several items would have the same name, such as those of ``a.png`` and ``a.jpg``, one is kept: the first in a
+    lossless format, or the first if there is none.
 
     Args:
         names: relative paths of the files.
-        folder: where they lie. Image files are not opened; those of slices and labelled images are.
-        reads: what is wanted; other files are left out and counted.
-        naming: how names of pairs are formed; None if the images are all clean.
+        folder: folder of the files. Image files are not opened; files of slices and labelled images are opened.
+        input_kind: kind of the items; other files are left out and counted.
+        naming: naming of pairs; None if all images are clean.
         pattern: a regular expression whose first group is the scene of a name (`scene_of`).
 
-    Of items that would have one name, as those of ``a.png`` and ``a.jpg``, one stays: the first without loss, else the
-    first.
-
     Raises:
-        ValueError: no naming fits, or the folders of one name several parts of a split.
+        ValueError: no naming fits, or the folders of one item name several parts of a split.
     """
-    if reads == "ct":
+    if input_kind == "ct":
         found = _slices(names, folder, pattern)
-    elif reads == "labelled":
+    elif input_kind == "labelled":
         found = _labelled(names, folder, pattern)
     else:
         images = [name for name in names if is_image_name(Path(name))]
         found = _images(images, pattern) if naming is None else _pairs(images, naming, pattern)
     found = _without_namesakes(found)
-    if reads == "labelled":  # the files are one data set
+    if input_kind == "labelled":  # all files together are one data set
         return found
     used = {file for item in found.items for file in item.files} | {problem.name for problem in found.unused}
-    left_out = Counter(_kind(name, reads) for name in names if name not in used)
+    left_out = Counter(_kind(name, input_kind) for name in names if name not in used)
     return replace(found, items=_with_parts(found.items), left_out=left_out)
 
 
-def _kind(name: str, reads: Reads) -> str:
-    """What a file that is left out is."""
-    if reads == "images" and is_image_name(Path(name)):
+def _kind(name: str, input_kind: InputKind) -> str:
+    """Return the kind of a file that is left out."""
+    if input_kind == "images" and is_image_name(Path(name)):
         return "images beside the pairs"
     return PurePosixPath(name).suffix.lower() or "without suffix"
 
 
 def _without_namesakes(found: Found) -> Found:
-    """One item of each name; the others are problems. Names that look alike count as one (Unicode normalisation)."""
+    """Keep one item of each name and report the others as problems.
+
+    Names that are equal after Unicode normalisation count as the same name.
+    """
     kept: dict[str, Item] = {}
     unused = list(found.unused)
     for item in sorted(found.items, key=lambda item: PurePosixPath(item.files[-1]).suffix.lower() in LOSSY_SUFFIXES):
@@ -141,20 +157,26 @@ def _without_namesakes(found: Found) -> Found:
 
 
 def _with_parts(items: Sequence[Item]) -> list[Item]:
-    """The items with the part that the folders of their files name."""
+    """Return the items with the part of the split that the folders of their files name."""
     parts = folder_parts(file for item in items for file in item.files)
     return [replace(item, part=part_of(item.files, parts)) for item in items] if parts else list(items)
 
 
 def scene_of(name: str, pattern: str, own: str = "") -> str:
-    """The scene that an image shows: the pattern's first group where it matches, else its own, else the name."""
+    """Return the scene of an image.
+
+    Args:
+        name: name of the item.
+        pattern: a regular expression; if it matches, its first group is the scene.
+        own: scene if the pattern does not match; if it is empty, the scene is the name.
+    """
     match = re.search(pattern, name)
     scene = match.group(1) if match and match.re.groups and match.group(1) else own or name
-    return scene.replace("/", "_")  # it names files
+    return scene.replace("/", "_")  # because scenes are used in file names
 
 
 def _flat(name: str) -> str:
-    """A relative path as a name without "/", and without a suffix that says the format (1.2.840 has none)."""
+    """Convert a relative path to a name without "/" and without a suffix that names the format (1.2.840 has none)."""
     return re.sub(_SUFFIXES, "", name, flags=re.IGNORECASE).replace("/", "__")
 
 
@@ -169,7 +191,7 @@ def _pairs(names: Sequence[str], naming: str | Naming, pattern: str) -> Found:
         name = pair.key.replace("/", "__")
         items.append(Item(name, scene_of(name, pattern, pair.scene.replace("/", "__")), (pair.degraded, pair.clean)))
     known = naming if isinstance(naming, Naming) else NAMINGS.get(paired.naming)
-    spare = known.spare if known else ""  # what a data set holds beside its pairs, as GoPro's blur_gamma
+    spare = known.spare if known else ""  # further files of a data set, such as GoPro's blur_gamma
     alone = [name for name in paired.unpaired if not (spare and re.fullmatch(spare, name, re.IGNORECASE))]
     partners = _misspelled(alone, known or naming)
     unused = [
@@ -197,7 +219,7 @@ def _find_pairs(names: Sequence[str], naming: str | Naming) -> PairedNames:
 
 
 def _misspelled(names: Sequence[str], naming: str | Naming) -> dict[str, str]:
-    """Name -> its partner, of the pairs that Unicode normalisation alone keeps apart."""
+    """Return name -> partner for the pairs that are not found only because of different Unicode normalisation."""
     spelled = {unicodedata.normalize("NFC", name): name for name in names}
     if spelled.keys() == set(names):
         return {}
@@ -210,7 +232,7 @@ def _misspelled(names: Sequence[str], naming: str | Naming) -> dict[str, str]:
 
 
 def _slices(names: Sequence[str], folder: Path, pattern: str) -> Found:
-    """CT slices, or SynDeepLesion's pairs where its layout is found."""
+    """Find CT slices, or SynDeepLesion's pairs if the files have its layout."""
     if any(PurePosixPath(name).name == "gt.h5" for name in names):
         return _metal_pairs(names, pattern)
     items, unused = [], []
@@ -228,7 +250,7 @@ def _slices(names: Sequence[str], folder: Path, pattern: str) -> Found:
 
 
 def _metal_pairs(names: Sequence[str], pattern: str) -> Found:
-    """``.../CASE/SLICE/N.h5`` with its ``gt.h5``; beside CASE lies the ``*mask.npy`` of all, if there is one."""
+    """Find the pairs ``.../CASE/SLICE/N.h5`` with their ``gt.h5``; an optional ``*mask.npy`` for all is beside CASE."""
     known, items = set(names), []
     masks = sorted((name for name in names if name.endswith("mask.npy")), key=len)
     for name in names:
@@ -238,7 +260,7 @@ def _metal_pairs(names: Sequence[str], pattern: str) -> Found:
             case, above = path.parent.parent, set(map(str, path.parents))
             own_masks = [mask for mask in masks if _folder(mask) in above]
             own = "-".join((case.name, path.parent.name, path.stem))
-            files = (name, truth, *own_masks[-1:])  # the nearest
+            files = (name, truth, *own_masks[-1:])  # the nearest mask file
             items.append(Item(own, scene_of(own, pattern, case.name.split("_")[0]), files))
     return Found(items, [])
 
@@ -248,7 +270,7 @@ def _folder(name: str) -> str:
 
 
 def _labelled(names: Sequence[str], folder: Path, pattern: str) -> Found:
-    """The images of the one data set that the files are."""
+    """Find the images of the data set that all files together form."""
     root = labelled_root(names)
     labelled = read_labelled(folder / root)
     items = []
@@ -259,27 +281,32 @@ def _labelled(names: Sequence[str], folder: Path, pattern: str) -> Found:
 
 
 def labelled_root(names: Sequence[str]) -> str:
-    """What of a folder `read_labelled` is to read: its one npz file, the folder of CIFAR's files, or the whole."""
+    """Return the path for `read_labelled`: the only npz file, the folder of CIFAR's files, or the whole folder."""
     archives = [name for name in names if name.lower().endswith(".npz")]
     if len(archives) == 1:
         return archives[0]
-    batches = {"data_batch_1", "data_batch_1.bin", "train.bin", "test.bin", "meta", "batches.meta"}
-    folders = {_folder(name) for name in names if PurePosixPath(name).name in batches}
+    folders = {_folder(name) for name in names if PurePosixPath(name).name in CIFAR_FILES}
     return min(folders, key=len) if folders else "."
 
 
-def load(items: Sequence[Item], folder: Path, reads: Reads, colour: Colour) -> Iterator[Loaded | Problem]:
-    """Each item read, in order, or why it cannot be.
+def load(items: Sequence[Item], folder: Path, input_kind: InputKind, colour: Colour) -> Iterator[Loaded | Problem]:
+    """Read each item in order; yield its data, or a problem if it cannot be read.
 
-    Items of one file that follow each other are read in one go.
+    Consecutive items of one file are read together.
+
+    Args:
+        items: the items.
+        folder: folder of the files.
+        input_kind: kind of the items.
+        colour: colour of images.
     """
-    if reads == "labelled":
+    if input_kind == "labelled":
         yield from _load_labelled(items, folder)
         return
     for files, group in itertools.groupby(items, key=lambda item: item.files):
         chosen = list(group)
         try:
-            if reads == "images":
+            if input_kind == "images":
                 yield _load_image(chosen[0], folder, colour)
             elif len(files) > 1:
                 yield _load_metal_pair(chosen[0], folder)
@@ -300,7 +327,7 @@ def _load_image(item: Item, folder: Path, colour: Colour) -> Loaded:
 
 
 def _is_grey(image: np.ndarray) -> bool:
-    """Whether all channels are equal; an image of one value, as of the dark, tells nothing."""
+    """Return whether all channels are equal; False for a constant image, such as a black one, which is inconclusive."""
     return not _is_coloured(image) and bool(image.min() < image.max())
 
 

@@ -1,15 +1,18 @@
-"""Images that show the same picture: re-encoded, of another size, or one a part cut out of the other.
+"""Detection of near-duplicates: images that show the same picture, re-encoded, resized or cropped.
 
-Each image is a thumbnail with a shorter side of `SIDE` pixels. A perceptual hash, the signs of the 64 lowest
-coefficients of the cosine transform, is computed of every square window of the thumbnail at six scales, from the
-whole shorter side to half of it, and of the centre of the thumbnail. An image whose centre has nearly the hash of a
-window of another one is laid on that window, moved and scaled a little, and compared by the correlation of local
-contrast. Found by this: other formats, sizes, brightness, contrast, grey from colour, light noise, and a part whose
-shorter side is at least about half of the whole's. Not found: smaller parts, two parts of one image of which neither
-holds the other's centre, turned, mirrored or stretched images, images with few details (a clear sky), images with a
-side under 32 pixels or over four times the other. Benchmark: ``benchmarks/near_duplicates.py``.
+1. Each image is reduced to a thumbnail with a shorter side of `SIDE` pixels.
+2. A perceptual hash is the signs of the 64 lowest coefficients of the cosine transform. It is computed for square
+windows
+   of the thumbnail at six scales, from the whole shorter side to half of it, and for the centre of the thumbnail.
+3. If the centre of an image has nearly the hash of a window of another image, the centre is aligned with this window by
+   small translations and changes of scale. The two are then compared by the correlation of local contrast.
 
-Legend: h rows, w columns of a thumbnail; a window is (left, top, side) in its pixels.
+This method finds other formats, sizes, brightness and contrast, grey from colour, weak noise, and crops whose shorter
+side is at least about half of that of the whole image. It does not find smaller crops, two crops of one image of which
+neither contains the other's centre, rotated, mirrored or stretched images, images with few details (a clear sky), and
+images with a side below 32 pixels or more than four times the other side. Benchmark: ``benchmarks/near_duplicates.py``.
+
+Legend: h rows, w columns of a thumbnail; a window is (left, top, side) in pixels of the thumbnail.
 """
 
 from __future__ import annotations
@@ -25,41 +28,41 @@ from PIL import Image
 from scipy import ndimage
 
 SIDE = 64
-LEAST = 32  # pixels of an image's shorter side
+LEAST = 32  # pixels: smallest shorter side of an image
 MOST = 20_000
-"""Images among which is searched: all their hashes are in memory, 15 kB an image."""
+"""Largest number of images in one search: all hashes are in memory, 15 kB per image."""
 
-_LONGEST = 4  # times the shorter side
-_HASHED = 16  # pixels of a window's side when it is hashed
-_STRIDE = 2  # pixels of _HASHED between windows
-_SCALES = tuple(0.87**k for k in range(6))  # of windows, relative to the shorter side
+_LONGEST = 4  # largest ratio of the longer to the shorter side
+_HASHED = 16  # pixels: side of a window when it is hashed
+_STRIDE = 2  # distance between windows, in pixels of this resolution
+_SCALES = tuple(0.87**k for k in range(6))  # sides of windows relative to the shorter side
 _CENTRES = tuple(
     (side, x, y)
     for side in (1.0, 0.93)
     for x in (-1 / 32, 1 / 32)
-    for y in (-1 / 32, 1 / 32)  # they lie between the windows, which are 1/8 apart
+    for y in (-1 / 32, 1 / 32)  # positions between those of the windows, which are 1/8 apart
 )
-_CONTRAST = 6.0  # grey levels: least standard deviation of a window that is hashed
+_CONTRAST = 6.0  # grey levels: smallest standard deviation of a window that is hashed
 _BANDS, _BAND_BITS = 4, 16
-_UNSURE = 4  # bits of a band, those with the smallest coefficients, that may be wrong
-_DISTANCE = 12  # of 64 bits; of two photographs that have nothing in common 32, with a standard deviation of about 4
-_COMPARED = 32  # pixels of a side of what is laid on each other
-_LAID = 4  # the nearest windows of an image are laid
-_PROMISING = 0.15  # correlation before anything is moved
-_ALIKE = 0.7  # see the benchmark: above all pairs of different photographs, below nearly all of the same
-_STEPS = (1 / 16, 1 / 32, 1 / 64)  # of moves, relative to the window
+_UNSURE = 4  # number of bits of a band that may be wrong: those with the smallest coefficients
+_DISTANCE = 12  # largest Hamming distance of 64 bits; unrelated photographs have 32, standard deviation about 4
+_COMPARED = 32  # pixels: side of the windows that are aligned and compared
+_LAID = 4  # number of nearest windows of an image that are aligned
+_PROMISING = 0.15  # smallest correlation before the alignment
+_ALIKE = 0.7  # above the correlation of all different photographs of the benchmark, below nearly all identical ones
+_STEPS = (1 / 16, 1 / 32, 1 / 64)  # steps of the alignment, relative to the window
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of an image.
+    """The data of an image that the search needs.
 
     Attributes:
         thumbnail: ``(h, w)`` uint8.
-        windows: ``(K,)`` int, the numbers of the windows that are hashed; flat ones are not.
-        hashes: ``(K,)`` uint64 of them.
-        centres: ``(Q, 64)`` float32, the coefficients of the centre, with its variants.
-        boxes: ``(Q, 3)`` float32, the windows that these are of.
+        windows: ``(K,)`` int, indices of the hashed windows; windows with low contrast are not hashed.
+        hashes: ``(K,)`` uint64, hashes of these windows.
+        centres: ``(Q, 64)`` float32, coefficients of the variants of the centre.
+        boxes: ``(Q, 3)`` float32, windows of these variants.
     """
 
     thumbnail: np.ndarray
@@ -70,7 +73,10 @@ class Fingerprint:
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint | None:
-    """Of ``(C, H, W)`` uint8 or uint16; None where nothing can be compared: too small, too long or flat."""
+    """Compute the fingerprint of an image ``(C, H, W)``, uint8 or uint16.
+
+    Returns None if the image is too small, too elongated, or has too little contrast to be compared.
+    """
     height, width = image.shape[-2:]
     if min(height, width) < LEAST or max(height, width) > _LONGEST * min(height, width):
         return None
@@ -98,11 +104,11 @@ def fingerprint(image: np.ndarray) -> Fingerprint | None:
 
 
 def near_duplicates(fingerprints: Mapping[str, Fingerprint], groups: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs of names whose images show the same, as many as connect all that do.
+    """Find pairs of names whose images show the same picture; the pairs connect all such images (a spanning forest).
 
     Args:
-        fingerprints: of at most `MOST` names.
-        groups: name -> a group; images of one group are not compared, whatever they show.
+        fingerprints: name -> fingerprint, for at most `MOST` names.
+        groups: name -> group; images of one group are not compared with each other.
     """
     names = sorted(fingerprints)
     if not names:
@@ -129,11 +135,11 @@ def near_duplicates(fingerprints: Mapping[str, Fingerprint], groups: Mapping[str
 
 
 class _Index:
-    """The hashes of all windows, found by any of their bands of 16 bits."""
+    """Index of the hashes of all windows by their bands of 16 bits."""
 
     def __init__(self, fingerprints: list[Fingerprint]) -> None:
         sizes = [len(each.hashes) for each in fingerprints]
-        self.first = np.concatenate([[0], np.cumsum(sizes)])  # of an image's windows
+        self.first = np.concatenate([[0], np.cumsum(sizes)])  # index of the first window of each image
         self.owners = np.repeat(np.arange(len(fingerprints), dtype=np.int32), sizes)
         self.hashes = np.concatenate([each.hashes for each in fingerprints])
         self.order, self.starts = [], []
@@ -144,7 +150,11 @@ class _Index:
             self.starts.append(np.searchsorted(values[order], np.arange(2**_BAND_BITS + 1)))
 
     def candidates(self, own: Fingerprint, joined: np.ndarray, number: int) -> dict[int, list[tuple[int, int]]]:
-        """The images of other groups with a window near the centre: their nearest (centre, window of the image)."""
+        """Find images of other groups with a window whose hash is near that of the centre.
+
+        Returns:
+            Index of the image -> its nearest pairs (variant of the centre, window of the image).
+        """
         codes = _bits(own.centres)  # (Q,)
         flips = ((np.arange(2**_UNSURE)[:, None] >> np.arange(_UNSURE)) & 1).astype(np.uint64)  # (16, 4)
         near: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -155,14 +165,14 @@ class _Index:
             probes = (_band(codes, band)[:, None] ^ masks).astype(np.int64).ravel()
             starts, ends = self.starts[band][probes], self.starts[band][probes + 1]
             lengths = ends - starts
-            # The positions start, start + 1, ..., end - 1 of each probe, one after the other.
+            # The positions start, start + 1, ..., end - 1 of each probe, concatenated.
             places = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
             windows = self.order[band][places]
             centres = np.repeat(np.repeat(np.arange(len(codes)), 2**_UNSURE), lengths)
             distance = np.bitwise_count(self.hashes[windows] ^ codes[centres])
             is_near = (distance <= _DISTANCE) & (joined[self.owners[windows]] != joined[number])
             near.append((distance[is_near], centres[is_near], windows[is_near]))
-        # The nearest first; a window may have been found by several bands.
+        # The nearest windows come first. A set, because several bands may find the same window.
         found = {
             (distance, centre, window)
             for each in near
@@ -178,7 +188,10 @@ class _Index:
 
 
 def _is_alike(small: Image.Image, centre: np.ndarray, large: Image.Image, window: np.ndarray) -> bool:
-    """Whether the centre of one thumbnail, laid on the window of another, is the same, moved and scaled a little."""
+    """Return whether the centre of one thumbnail matches the window of another after a small alignment.
+
+    The alignment tries small translations and changes of scale of the window.
+    """
     pattern = _local_contrast(_cut(small, centre, _COMPARED)[None])
 
     def correlations(boxes: list[np.ndarray]) -> np.ndarray:
@@ -204,9 +217,10 @@ def _is_alike(small: Image.Image, centre: np.ndarray, large: Image.Image, window
 
 
 def _local_contrast(pixels: np.ndarray) -> np.ndarray:
-    """``(N, n, n)``: details by the strength of those around, so that no single edge decides; of norm 1 and mean 0.
+    """Compute the local contrast of ``(N, n, n)`` pixels, with norm 1 and mean 0.
 
-    Details under about 4 grey levels count less: they may be noise.
+    Details are divided by the local strength of details, so that no single edge dominates the correlation. Details
+    below about 4 grey levels have a lower weight, because they may be noise.
     """
     fine, wide = _blur(2.0), _blur(3.0)
     details = pixels - fine @ pixels @ fine.T
@@ -217,7 +231,7 @@ def _local_contrast(pixels: np.ndarray) -> np.ndarray:
 
 @cache
 def _blur(sigma: float) -> np.ndarray:
-    """``(n, n)`` float32: the matrix of a Gaussian filter along an axis of what is compared, mirrored at its ends."""
+    """Return the matrix ``(n, n)`` float32 of a Gaussian filter along an axis, mirrored at its ends."""
     return np.asarray(ndimage.gaussian_filter1d(np.eye(_COMPARED), sigma, axis=0), dtype=np.float32)
 
 
@@ -230,7 +244,7 @@ def _grey(image: np.ndarray) -> Image.Image:
 
 
 def _grids(size: tuple[int, int]) -> list[tuple[int, int]]:
-    """(columns, rows) that a thumbnail (w, h) is scaled to, so that a window of each scale has `_HASHED` pixels."""
+    """Return, for each scale, the size (columns, rows) of a thumbnail at which a window has `_HASHED` pixels."""
     shorter = min(size)
     return [
         (max(_HASHED, round(size[0] * factor)), max(_HASHED, round(size[1] * factor)))
@@ -240,7 +254,7 @@ def _grids(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 @cache
 def _layout(size: tuple[int, int]) -> np.ndarray:
-    """``(windows, 3)`` float32 of a thumbnail (w, h), in the order in which they are hashed."""
+    """Return the windows ``(windows, 3)`` float32 of a thumbnail (w, h), in the order in which they are hashed."""
     boxes = []
     for columns, rows in _grids(size):
         x, y = size[0] / columns, size[1] / rows
@@ -254,7 +268,10 @@ def _layout(size: tuple[int, int]) -> np.ndarray:
 
 
 def _centre(size: tuple[int, int], scale: float, x: float, y: float) -> np.ndarray:
-    """The central square of a thumbnail (w, h), of a side relative to its shorter one, moved by parts of itself."""
+    """Return the central square of a thumbnail (w, h).
+
+    Its side is ``scale`` times the shorter side. It is shifted by ``x`` and ``y``, relative to its own side.
+    """
     side = scale * min(size)
     return _inside(np.array([(size[0] - side) / 2 + x * side, (size[1] - side) / 2 + y * side, side]), size)
 
@@ -265,7 +282,7 @@ def _inside(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _cut(thumbnail: Image.Image, box: np.ndarray, pixels: int) -> np.ndarray:
-    """A window of a thumbnail as ``(pixels, pixels)`` float32."""
+    """Cut a window out of a thumbnail and resize it to ``(pixels, pixels)`` float32."""
     left, top, side = (float(value) for value in _inside(box, thumbnail.size))
     right, bottom = min(left + side, thumbnail.width), min(top + side, thumbnail.height)
     cut = thumbnail.resize((pixels, pixels), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
@@ -274,7 +291,10 @@ def _cut(thumbnail: Image.Image, box: np.ndarray, pixels: int) -> np.ndarray:
 
 @cache
 def _basis() -> np.ndarray:
-    """``(256, 64)`` float32: the cosines of the 64 lowest frequencies without the mean, by the sum of both axes."""
+    """Return the cosine basis ``(256, 64)`` float32 of the 64 lowest frequencies, without the mean.
+
+    Frequencies are sorted by the sum over both axes.
+    """
     place = np.arange(_HASHED)
     cosines = np.cos(np.pi * (2 * place[None] + 1) * place[:, None] / (2 * _HASHED))  # (frequency, place)
     pairs = sorted(((v, u) for v in range(_HASHED) for u in range(_HASHED)), key=lambda pair: (sum(pair), pair))
@@ -282,11 +302,11 @@ def _basis() -> np.ndarray:
 
 
 def _bits(coefficients: np.ndarray) -> np.ndarray:
-    """``(n, 64)`` -> ``(n,)`` uint64, bit k of which says whether coefficient k is above 0."""
+    """Convert coefficients ``(n, 64)`` to hashes ``(n,)`` uint64; bit k states whether coefficient k is above 0."""
     packed = np.packbits(coefficients > 0, axis=1, bitorder="little")
     return np.ascontiguousarray(packed).view("<u8")[:, 0].astype(np.uint64)
 
 
 def _band(hashes: np.ndarray, band: int) -> np.ndarray:
-    """``(n,)`` uint64: bits 16 band to 16 band + 15."""
+    """Return bits 16 band to 16 band + 15 of the hashes, ``(n,)`` uint64."""
     return hashes >> np.uint64(_BAND_BITS * band) & np.uint64(2**_BAND_BITS - 1)

@@ -1,4 +1,4 @@
-"""The split that data carry in folder names: train/ beside test/, DIV2K_train_HR beside DIV2K_valid_HR."""
+"""The split that a data set defines by folder names: train/ beside test/, DIV2K_train_HR beside DIV2K_valid_HR."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ PARTS: dict[str, Part] = {
     "testing": "test",
     "eval": "test",
 }
-"""Word in a folder's name, in upper or lower case -> the part that it names."""
+"""Word in a folder's name, in upper or lower case -> part of the split."""
 
 _WORD = re.compile(
     rf"(?<![^\W_])({'|'.join(PARTS)})(?:(?:[_-][a-z]|[_-]?\d{{1,4}})$)?(?![^\W_])", re.IGNORECASE
-)  # with the letter or the number of several folders of a part: test_a and test_b of RainDrop, train2017 of COCO
+)  # followed by a letter or number if a part has several folders: test_a and test_b of RainDrop, train2017 of COCO
 
 
 def folder_parts(names: Iterable[str]) -> dict[str, Part]:
-    """Folder -> part, of the folders of relative file names that stand beside a folder of another such word.
+    """Find the folders that define a split, from relative file names; return folder -> part.
 
-    Two folders of one folder belong to a split if their names are equal but for the words, each of which stands alone
-    or between marks: ``train`` and ``test``, ``train_blur`` and ``val_blur``, not ``train_station`` and ``crash_test``.
-    One letter or a number at the end counts as part of the word: ``train`` and ``test_a``.
+    A folder is returned only if another folder beside it names another part. Two folders in the same parent folder
+    belong to one split if their names differ only in the words of `PARTS`. A word must stand alone or between
+    separators. Examples are ``train`` and ``test``, or ``train_blur`` and ``val_blur``, but not ``train_station`` and
+    ``crash_test``. One letter or a number at the end counts as part of the word: ``train`` and ``test_a``.
     """
     beside: dict[tuple[str, str], dict[str, str]] = defaultdict(
         dict
@@ -51,14 +52,14 @@ def folder_parts(names: Iterable[str]) -> dict[str, Part]:
 
 
 def part_of(files: Iterable[str], parts: dict[str, Part]) -> Part:
-    """The part that the folders of files which belong together name; "" where none does.
+    """Return the part that the folders of some files name; "" if no folder names a part.
 
     Args:
-        files: relative names.
-        parts: of `folder_parts`.
+        files: relative names of files that belong together.
+        parts: result of `folder_parts`.
 
     Raises:
-        ValueError: they name different parts.
+        ValueError: the folders name different parts.
     """
     found = {
         parts[str(above)]: str(above) for file in files for above in PurePosixPath(file).parents if str(above) in parts

@@ -1,11 +1,11 @@
-"""Packed images: one folder a split, with its pixels in shards and an index that says which shard holds what.
+"""Packed images: one folder per split, with the pixels in shards and an index of the content of each shard.
 
-A shard is a safetensors file: it is memory-mapped (a crop reads only its own rows, and pixels never count as the
-process's own memory), holds nothing that can be executed and is read by everything that reads torch. The index carries
-the SHA-256 of each shard, so damage is noticed and named.
+A shard is a safetensors file. It is memory-mapped: a crop reads only its own rows, and pixels do not count as private
+memory of the process. It contains nothing executable, and common tools that read torch tensors can read it. The index
+holds the SHA-256 of each shard, so damage is detected and reported.
 
     PACK/NAME.safetensors    clean/IMAGE     (C, H, W) uint8, uint16 or float32
-                             degraded/IMAGE  (C', h, w); not in a training pack whose degradations are drawn afresh
+                             degraded/IMAGE  (C', h, w); absent in a training pack that is degraded during training
     PACK/index.json          shards in order, each with its SHA-256 and its entries in order
 
 Degraded images may leave [0, 1], and may have more channels (a mask) or another size (super-resolution).
@@ -24,24 +24,29 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from components.data.images import to_float
+from components.data.readers.images import to_float
+from components.formats import KEY, NewerFormatError, check_format
 
 SHARD_BYTES = 1 << 27
-"""128 MiB of pixels: a shard is full once it holds as much. What a writer keeps in memory, and a file large enough for
-any storage."""
+"""128 MiB of pixels: a shard is closed when it holds this many bytes. A writer keeps at most one shard in memory. Files
+of this size are large enough for any storage."""
 
 _INDEX = "index.json"
+FORMAT = 1
+"""Version of the layout of a pack."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image, or pair: its name, the scene it shows, and its size.
+    """One image, or pair: its name, its scene and its size.
 
     Attributes:
         name: unique in its pack.
-        scene: images of one scene are never on both sides of a split, and are clustered in intervals.
-        height, width: of the clean image, in pixels.
-        label: the class, where images are to be recognised.
+        scene: name of the scene. All images of one scene are on the same side of a split, and form one cluster in
+            confidence intervals.
+        height: height of the clean image in pixels.
+        width: width of the clean image in pixels.
+        label: the class, for classification.
     """
 
     name: str
@@ -53,7 +58,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a pack, its SHA-256, and what it holds, in order."""
+    """A file of a pack.
+
+    Attributes:
+        file: name of the file.
+        sha256: its SHA-256.
+        entries: its entries, in order.
+    """
 
     file: str
     sha256: str
@@ -61,21 +72,22 @@ class Shard:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass
 class ShardWriter:
-    """Writes entries into shards of a folder as they come, with at most one shard in memory.
+    """Writes entries into the shards of a folder one by one, with at most one shard in memory.
 
-    Several writers may fill one folder, each with a prefix of its own; `write_index` then joins what they wrote.
+    Several writers may write to one folder if each has its own prefix. `write_index` then joins their shards.
 
     Attributes:
-        folder: exists.
-        prefix: of the names of this writer's files.
-        shard_bytes: a shard is closed once it holds as many bytes of pixels.
+        folder: an existing folder.
+        prefix: prefix of the names of this writer's files.
+        shard_bytes: a shard is closed when it holds this many bytes of pixels.
+        shards: the shards written so far.
     """
 
     folder: Path
@@ -87,7 +99,12 @@ class ShardWriter:
     _bytes: int = field(default=0, init=False)
 
     def add(self, entry: Entry, clean: np.ndarray, degraded: np.ndarray | None = None) -> None:
-        """Takes one image ``(C, H, W)``, or a pair.
+        """Add one image or pair.
+
+        Args:
+            entry: its entry.
+            clean: the clean image, ``(C, H, W)``.
+            degraded: the degraded image of a pair, ``(C', h, w)``.
 
         Raises:
             ValueError: the folder cannot be written.
@@ -101,7 +118,7 @@ class ShardWriter:
             self._write()
 
     def close(self) -> list[Shard]:
-        """Writes what is left; gives all shards."""
+        """Write the last shard and return all shards."""
         if self._entries:
             self._write()
         return self.shards
@@ -110,23 +127,23 @@ class ShardWriter:
         path = self.folder / f"{self.prefix}-{len(self.shards):05d}.safetensors"
         try:
             save_file(self._tensors, path)
-        except SafetensorError as error:  # a full disk, for instance
+        except SafetensorError as error:  # for example a full disk
             raise ValueError(f"{path}: cannot be written ({error})") from error
         self.shards.append(Shard(path.name, file_sha256(path), tuple(self._entries)))
         self._tensors, self._entries, self._bytes = {}, [], 0
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """Makes a pack of the shards in a folder.
+    """Write the index that makes the shards of a folder a pack.
 
     Raises:
-        ValueError: two entries have one name, or the folder cannot be written.
+        ValueError: two entries have the same name, or the folder cannot be written.
     """
     names = [entry.name for shard in shards for entry in shard.entries]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{folder}: two images are called {twice}; rename one of them")
-    index = {"shards": [asdict(shard) for shard in shards]}
+    index = {KEY: FORMAT, "shards": [asdict(shard) for shard in shards]}
     try:
         (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
     except OSError as error:
@@ -136,13 +153,13 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
 def write_pack(
     folder: Path, entries: Sequence[Entry], clean: Sequence[np.ndarray], degraded: Sequence[np.ndarray] = ()
 ) -> None:
-    """Writes a pack into an existing empty folder.
+    """Write a pack into an existing empty folder.
 
     Args:
-        folder: where to.
-        entries: one an image, in order.
+        folder: the folder.
+        entries: one entry per image, in order.
         clean: ``(C, H, W)`` uint8, uint16 or float32 each.
-        degraded: ``(C', h, w)`` each; none where degradations are drawn fresh.
+        degraded: ``(C', h, w)`` each; empty if images are degraded during training.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -156,10 +173,15 @@ def write_pack(
 
 
 class Pack:
-    """A pack opened for reading. Only what is asked for is read.
+    """A pack opened for reading; images are read on access.
+
+    Attributes:
+        folder: folder of the pack.
+        shards: its shards, in order.
+        entries: entries of all shards, in order.
 
     Raises:
-        ValueError: the folder holds no pack, or a file of it is damaged.
+        ValueError: the folder holds no pack, or a file of the pack is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -167,13 +189,17 @@ class Pack:
         self._files: dict[str, Any] = {}
         try:
             index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
+            shards = index["shards"]
+            check_format(index, FORMAT, str(folder))
             self.shards = [
                 Shard(shard["file"], shard["sha256"], tuple(Entry(**entry) for entry in shard["entries"]))
-                for shard in index["shards"]
+                for shard in shards
             ]
             missing = [shard.file for shard in self.shards if not (folder / Path(shard.file).name).is_file()]
         except FileNotFoundError:
             raise ValueError(f"{folder}: no packed images here; run 'eqreg preprocess' first") from None
+        except NewerFormatError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder}: damaged pack ({error}); run 'eqreg preprocess' again") from error
         if missing:
@@ -182,7 +208,7 @@ class Pack:
         self._shard_of = [shard for shard in self.shards for _ in shard.entries]
 
     def verify(self) -> None:
-        """Compares every byte with the recorded SHA-256.
+        """Compare the SHA-256 of every shard with the recorded one.
 
         Raises:
             ValueError: they differ.
@@ -199,32 +225,46 @@ class Pack:
 
     @property
     def holds_pairs(self) -> bool:
-        """Whether degraded images lie beside the clean ones."""
+        """Whether the pack also holds degraded images."""
         return bool(self.entries) and f"degraded/{self.entries[0].name}" in self._open(0).keys()  # noqa: SIM118
 
     def clean(self, index: int) -> np.ndarray:
-        """The clean image as ``(C, H, W)`` float32 in [0, 1]."""
+        """Return the clean image as ``(C, H, W)`` float32 in [0, 1]."""
         return to_float(self._open(index).get_tensor(f"clean/{self.entries[index].name}"))
 
     def degraded(self, index: int) -> np.ndarray:
-        """The degraded image as ``(C', h, w)`` float32."""
+        """Return the degraded image as ``(C', h, w)`` float32."""
         return to_float(self._open(index).get_tensor(f"degraded/{self.entries[index].name}"))
 
     def clean_crop(self, index: int, top: int, left: int, size: int) -> np.ndarray:
-        """``(C, size, size)`` float32 in [0, 1]: a part of the clean image, read without the rest of it."""
+        """Read a crop of the clean image, ``(C, size, size)`` float32 in [0, 1], without the rest of the image.
+
+        Args:
+            index: index of the entry.
+            top: first row of the crop.
+            left: first column of the crop.
+            size: side of the crop.
+        """
         return self._crop("clean", index, top, left, size)
 
     def degraded_crop(self, index: int, top: int, left: int, size: int) -> np.ndarray:
-        """``(C', size, size)`` float32: a part of the degraded image, in its own pixels."""
+        """Read a crop of the degraded image, ``(C', size, size)`` float32; all arguments are in its own pixels.
+
+        Args:
+            index: index of the entry.
+            top: first row of the crop.
+            left: first column of the crop.
+            size: side of the crop.
+        """
         return self._crop("degraded", index, top, left, size)
 
     def stored(self, index: int) -> np.ndarray:
-        """The clean image as it lies in its shard, in its own type."""
+        """Return the clean image in the dtype in which it is stored."""
         image: np.ndarray = self._open(index).get_tensor(f"clean/{self.entries[index].name}")
         return image
 
     def pairs(self) -> Iterator[tuple[Entry, np.ndarray, np.ndarray]]:
-        """(entry, degraded, clean) of every pair, in order."""
+        """Yield (entry, degraded, clean) of every pair, in order."""
         for index, entry in enumerate(self.entries):
             yield entry, self.degraded(index), self.clean(index)
 
@@ -233,7 +273,7 @@ class Pack:
         return to_float(pixels[:, top : top + size, left : left + size])
 
     def _open(self, index: int) -> Any:
-        """The shard of an entry, mapped into memory at its first use."""
+        """Return the shard of an entry; the shard is memory-mapped at its first use."""
         name = self._shard_of[index].file
         if name not in self._files:
             try:
@@ -243,3 +283,22 @@ class Pack:
                     f"{self.folder / name}: damaged shard ({error}); run 'eqreg preprocess' again"
                 ) from error
         return self._files[name]
+
+
+def read_auxiliary(packed: Path, part: str) -> PackedArrays | None:
+    """Read the auxiliary data of degradations, for "train" or for the "fixed" pairs; None if there are none."""
+    folder = packed / "auxiliary" / part
+    return PackedArrays(Pack(folder)) if folder.is_dir() else None
+
+
+class PackedArrays(Sequence[np.ndarray]):
+    """The arrays ``(h, w)`` of a pack in the dtype in which they are stored; they are read on access."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+
+    def __len__(self) -> int:
+        return len(self._pack)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pack.stored(int(index))[0]

@@ -1,8 +1,9 @@
-"""Which file is the degraded one and which its clean one, found by their names alone, in the layouts people have.
+"""Pairing of degraded and clean files by their names, for the layouts of common data sets.
 
-A layout (`Naming`) is two regular expressions for whole relative paths with ``/``, upper and lower case alike. Named
-groups that both have are what a pair has in common; groups of the degraded one only (a variant, a scale) tell apart
-the degraded images of one clean image. Rain800 is no such layout: its files hold both images side by side.
+A layout (`Naming`) is two regular expressions that match whole relative paths with ``/``, ignoring case. The named
+groups of both expressions identify a pair. Named groups of the degraded expression only (a variant, a scale)
+distinguish the degraded images of one clean image. Rain800 has no such layout, because each of its files holds both
+images side by side.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from components.data.images import IMAGE_SUFFIXES
+from components.data.readers.images import IMAGE_SUFFIXES
 
 ALMOST_ALL = 0.9
-"""Share of the names that a layout must account for to be chosen by itself."""
+"""Share of the names that a layout must explain to be chosen automatically."""
 
 _SUFFIX = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"
 LIKELY = 0.5
-"""Share of the names that a layout must account for to be likely."""
+"""Share of the names that a layout must explain to be likely."""
 
-_ABOVE = r"(?P<above>(?:.*?/)?)"  # the folders above those that the layout speaks of; lazy, so they are few
-_SAMPLED = 300  # names, by which a layout is ruled out
-_NAMED = 3  # files that an error message lists
+_ABOVE = r"(?P<above>(?:.*?/)?)"  # the folders above the folders of the layout; lazy, so as few as possible
+_SAMPLED = 300  # number of names by which a layout is excluded
+_NAMED = 3  # number of files that an error message lists
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Naming:
     """A layout of pairs.
 
     Attributes:
-        degraded, clean: regular expressions of whole paths. Every group of ``clean`` is one of ``degraded``, too.
-        scene: groups that name the scene, the first that is not empty; without any it is what the pair shares.
-        spare: a regular expression of files that come with the layout and are in no pair.
+        degraded: regular expression of whole paths of degraded images.
+        clean: regular expression of whole paths of clean images. Every group of it is also a group of ``degraded``.
+        scene: groups that name the scene; the first group that is not empty is used. If there is none, the scene is the
+            identification of the pair.
+        spare: regular expression of files that belong to the layout but are in no pair.
+        patterns: the compiled expressions.
 
     Raises:
-        ValueError: an expression does not compile, or the groups cannot pair anything.
+        ValueError: an expression does not compile, or the groups cannot identify pairs.
     """
 
     degraded: str
@@ -61,12 +65,13 @@ class Naming:
 
 @dataclass(frozen=True)
 class Pair:
-    """A degraded image and its clean one, by their names. Several degraded ones may share a clean one.
+    """The names of a degraded image and of its clean image; several degraded images may share a clean image.
 
     Attributes:
         key: unique among the pairs.
-        degraded, clean: the names.
-        scene: pairs of one scene belong on one side of a split.
+        degraded: name of the degraded image.
+        clean: name of the clean image.
+        scene: name of the scene; pairs of one scene belong on one side of a split.
     """
 
     key: str
@@ -77,10 +82,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairedNames:
-    """All pairs, sorted by the degraded name, and the names that are in none, sorted.
+    """All pairs and the remaining names.
 
     Attributes:
-        naming: the layout's name in `NAMINGS`, or "given".
+        naming: name of the layout in `NAMINGS`, or "given".
+        pairs: the pairs, sorted by the degraded name.
+        unpaired: names that are in no pair, sorted.
     """
 
     naming: str
@@ -96,13 +103,14 @@ def _naming(degraded: str, clean: str, scene: tuple[str, ...] = ("scene",), spar
 _RAIN_SPARE = r"rain(?:region|streak)-?\d+"
 
 _SPECIFIC: dict[str, Naming] = {
-    # SIDD: 0001_001_S6_.../0001_NOISY_SRGB_010.PNG. The folder's second number is the scene, the file's an instance.
+    # SIDD: 0001_001_S6_.../0001_NOISY_SRGB_010.PNG. The second number of the folder is the scene, that of the file the
+    # instance.
     "sidd": _naming(
         r"(?:\d{4}_(?P<scene>\d{3})_[^/]+/)?(?P<instance>\d{4})_NOISY_SRGB_(?P<frame>\d{3})",
         r"(?:\d{4}_(?P<scene>\d{3})_[^/]+/)?(?P<instance>\d{4})_GT_SRGB_(?P<frame>\d{3})",
         scene=("scene", "instance"),
     ),
-    # PolyU: Canon5D2_5_160_3200_chair_14_real.JPG, the last number being a crop of the scene; CC has the same names.
+    # PolyU: Canon5D2_5_160_3200_chair_14_real.JPG; the last number is a crop of the scene. CC has the same names.
     "polyu": _naming(r"(?P<scene>[^/]+?)(?:_(?P<crop>\d+))?_real", r"(?P<scene>[^/]+?)(?:_(?P<crop>\d+))?_mean"),
     "gopro": _naming(
         r"(?P<scene>GOPR[^/]+)/blur/(?P<frame>\d+)",
@@ -130,11 +138,11 @@ _SPECIFIC: dict[str, Naming] = {
         r"real_world/(?P<scene>\d+)/(?:[^/]+/)?(?P=scene)-(?P<frame>\d+)_(?P<x>\d+)_(?P<y>\d+)",
         r"real_world_gt/(?P<scene>\d+)/(?P=scene)_(?P<x>\d+)_(?P<y>\d+)",
     ),
-    # SPA-Data with a word on one side: rain/000_rain.png, norain/000.png; in its test set 000.png and 000gt.png
+    # SPA-Data with a suffix on one side: rain/000_rain.png, norain/000.png; in its test set 000.png and 000gt.png
     "spa_rain": _naming(r"rain/(?P<name>.+)_rain", r"(?:norain|gt)/(?P<name>.+?)(?:_?gt)?"),
     "spa_gt": _naming(r"rain/(?P<name>.+)", r"(?:norain|gt)/(?P<name>.+)_?gt"),
     # Rain100 and Rain200: rain/rain-001.png, norain/norain-001.png; rain/X2/norain-1x2.png; or rainy/ in the folder of
-    # the clean ones; or all in one folder
+    # the clean images; or all images in one folder
     "rain100": _naming(
         r"(?:rainy?|input)/(?P<scale>X2/)?(?:no)?rain-?(?P<number>\d+)(?:x2)?",
         r"(?:norain|target|gt|groundtruth)/norain-?(?P<number>\d+)",
@@ -153,7 +161,7 @@ _SPECIFIC: dict[str, Naming] = {
     "low_resolution_beside": _naming(r"(?P<name>.+)_LR", r"(?P<name>.+)_HR"),
 }
 
-# Words for the degraded and the clean image, as folders (noisy/1.png, clean/1.png) or as endings of the names
+# Words for the degraded and the clean image, used as folders (noisy/1.png, clean/1.png) or as suffixes of the names
 # (1_noisy.png, 1_clean.png).
 _WORDS = (
     "noisy/clean noisy/gt input/target inputs/targets input/gt input/groundtruth degraded/clean lq/gt lq/hq low/high "
@@ -166,20 +174,20 @@ for _words in _WORDS.split():
     _GENERIC[f"_{_bad}/_{_good}"] = _naming(rf"(?P<name>.+)[_-]{_bad}", rf"(?P<name>.+)[_-]{_good}")
 
 NAMINGS: dict[str, Naming] = _SPECIFIC | _GENERIC
-"""The known layouts, the more specific first."""
+"""The known layouts, the more specific ones first."""
 
 
 def find_pairs(names: Iterable[str], naming: str | Naming = "auto") -> PairedNames:
-    """The pairs among relative paths of image files.
+    """Find the pairs among relative paths of image files.
 
     Args:
-        names: with ``/``; the order does not matter.
-        naming: a name in `NAMINGS`, a layout of one's own, or "auto": the layout that accounts for the most names,
-            the more specific one if several do, if these are at least `ALMOST_ALL`.
+        names: paths with ``/``; the order does not matter.
+        naming: a name in `NAMINGS`, a `Naming`, or "auto". "auto" chooses the layout that explains the largest share of
+            the names, and the more specific one among equals. The share must be at least `ALMOST_ALL`.
 
     Raises:
-        ValueError: no such layout; a clean image is there twice for one pair; or "auto", and no layout fits, or two
-            general ones (``input/target``, ``low/high``) fit equally well and pair differently.
+        ValueError: the layout is unknown, or a pair has two clean images. With "auto": no layout fits, or two general
+            layouts (``input/target``, ``low/high``) fit equally well and give different pairs.
     """
     ordered = sorted(set(names))
     if isinstance(naming, Naming):
@@ -192,22 +200,22 @@ def find_pairs(names: Iterable[str], naming: str | Naming = "auto") -> PairedNam
 
 
 def likely_pairs(names: Iterable[str]) -> PairedNames | None:
-    """The pairs of the known layout that accounts for the most names, if for at least `LIKELY`; else None."""
+    """Return the pairs of the layout that explains most names; None if its share of the names is below `LIKELY`."""
     share, best = _best(_candidates(sorted(set(names))))
     return best if share >= LIKELY else None
 
 
 def _candidates(names: Sequence[str]) -> list[tuple[float, PairedNames]]:
-    """Share of the names that a layout accounts for, and its pairs, of each that has any."""
+    """Return (share of the names that it explains, its pairs) for each layout that has pairs."""
     found: list[tuple[float, PairedNames]] = []
     sample = names[:: len(names) // _SAMPLED + 1]
     for title, naming in NAMINGS.items():
         known = sum(any(pattern.fullmatch(name) for pattern in naming.patterns) for name in sample)
-        if known < len(sample) / 2:  # most layouts know none; looking at all names takes minutes with a million
+        if known < len(sample) / 2:  # most layouts match no name; with a million names, testing all takes minutes
             continue
         try:
             paired = _paired(title, naming, names)
-        except ValueError:  # two files where there should be one: this is not the layout
+        except ValueError:  # a pair has two clean or two degraded files, so this is not the layout
             continue
         if paired.pairs:
             spare = sum(naming.patterns[2].fullmatch(name) is not None for name in paired.unpaired)
@@ -247,7 +255,7 @@ def _required(paired: PairedNames, names: Sequence[str]) -> PairedNames:
 
 
 def _paired(title: str, naming: Naming, names: Sequence[str]) -> PairedNames:
-    """Names that match both expressions count as clean."""
+    """Pair the names by a layout; a name that matches both expressions counts as clean."""
     degraded_pattern, clean_pattern, _ = naming.patterns
     clean: dict[tuple[str, ...], str] = {}
     degraded: dict[str, dict[str, str]] = {}
@@ -273,7 +281,7 @@ def _paired(title: str, naming: Naming, names: Sequence[str]) -> PairedNames:
 
 
 def _groups(match: re.Match[str]) -> dict[str, str]:
-    """Named groups in the order of the expression; one that took no part is empty."""
+    """Return the named groups in the order of the expression; a group that did not participate is empty."""
     return {group: value or "" for group, value in match.groupdict().items()}
 
 

@@ -1,6 +1,6 @@
-"""Randomness as a function: every draw is keyed by what it is for, none depends on what was drawn before.
+"""Counter-based randomness: every random draw has a key that states its purpose, and does not depend on earlier draws.
 
-So the same batch comes out whichever worker draws it, in whatever order, before or after a crash.
+The same batch is therefore drawn by any worker, in any order, before or after a crash.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a draw is for. Streams never overlap; numbers are part of the result of a seed and are never reused."""
+    """The purpose of a random draw.
+
+    Streams never overlap. The results of a seed depend on the numbers of the streams, so a number is never reused.
+    """
 
     INITIAL_WEIGHTS = 0
     TRAINING_IMAGE = 1
@@ -21,15 +24,26 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """A counter-based generator (Philox) for (seed, stream, key), for instance (seed, TRAINING_IMAGE, step, index).
+    """Return a counter-based generator (Philox) for (seed, stream, key).
 
-    Keys of one stream have the same number of parts: numpy takes (1,) and (1, 0) for one key.
+    Args:
+        seed: the seed.
+        stream: purpose of the draw.
+        key: integers that identify the draw, for example step and index. All keys of one stream must have the same
+            length, because numpy treats (1,) and (1, 0) as the same key.
+
     Source: Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int(stream), *key])))
 
 
 def torch_generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
-    """The same for torch, on the CPU: a generator seeded by 64 bits of (seed, stream, key)."""
+    """Return a torch generator on the CPU, seeded by 64 bits of (seed, stream, key).
+
+    Args:
+        seed: the seed.
+        stream: purpose of the draw.
+        key: integers that identify the draw, see `generator`.
+    """
     state = np.random.SeedSequence([seed, int(stream), *key]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

@@ -13,29 +13,30 @@ from components.data.packs import Pack
 from components.data.randomness import Stream, generator
 
 Degradation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""``(C, H + 2 margin, W + 2 margin)`` clean, generator -> degraded, without the margin; its attribute ``margin`` is 0
-where it has none."""
+"""Clean ``(C, H + 2 margin, W + 2 margin)``, generator -> degraded, without the margin. A missing attribute ``margin``
+means 0."""
 
 
 def margin_of(degradation: Degradation | None) -> int:
-    """The pixels beyond each side of a crop that a degradation looks at."""
+    """Return the margin of a degradation: the pixels beyond each side of a crop on which its result depends."""
     return int(getattr(degradation, "margin", 0))
 
 
 @dataclass(frozen=True)
 class PatchSampler:
-    """Draws a crop of a random clean image, degrades it afresh, and turns the pair if asked to.
+    """Draws a random crop of a random clean image, degrades it, and optionally rotates the pair.
 
     Attributes:
-        pack: the clean images, or pairs; every image is equally likely, every position in it too.
-        degradation: of a clean crop; None where the pack holds pairs, whose degraded image is then cropped alike.
+        pack: the clean images, or the pairs. All images and all positions in an image are equally likely.
+        degradation: degradation of a clean crop. None if the pack holds pairs; the degraded image is then cropped at
+            the same position.
         patch_size: side of the square clean crop, in pixels.
-        rotations: turn degraded and clean together by a random number of quarter turns, 0 to 3.
-        seed: of everything drawn here.
-        scale: size of the clean image / size of the degraded one; crops of given pairs begin at its multiples.
+        rotations: whether to rotate degraded and clean image together by a random number of quarter turns, 0 to 3.
+        seed: seed of all random draws.
+        scale: size of the clean image / size of the degraded image. Crops of given pairs begin at multiples of it.
 
     Raises:
-        ValueError: the pack is empty, holds no pairs where they are needed, or an image is smaller than a patch.
+        ValueError: the pack is empty, pairs are needed and the pack holds none, or an image is smaller than a patch.
     """
 
     pack: Pack
@@ -66,7 +67,10 @@ class PatchSampler:
             )
 
     def pair(self, step: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(degraded ``(C', p / scale, p / scale)``, clean ``(C, p, p)``) float32: the same for the same arguments."""
+        """Draw a pair: degraded ``(C', p / scale, p / scale)`` and clean ``(C, p, p)``, float32.
+
+        The same arguments give the same pair.
+        """
         draw = generator(self.seed, Stream.TRAINING_IMAGE, step, index)
         which = int(draw.integers(len(self.pack)))
         entry = self.pack.entries[which]
@@ -88,7 +92,7 @@ class PatchSampler:
         return degraded, clean
 
     def batch(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(degraded, clean), a stack of these indices of the global batch each."""
+        """Draw the pairs with these indices of the global batch, and return the stacks (degraded, clean)."""
         pairs = [self.pair(step, index) for index in indices]
         degraded, clean = (np.stack(images) for images in zip(*pairs, strict=True))
         return torch.from_numpy(degraded), torch.from_numpy(clean)
@@ -96,15 +100,15 @@ class PatchSampler:
 
 @dataclass(frozen=True)
 class LabelledSampler:
-    """Draws a whole image and its class: shifted by up to 4 pixels, mirrored, turned, degraded.
+    """Draws a whole image and its class; the image is shifted by up to 4 pixels, mirrored, rotated and degraded.
 
-    Shifts, with the border reflected, and left-right mirroring are the usual augmentation of CIFAR (He et al. 2016).
+    Shifts with reflected border and left-right mirroring are the usual augmentation of CIFAR (He et al. 2016).
 
     Attributes:
         pack: images of one size, each with a label.
-        degradation: of the image.
-        rotations: turn by a random number of quarter turns, 0 to 3.
-        seed: of everything drawn here.
+        degradation: degradation of the image.
+        rotations: whether to rotate by a random number of quarter turns, 0 to 3.
+        seed: seed of all random draws.
 
     Raises:
         ValueError: the pack is empty, or its images have no labels or more than one size.
@@ -134,7 +138,7 @@ class LabelledSampler:
             )
 
     def pair(self, step: int, index: int) -> tuple[np.ndarray, int]:
-        """(image ``(C, H, W)`` float32, class): the same for the same arguments."""
+        """Draw (image ``(C, H, W)`` float32, class); the same arguments give the same result."""
         draw = generator(self.seed, Stream.TRAINING_IMAGE, step, index)
         which = int(draw.integers(len(self.pack)))
         top, left = (int(shift) for shift in draw.integers(2 * self.SHIFT + 1, size=2))
@@ -148,10 +152,10 @@ class LabelledSampler:
         if self.rotations:
             image = np.rot90(image, turns, axes=(-2, -1))
         label = self.pack.entries[which].label
-        assert label is not None  # checked above
+        assert label is not None  # checked in __post_init__
         return self.degradation(np.ascontiguousarray(image), draw), label
 
     def batch(self, step: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(images ``(N, C, H, W)``, classes ``(N,)`` int64) of these indices of the global batch."""
+        """Draw the samples with these indices of the global batch: images ``(N, C, H, W)``, classes ``(N,)`` int64."""
         images, labels = zip(*(self.pair(step, index) for index in indices), strict=True)
         return torch.from_numpy(np.stack(images)), torch.tensor(labels)

@@ -1,7 +1,8 @@
-"""Clean image -> degraded image, one kind a file.
+"""Degradations: clean image -> degraded image, one kind per module.
 
-A degradation is called with a ``(C, H, W)`` float32 numpy image in [0, 1] and a numpy generator, from which it takes
-every draw. One that looks beyond a pixel has an attribute ``margin``: its clean image is larger by so many pixels on
-every side than what it gives, so that a crop is degraded as the inside of its image is. It may change channels or size,
-as it says. Which one a task uses is said in ``components.tasks``.
+A degradation is called with a ``(C, H, W)`` float32 numpy image in [0, 1] and a numpy generator. All its random numbers
+come from this generator. A degradation whose output pixel depends on a neighbourhood has an attribute ``margin``. Its
+clean image is larger than its output by that many pixels on every side. A crop is therefore degraded in the same way as
+the interior of its image. A degradation may change the channels or the size; its docstring then says so. The modules of
+``components.tasks`` define which task uses which degradation.
 """

@@ -1,8 +1,8 @@
-"""Blur by camera shake, by a lens or by given kernels, then noise: ``degraded = kernel * clean + noise``.
+"""Blur by camera shake, by a lens or by given kernels, followed by noise: ``degraded = kernel * clean + noise``.
 
-Drawing a camera's way at random (`draw_trajectory`) is apart from rendering it (`motion_kernel`).
-Legend: C channels, H rows, W columns; a kernel is ``(h, w)``, >= 0, of sum 1, and its centre the pixel
-``(h // 2, w // 2)``. Directions are those of rain.py: degrees from the vertical, positive like a backslash.
+`draw_trajectory` draws the trajectory of a camera at random. `motion_kernel` renders it.
+Legend: C channels, H rows, W columns. A kernel is ``(h, w)``, >= 0, of sum 1; its centre is the pixel
+``(h // 2, w // 2)``. Directions are defined as in rain.py: degrees from the vertical, positive like a backslash.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import fft
 
+from components.brief import first_line
 from components.degradations.noise import GaussianNoise, check_range
 
 LARGEST_KERNEL = 101
 MOST_KERNELS = 1000
 MOST_BYTES = 2**24
-"""Of a file of kernels, packed and unpacked: 200 of the largest in float64."""
+"""Largest size of a file of kernels, packed and unpacked: 200 kernels of the largest size in float64."""
 
-# What a random camera's way looks like; chosen by looking at measured camera shake.
-STEPS = 512
-WAVES = 4  # half waves over the exposure, in heading and speed
+# Parameters of a random camera trajectory, chosen by inspecting measured camera shake.
+STEPS = 512  # positions of the trajectory
+WAVES = 4  # cosines in heading and in speed, of 1 to 4 half waves over the exposure
 BEND = 1.5  # radians: scale of the first wave of the heading
 SPEED = 0.6  # scale of the first wave of the logarithm of the speed
 JERKS = 0.8  # mean number of sudden changes of the direction
@@ -42,24 +43,32 @@ JERKS = 0.8  # mean number of sudden changes of the direction
 class Blur:
     """``degraded = kernel * clean + sigma / 255 normal``, not clipped; ``*`` is convolution, the same in all channels.
 
-    ``(kernel * x)[r, c] = sum_ij kernel[i, j] x[r - (i - h // 2), c - (j - w // 2)]``: the kernel is the picture of a
-    point of light. Each image draws one of the kinds that are given, all equally likely, then its kernel; every range
-    ``[low, high]`` is drawn uniformly.
+    ``(kernel * x)[r, c] = sum_ij kernel[i, j] x[r - (i - h // 2), c - (j - w // 2)]``: the kernel is the point spread
+    function. Each image first draws one of the given kinds; all kinds are equally likely. It then draws a kernel of
+    this kind. Every range ``[low, high]`` is sampled uniformly.
 
     Attributes:
         sigma: standard deviation of the noise, in grey levels of 255.
-        motion: camera shake; the side of the square, centred on the kernel's mass, that its way touches, in pixels.
-        gaussian: a round Gaussian; its standard deviation, in pixels.
-        elliptic: a Gaussian of two standard deviations, each drawn from this range, in any direction.
-        kernels: given ones, of at most 101 x 101, odd or even; kept normalised to sum 1.
-        boundary: "valid" blurs with the true neighbours, which are the clean image's margin; "circular" has no margin,
-            the image is its own neighbour on all sides, as methods that invert the blur by FFT suppose.
+        motion: camera shake. The value is the side, in pixels, of the square that the trajectory touches; the square is
+            centred on the kernel's mass.
+        gaussian: an isotropic Gaussian; its standard deviation, in pixels.
+        elliptic: a Gaussian with two standard deviations, each drawn from this range, in a random direction.
+        kernels: given kernels of at most 101 x 101 pixels, with odd or even sides; they are normalised to sum 1.
+        boundary: "valid" blurs with the true neighbours, which are in the margin of the clean image. "circular" has no
+            margin and uses periodic boundaries, as methods that invert the blur by FFT assume.
 
     Raises:
-        ValueError: no kind is given, a range is reversed or impossible, or a kernel is (`checked_kernel`).
+        ValueError: no kind is given, a range is reversed or impossible, or a kernel is invalid (`checked_kernel`).
 
     Source for camera shake: Boracchi, Foi, *Modeling the performance of image restoration from motion blur*, IEEE TIP
-    2012, whose camera moves with inertia and is jerked at times; here its direction and speed are sums of cosines.
+    2012. Their camera moves with inertia and has occasional jerks. Here direction and speed are sums of cosines.
+
+    Example:
+        >>> degrade = Blur(sigma=(2, 2), gaussian=(1, 2))
+        >>> degrade.margin  # three standard deviations of the largest Gaussian
+        6
+        >>> degrade(np.zeros((3, 8 + 12, 8 + 12), dtype=np.float32), np.random.default_rng(0)).shape
+        (3, 8, 8)
     """
 
     sigma: tuple[float, float]
@@ -89,7 +98,7 @@ class Blur:
 
     @property
     def margin(self) -> int:
-        """Pixels of the clean image on each side: the reach of the largest possible kernel."""
+        """Margin in pixels of the clean image on each side: the radius of the largest possible kernel."""
         if self.boundary == "circular":
             return 0
         reaches = [side // 2 for kernel in self.kernels for side in kernel.shape]
@@ -99,7 +108,7 @@ class Blur:
         return max(reaches)
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
-        """A random kernel, ``(h, w)`` float32."""
+        """Draw a random kernel, ``(h, w)`` float32."""
         kinds = self._kinds()
         kind = kinds[int(generator.integers(len(kinds)))]
         if kind == "kernels":
@@ -117,16 +126,24 @@ class Blur:
 
     def __call__(self, clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """``(C, H + 2 margin, W + 2 margin)`` float32 -> ``(C, H, W)``, which may leave [0, 1]."""
-        blurred = convolve_circular(clean, self.draw(generator))  # wrong beside the border only, within the margin
+        blurred = convolve_circular(clean, self.draw(generator))  # differs from "valid" only within the margin
         margin = self.margin
         _, height, width = blurred.shape
         return GaussianNoise(self.sigma)(blurred[:, margin : height - margin, margin : width - margin], generator)
 
 
 def convolve_circular(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """``kernel * image`` on the torus, by FFT: ``(C, H, W)`` float32 -> the same shape. The kernel may be larger.
+    """Compute ``kernel * image`` with periodic boundaries by FFT: ``(C, H, W)`` float32 -> the same shape.
 
-    At least ``h // 2`` rows and ``w // 2`` columns away from the border this is the convolution without a boundary.
+    The kernel may be larger than the image. At least ``h // 2`` rows and ``w // 2`` columns away from the border, the
+    result is independent of the boundary condition.
+
+    Example:
+        >>> image = np.random.default_rng(0).random((1, 6, 6), dtype=np.float32)
+        >>> kernel = np.zeros((3, 3), dtype=np.float32)
+        >>> kernel[2, 1] = 1  # one row below the centre: the image moves down by one row
+        >>> np.allclose(convolve_circular(image, kernel), np.roll(image, 1, axis=1), atol=1e-6)
+        True
     """
     height, width = image.shape[-2:]
     rows, columns = ((np.arange(side) - side // 2) for side in kernel.shape)
@@ -137,7 +154,12 @@ def convolve_circular(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def draw_trajectory(generator: np.random.Generator) -> np.ndarray:
-    """Where the camera points during the exposure, ``(STEPS, 2)`` rows and columns in no certain unit."""
+    """Draw the pointing direction of the camera over the exposure, ``(STEPS, 2)`` rows and columns in arbitrary units.
+
+    Example:
+        >>> draw_trajectory(np.random.default_rng(0)).shape
+        (512, 2)
+    """
     waves = np.arange(1, WAVES + 1)
     time = (np.arange(STEPS) + 0.5) / STEPS
     phases = np.pi * waves * time[:, None] + generator.uniform(0, 2 * np.pi, size=(2, 1, WAVES))
@@ -151,11 +173,18 @@ def draw_trajectory(generator: np.random.Generator) -> np.ndarray:
 
 
 def motion_kernel(trajectory: np.ndarray, size: float) -> np.ndarray:
-    """The picture of a point of light that goes this way, ``(h, h)`` float32 of sum 1, h odd.
+    """Render the point spread function of a trajectory, ``(h, h)`` float32 of sum 1, h odd.
 
-    The way, ``(N, 2)`` rows and columns of equally long moments, is moved to have its mean at the kernel's centre and
-    scaled to touch the sides of a centred square of `size` pixels, pixels counted from the first to the last. Each
-    moment's light is shared by the four pixels about it (bilinearly).
+    The trajectory is ``(N, 2)``: rows and columns at N equally spaced times. It is shifted so that its mean is at the
+    kernel's centre. It is then scaled so that it touches the sides of a centred square of `size` pixels, which includes
+    its first and last pixel. The light of each time is distributed bilinearly over the four nearest pixels.
+
+    Example:
+        >>> line = np.array([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0]])  # a horizontal movement
+        >>> np.rint(3 * motion_kernel(line, size=3))
+        array([[0., 0., 0.],
+               [1., 1., 1.],
+               [0., 0., 0.]], dtype=float32)
     """
     reach = _motion_reach(size)
     side = 2 * reach + 1
@@ -172,9 +201,19 @@ def motion_kernel(trajectory: np.ndarray, size: float) -> np.ndarray:
 
 
 def gaussian_kernel(along: float, across: float, angle: float) -> np.ndarray:
-    """A Gaussian of these standard deviations along and across a direction, ``(h, h)`` float32 of sum 1, h odd.
+    """Return a Gaussian kernel, ``(h, h)`` float32 of sum 1, h odd.
 
-    Sampled at the pixels' centres, up to three of the larger standard deviation.
+    The Gaussian is sampled at the centres of the pixels, up to three times the larger standard deviation.
+
+    Args:
+        along: standard deviation along the direction, in pixels.
+        across: standard deviation across the direction, in pixels.
+        angle: the direction, in degrees from the vertical.
+
+    Example:
+        >>> kernel = gaussian_kernel(2, 1, 90)  # wider horizontally
+        >>> kernel.shape, round(float(kernel.sum()), 5), bool(kernel[6, 8] > kernel[8, 6])
+        ((13, 13), 1.0, True)
     """
     reach = _gaussian_reach(max(along, across))
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -193,10 +232,17 @@ def _gaussian_reach(deviation: float) -> int:
 
 
 def checked_kernel(kernel: np.ndarray, name: str) -> np.ndarray:
-    """The kernel normalised to sum 1, float32; values below 0 by at most a millionth of the largest become 0.
+    """Check a kernel and normalise it to sum 1, float32.
+
+    Negative values of at most a millionth of the largest value are set to 0.
 
     Raises:
-        ValueError: not two axes of 1 to 101 pixels, not real numbers, not finite, below 0, or all 0; it says which.
+        ValueError: the kernel does not have two axes of 1 to 101 pixels, or its values are not real, not finite,
+            negative, or all 0. The message states which.
+
+    Example:
+        >>> checked_kernel(np.array([[1, 2, 1]]), "kernel 0")
+        array([[0.25, 0.5 , 0.25]], dtype=float32)
     """
     if kernel.ndim != 2 or not all(1 <= side <= LARGEST_KERNEL for side in kernel.shape):
         raise ValueError(f"{name} is {kernel.shape}: use (h, w) of 1 to {LARGEST_KERNEL} pixels each")
@@ -214,17 +260,25 @@ def checked_kernel(kernel: np.ndarray, name: str) -> np.ndarray:
 
 
 def read_kernels(path: Path) -> list[np.ndarray]:
-    """The blur kernels of a file, in its order: ``(h, w)`` float32 of sum 1 each.
+    """Read the blur kernels of a file, in the order of the file: ``(h, w)`` float32 of sum 1 each.
 
-    - ``.mat`` of MATLAB's versions 5 to 7 (save -v6, -v7): every variable, a cell array of kernels, one kernel, or
-      ``(h, w, N)`` of N kernels. Read here and not by scipy, which takes the sizes that a file claims at their word
-      and has objects for things that are no numbers.
-    - ``.npy``, ``.npz``: ``(h, w)`` or ``(N, h, w)``; never pickled objects.
-    - ``.png``: one kernel, grey.
+    - ``.mat`` of MATLAB's versions 5 to 7 (save -v6, -v7): every variable is read. A variable is a cell array of
+      kernels, one kernel, or ``(h, w, N)`` of N kernels. The reader is implemented here, because scipy trusts the sizes
+      that a file declares and creates objects for non-numeric content.
+    - ``.npy``, ``.npz``: ``(h, w)`` or ``(N, h, w)``. Pickled objects are never loaded.
+    - ``.png``: one grey kernel.
 
     Raises:
-        ValueError: the file is missing, damaged, has more than 16 MiB, packed or unpacked, more than 1000 kernels, or
-            anything else than kernels in it (`checked_kernel`); it names the file.
+        ValueError: the file is missing or damaged, has more than 16 MiB (packed or unpacked) or more than 1000 kernels,
+            or holds anything else than kernels (`checked_kernel`). The message names the file.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     np.save(Path(folder) / "kernels.npy", np.ones((4, 5, 7)))
+        ...     kernels = read_kernels(Path(folder) / "kernels.npy")
+        >>> len(kernels), kernels[0].shape
+        (4, (5, 7))
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -240,19 +294,18 @@ def read_kernels(path: Path) -> list[np.ndarray]:
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file") from None
     except _UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: no readable blur kernels ({reason})") from error
+        raise ValueError(f"{path}: no readable blur kernels ({first_line(error)})") from error
 
 
 _UNREADABLE = (
     *(ValueError, OSError, EOFError, SyntaxError, RuntimeError, NotImplementedError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, struct.error, UnidentifiedImageError, Image.DecompressionBombError),
-    tokenize.TokenError,  # numpy, of a damaged header
+    tokenize.TokenError,  # raised by numpy for a damaged header
 )
 
 
 def _unstacked(kernels: np.ndarray) -> Iterator[np.ndarray]:
-    """The kernels of ``(h, w)`` or ``(N, h, w)``."""
+    """Yield the kernels of an array ``(h, w)`` or ``(N, h, w)``."""
     yield from kernels if kernels.ndim == 3 else [kernels]
 
 
@@ -260,7 +313,7 @@ def _png_kernels(data: bytes) -> Iterator[np.ndarray]:
     with Image.open(BytesIO(data), formats=["PNG"]) as image:
         if image.mode not in ("1", "L", "I", "I;16"):
             raise ValueError(f"pixels of mode {image.mode}: use a grey image")
-        if max(image.size) > LARGEST_KERNEL:  # before anything is decoded
+        if max(image.size) > LARGEST_KERNEL:  # checked before anything is decoded
             raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: use at most {LARGEST_KERNEL}")
         yield np.asarray(image)
 
@@ -295,12 +348,12 @@ def _npz_kernels(archived: bytes) -> Iterator[np.ndarray]:
 
 _MAT_MATRIX, _MAT_COMPRESSED, _MAT_CELL = 14, 15, 1
 _MAT_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_MAT_NUMBERS = range(6, 16)  # classes: double, single, int8 ... uint64
+_MAT_NUMBERS = range(6, 16)  # MATLAB's numeric classes: double, single, int8 ... uint64
 _MAT_COMPLEX = 0x800
 
 
 def _mat_kernels(data: bytes) -> Iterator[np.ndarray]:
-    """Source: *MAT-File Format*, The MathWorks: version 5."""
+    """Read the kernels of a MAT-file. Source: *MAT-File Format*, The MathWorks: version 5."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None or data[124:126] not in (b"\x00\x01", b"\x01\x00"):
         raise ValueError("not a MAT-file of version 5 to 7: save it with -v7")
@@ -319,12 +372,12 @@ def _mat_kernels(data: bytes) -> Iterator[np.ndarray]:
 
 
 def _mat_elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """The (type, content) of elements that follow each other."""
+    """Yield (type, content) of consecutive elements."""
     place = 0
     while place < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, place)
         start, most = place + 8, len(data) - place - 8
-        if kind >> 16:  # a small element: at most four bytes, beside its type
+        if kind >> 16:  # a small element: at most four bytes, stored in its tag
             kind, size, start, most = kind & 0xFFFF, kind >> 16, place + 4, 4
         if size > most:
             raise ValueError("cut short")
@@ -333,7 +386,10 @@ def _mat_elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryvie
 
 
 def _mat_arrays(kind: int, content: memoryview, order: str, cells: bool) -> Iterator[np.ndarray]:
-    """A variable's numeric arrays, ``(h, w)`` or, third axis first, ``(N, h, w)``; of a cell array, its cells."""
+    """Yield the numeric array of a variable, or the arrays of the cells of a cell array.
+
+    An array is ``(h, w)`` or, with the third axis moved to the front, ``(N, h, w)``.
+    """
     parts = _mat_elements(content, order)
     try:
         if kind != _MAT_MATRIX:

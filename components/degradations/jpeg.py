@@ -1,4 +1,4 @@
-"""JPEG artifacts: the image is really coded and decoded."""
+"""JPEG artifacts: the image is encoded and decoded with a JPEG codec."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from components.data.images import to_float, to_uint8
+from components.data.readers.images import to_float, to_uint8
 
 BLOCK = 16
-"""Pixels: the side of what is coded together, 8 x 8 values of the halved chroma."""
+"""Side in pixels of the area that is coded together: 8 x 8 values of the halved chroma."""
 
 
 @dataclass(frozen=True)
 class JPEG:
-    """The image after JPEG at a quality drawn uniformly from the integers of its range.
+    """JPEG compression of the image at a quality drawn uniformly from the integers of a range.
 
-    A grey image is coded as one; a colour image as Y, Cb, Cr with the chroma halved along both axes (4:2:0), which is
-    what cameras and the web do. The image is clipped to [0, 1] and rounded to 8 bits before. Deblocking papers on grey
-    images take the luma first.
+    The image is clipped to [0, 1] and rounded to 8 bits before it is coded. A grey image is coded as grey. A colour
+    image is coded as Y, Cb, Cr with the chroma halved along both axes (4:2:0), as cameras and the web do. Deblocking
+    papers on grey images take the luma first.
 
     Attributes:
-        quality: lowest and highest, of the Independent JPEG Group's scale 1..100, as libjpeg, Pillow and MATLAB use it.
-        random_grid: the blocks lie as in a random crop of a large coded image, and with the margin the crop is exactly
-            what it would be there; otherwise the first block begins at the first pixel, as in a whole image.
+        quality: lowest and highest quality on the Independent JPEG Group's scale 1..100, which libjpeg, Pillow and
+            MATLAB use.
+        random_grid: if True, the block grid has a random offset, as in a random crop of a large coded image. Because of
+            the margin, the result equals the crop of the coded image exactly. If False, the first block begins at the
+            first pixel, as in a whole image.
 
     Raises:
         ValueError: the range is reversed or leaves 1..100; when called, the image is not grey or RGB.
+
+    Example:
+        >>> clean = np.random.default_rng(0).random((3, 48, 64), dtype=np.float32)
+        >>> JPEG(quality=(40, 40))(clean, np.random.default_rng(0)).shape
+        (3, 48, 64)
+        >>> cropped = JPEG(quality=(10, 40), random_grid=True)  # margin 16
+        >>> cropped.margin, cropped(clean, np.random.default_rng(0)).shape
+        (16, (3, 16, 32))
     """
 
     quality: tuple[int, int]
@@ -41,7 +51,7 @@ class JPEG:
 
     @property
     def margin(self) -> int:
-        """Pixels of the clean image that a grid at a random place needs on each side."""
+        """Margin in pixels of the clean image on each side, which a grid with a random offset needs."""
         return BLOCK if self.random_grid else 0
 
     def __call__(self, clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -56,10 +66,15 @@ class JPEG:
 
 
 def coded(image: np.ndarray, quality: int) -> np.ndarray:
-    """The image after JPEG at this quality, blocks from the first pixel on: ``(C, H, W)`` uint8, C = 1 or 3.
+    """Encode and decode an image with JPEG, ``(C, H, W)`` uint8, C = 1 or 3; the first block begins at the first pixel.
 
     Raises:
-        ValueError: not 1 or 3 channels.
+        ValueError: the image does not have 1 or 3 channels.
+
+    Example:
+        >>> flat = np.full((1, 16, 16), 128, dtype=np.uint8)
+        >>> bool((coded(flat, quality=50) == flat).all())
+        True
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image {image.shape}: JPEG needs (1, H, W) grey or (3, H, W) RGB")

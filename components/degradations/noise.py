@@ -1,4 +1,7 @@
-"""Noise that is independent in every value, unclipped as in the denoising literature: of one level, or a camera's."""
+"""Noise that is independent in every value: Gaussian noise of one level, or the Poisson-Gaussian noise of a camera.
+
+The result is not clipped, as in the denoising literature.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ class GaussianNoise:
 
     Raises:
         ValueError: the range is reversed or leaves 0..255.
+
+    Example:
+        >>> degrade = GaussianNoise(sigma=(15, 50))
+        >>> noisy = degrade(np.full((1, 8, 8), 0.5, dtype=np.float32), np.random.default_rng(0))
+        >>> noisy.shape, noisy.dtype
+        ((1, 8, 8), dtype('float32'))
     """
 
     sigma: tuple[float, float]
@@ -36,11 +45,12 @@ class GaussianNoise:
 class PoissonGaussianNoise:
     """``degraded = gain Poisson(clean / gain) + sigma / 255 normal``, not clipped: the noise of a camera's raw values.
 
-    Its mean is the clean image, its variance ``gain clean + (sigma / 255)^2``: photons come one by one, so the bright
-    parts of an image are the noisier ones. Gain and sigma are drawn uniformly from their ranges per image.
+    The mean of the result is the clean image. Its variance is ``gain clean + (sigma / 255)^2``. The photon count is a
+    Poisson variable, so the noise is stronger in the bright parts of an image. Gain and sigma are drawn uniformly from
+    their ranges per image.
 
     Attributes:
-        gain: what one photon adds to a value, in image units: 0.01 where white is 100 photons.
+        gain: increase of a value per photon, in image units; 0.01 if white is 100 photons.
         sigma: standard deviation of the read-out noise, in grey levels of 255.
 
     Raises:
@@ -48,6 +58,12 @@ class PoissonGaussianNoise:
 
     Source: Foi, Trimeche, Katkovnik, Egiazarian, *Practical Poissonian-Gaussian noise modeling and fitting for
     single-image raw-data*, IEEE TIP 2008.
+
+    Example:
+        >>> degrade = PoissonGaussianNoise(gain=(0.01, 0.01), sigma=(0, 0))
+        >>> noisy = degrade(np.full((1, 8, 8), 0.5, dtype=np.float32), np.random.default_rng(0))
+        >>> np.allclose(noisy / 0.01, np.rint(noisy / 0.01), atol=1e-4)  # whole photons
+        True
     """
 
     gain: tuple[float, float]
@@ -68,7 +84,23 @@ class PoissonGaussianNoise:
 
 
 def check_range(name: str, limits: tuple[float, float], least: float, most: float, unit: str) -> None:
-    """Raises ``ValueError``, naming the setting, unless ``least <= low <= high <= most``."""
+    """Check that a range ``limits = (low, high)`` satisfies ``least <= low <= high <= most``.
+
+    Args:
+        name: name of the setting, for the error message.
+        limits: low and high.
+        least: lowest allowed value.
+        most: highest allowed value.
+        unit: unit of the setting, for the error message.
+
+    Raises:
+        ValueError: the range is reversed or leaves the limits; the message names the setting.
+
+    Example:
+        >>> check_range("sigma", (5, 300), 0, 255, "grey levels of 255")
+        Traceback (most recent call last):
+        ValueError: sigma 5..300: use 0 <= low <= high <= 255, in grey levels of 255
+    """
     low, high = limits
     if not least <= low <= high <= most:
         raise ValueError(f"{name} {low}..{high}: use {least} <= low <= high <= {most}, in {unit}")

@@ -1,7 +1,7 @@
-"""Bicubic resampling as MATLAB's imresize does it, and the low-resolution images of the super-resolution literature.
+"""Bicubic resampling as in MATLAB's imresize, and the low-resolution images of the super-resolution literature.
 
 Legend: C channels, H rows, W columns. The centre of input pixel i lies at output coordinate ``(i + 1/2) s - 1/2`` for a
-scale s = output size / input size: the images' outer edges coincide, not their outer pixels' centres.
+scale s = output size / input size. The outer edges of both images coincide; the centres of their outer pixels do not.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ import numpy as np
 from scipy import sparse
 
 A = -0.5
-"""Keys' parameter: the one value with which the kernel reproduces parabolas."""
+"""Keys' parameter: the only value with which the kernel reproduces parabolas."""
 
 
 def cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel of any shape; 1 at 0, 0 at the other integers and from |x| = 2 on.
+    """Evaluate Keys' cubic convolution kernel for an array of any shape.
 
-    ``(A + 2) |x|^3 - (A + 3) |x|^2 + 1`` for |x| <= 1 and ``A (|x|^3 - 5 |x|^2 + 8 |x| - 4)`` for 1 < |x| < 2.
+    ``(A + 2) |x|^3 - (A + 3) |x|^2 + 1`` for |x| <= 1 and ``A (|x|^3 - 5 |x|^2 + 8 |x| - 4)`` for 1 < |x| < 2. The
+    kernel is 1 at 0. It is 0 at the other integers and for |x| >= 2.
 
     Source: Keys, *Cubic convolution interpolation for digital image processing*, IEEE TASSP 1981.
+
+    Example:
+        >>> cubic(np.array([0.0, 0.5, 1.0, 1.5, 2.0]))
+        array([ 1.    ,  0.5625,  0.    , -0.0625,  0.    ])
     """
     x = np.abs(x)
     near = ((A + 2) * x - (A + 3)) * x**2 + 1
@@ -30,16 +35,26 @@ def cubic(x: np.ndarray) -> np.ndarray:
 
 
 def imresize(image: np.ndarray, up: int = 1, down: int = 1) -> np.ndarray:
-    """The image at ``up / down`` times its size: ``(..., H, W)`` -> ``(..., ceil(H up / down), ceil(W up / down))``.
+    """Resize an image by ``up / down``: ``(..., H, W)`` -> ``(..., ceil(H up / down), ceil(W up / down))``.
 
-    An output value is the mean of the inputs with the weights ``cubic(min(s, 1) d)``, d the distance in input pixels
-    and s = up / down: for shrinking the kernel is widened by 1 / s, against aliasing. The image goes on beyond its
-    border as its mirror image (the border pixel twice). Computed in float64, given back in the dtype of the image, not
-    rounded or clipped: the kernel overshoots at edges. (MATLAB rounds an 8-bit image after each axis: a level of
-    difference here and there.)
+    An output value is the weighted mean of the inputs with the weights ``cubic(min(s, 1) d)``. Here d is the distance
+    in input pixels and s = up / down. For shrinking, the kernel is widened by 1 / s to prevent aliasing. The image is
+    extended beyond its border by its mirror image (the border pixel occurs twice). The result is computed in float64
+    and returned in the dtype of the image. It is not rounded or clipped, because the kernel overshoots at edges.
+    (MATLAB rounds an 8-bit image after each axis, so single values differ by one level.)
+
+    Args:
+        image: ``(..., H, W)``, floating point.
+        up: numerator of the scale.
+        down: denominator of the scale.
 
     Raises:
-        ValueError: a scale is no positive integer, or the image is not of floating point.
+        ValueError: ``up`` or ``down`` is not a positive integer, or the image is not of floating point.
+
+    Example:
+        >>> image = np.full((3, 6, 9), 0.5)
+        >>> imresize(image, down=2).shape, imresize(image, up=4, down=3).shape
+        ((3, 3, 5), (3, 8, 12))
     """
     if min(up, down) < 1 or up != int(up) or down != int(down):
         raise ValueError(f"scale {up} / {down}: use positive integers")
@@ -50,12 +65,19 @@ def imresize(image: np.ndarray, up: int = 1, down: int = 1) -> np.ndarray:
 
 
 def bicubic_upsample(image: np.ndarray, scale: int) -> np.ndarray:
-    """``(..., H, W)`` -> ``(..., scale H, scale W)``: what a super-resolution network has to beat (`imresize`)."""
+    """Enlarge an image with `imresize`; this is the baseline of super-resolution.
+
+    Shape: ``(..., H, W)`` -> ``(..., scale H, scale W)``.
+
+    Example:
+        >>> bicubic_upsample(np.zeros((3, 4, 5)), scale=2).shape
+        (3, 8, 10)
+    """
     return imresize(image, up=scale)
 
 
 def _along_rows(image: np.ndarray, up: int, down: int) -> np.ndarray:
-    """Resamples the rows of (..., H, W); float64."""
+    """Resample the rows of a float64 image ``(..., H, W)``."""
     matrix = _weights(image.shape[-2], up, down)
     columns = np.moveaxis(image, -2, 0)  # (H, ..., W)
     resampled = matrix @ columns.reshape(columns.shape[0], -1)  # (H', ... W)
@@ -64,10 +86,10 @@ def _along_rows(image: np.ndarray, up: int, down: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _weights(size: int, up: int, down: int) -> sparse.csr_array:
-    """The ``(ceil(size up / down), size)`` matrix that resamples one axis; its rows sum to 1."""
+    """Return the matrix ``(ceil(size up / down), size)`` that resamples one axis; its rows sum to 1."""
     outputs = -(-size * up // down)
     shrinking = min(up / down, 1.0)
-    reach = 2 / shrinking  # of the kernel, in input pixels
+    reach = 2 / shrinking  # radius of the kernel in input pixels
     centres = (np.arange(outputs) + 0.5) * (down / up) - 0.5  # (outputs,)
     inputs = np.floor(centres - reach).astype(np.int64)[:, None] + np.arange(int(np.ceil(2 * reach)) + 2)
     weights = cubic(shrinking * (centres[:, None] - inputs))  # (outputs, taps)
@@ -82,17 +104,24 @@ def _weights(size: int, up: int, down: int) -> sparse.csr_array:
 
 @dataclass(frozen=True)
 class Bicubic:
-    """The image at ``1 / scale`` of its size, shrunk by `imresize`: the "BI" degradation of super-resolution.
+    """Shrink the image to ``1 / scale`` of its size by `imresize`: the "BI" degradation of super-resolution.
 
-    The result is the inside of the shrunk large image, if the crop begins at a multiple of `scale` in it. A whole image
-    that is first padded by `margin` with its mirror image (numpy's "symmetric") comes out as ``imresize`` of it.
+    If a crop begins at a multiple of `scale` in a large image, its result is the interior of the shrunk large image. If
+    a whole image is first padded by `margin` with its mirror image (numpy's "symmetric"), the result is ``imresize`` of
+    the image.
 
     Attributes:
-        scale: 2, 3, 4 ...
-        rounded: clip to [0, 1] and round to 8 bits, as the low-resolution files of the benchmarks are.
+        scale: an integer from 1 to 16.
+        rounded: clip to [0, 1] and round to 8 bits, as in the low-resolution files of the benchmarks.
 
     Raises:
-        ValueError: the scale is no integer of 1 or more; when called, a side of the image is no multiple of it.
+        ValueError: the scale is not an integer from 1 to 16; when called, a side of the image is not a multiple of it.
+
+    Example:
+        >>> degrade = Bicubic(scale=2, rounded=True)
+        >>> clean = np.pad(np.full((3, 8, 12), 0.5, dtype=np.float32), ((0, 0), (4, 4), (4, 4)), "symmetric")
+        >>> degrade.margin, degrade(clean, np.random.default_rng(0)).shape
+        (4, (3, 4, 6))
     """
 
     scale: int
@@ -104,11 +133,11 @@ class Bicubic:
 
     @property
     def margin(self) -> int:
-        """Pixels of the clean image on each side: a multiple of the scale that holds the kernel's reach."""
+        """Margin in pixels on each side: a multiple of the scale that covers the kernel's support."""
         return 2 * self.scale
 
     def __call__(self, clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """``(C, H + 2 margin, W + 2 margin)`` float32 -> ``(C, H / scale, W / scale)``; draws nothing."""
+        """``(C, H + 2 margin, W + 2 margin)`` float32 -> ``(C, H / scale, W / scale)``; uses no random numbers."""
         if any(side % self.scale or side <= 2 * self.margin for side in clean.shape[-2:]):
             height, width = (side - 2 * self.margin for side in clean.shape[-2:])
             raise ValueError(

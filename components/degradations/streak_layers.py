@@ -1,4 +1,4 @@
-"""Rain from given pairs: the light that rain added to one photograph, added to another."""
+"""Rain from given pairs: the light that rain added to one photograph is added to another photograph."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE = 2  # grey levels by which a rainy image may be darker than the clean one, for rounding and the like
-MOST_DARKENED = 0.05  # share of the pixels darker than that, in what still counts as a pair that differs by rain
+NOISE = 2  # grey levels: tolerance for pixels where the rainy image is darker, because of rounding and similar effects
+MOST_DARKENED = 0.05  # a pair is accepted if at most this share of its pixels is darker by more than NOISE
 
 
 @dataclass(frozen=True, eq=False)
 class StreakLayers:
-    """``degraded = clip(clean + streak / 255, 0, 1)``, the streak a random crop of a random layer.
+    """``degraded = clip(clean + streak / 255, 0, 1)``, where the streak is a random crop of a random layer.
 
-    It is equal in all channels. Where the image is larger than the layer, the layer goes on as its own mirror image.
+    The streak is equal in all channels. A layer that is smaller than the image is extended by its mirror image.
 
     Attributes:
-        layers: ``(h, w)`` uint8 each (`streak_layer`); anything with a length and an index, such as memory-mapped
-            arrays, of which only the crop is read.
-        flips: mirror the layer left to right in half of the images. Never upside down: rain falls.
+        layers: ``(h, w)`` uint8 each (`streak_layer`). Any sequence with a length and an index is accepted. Only the
+            crop is read from memory-mapped arrays.
+        flips: mirror the layer left to right in half of the images. A layer is never flipped upside down, because rain
+            falls.
 
     Raises:
         ValueError: there is no layer; when called, a layer is not ``(h, w)`` uint8.
+
+    Example:
+        >>> layer = np.full((4, 4), 51, dtype=np.uint8)
+        >>> rainy = StreakLayers([layer])(np.zeros((3, 6, 6), dtype=np.float32), np.random.default_rng(0))
+        >>> rainy.shape, bool((rainy == np.float32(0.2)).all())
+        ((3, 6, 6), True)
     """
 
     layers: Sequence[np.ndarray]
@@ -34,7 +41,13 @@ class StreakLayers:
             raise ValueError("layers: there are none; give at least one streak layer")
 
     def streaks(self, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-        """A random layer of light, ``(H, W)`` float32 in [0, 1]."""
+        """Return a random layer of light, ``(H, W)`` float32 in [0, 1].
+
+        Args:
+            height: H, rows of the image.
+            width: W, columns of the image.
+            generator: source of the random layer, crop and flip.
+        """
         number = int(generator.integers(len(self.layers)))
         layer = self.layers[number]
         if layer.ndim != 2 or layer.dtype != np.uint8:
@@ -51,7 +64,21 @@ class StreakLayers:
 
 
 def random_crop(layer: np.ndarray, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """``(height, width)`` of ``(h, w)``, every place equally likely; mirrored on along an axis that is too short."""
+    """Return a random crop ``(height, width)`` of a layer ``(h, w)``; every position is equally likely.
+
+    The layer is extended by its mirror image along an axis that is too short.
+
+    Args:
+        layer: ``(h, w)``.
+        height: rows of the crop.
+        width: columns of the crop.
+        generator: source of the random position.
+
+    Example:
+        >>> layer = np.arange(20).reshape(4, 5)
+        >>> random_crop(layer, 2, 8, np.random.default_rng(0)).shape
+        (2, 8)
+    """
     rows, columns = (
         _random_interval(size, wanted, generator) for size, wanted in zip(layer.shape, (height, width), strict=True)
     )
@@ -67,16 +94,23 @@ def _random_interval(size: int, wanted: int, generator: np.random.Generator) -> 
 
 
 def streak_layer(rainy: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """The light that rain added: ``max(rainy - clean, 0)`` in grey levels, the median over the channels.
+    """Return the light that rain added: ``max(rainy - clean, 0)`` in grey levels, the median over the channels.
 
-    Where a channel of the rainy image is white, the largest difference: a white channel does not tell all of the light
-    that fell on it. For rain that was added equally to R, G and B this is the layer itself, up to clipping.
+    Where a channel of the rainy image is white, the largest difference over the channels is taken. A white channel is
+    saturated, so its difference underestimates the added light. If the rain was added equally to R, G and B, the result
+    is the layer itself, up to clipping.
 
     Shape: two ``(C, H, W)`` uint8 -> ``(H, W)`` uint8.
 
     Raises:
-        ValueError: the images do not belong together (shape, dtype), nothing was added, or so much became darker that
-            the difference is no rain: the two are exchanged, not aligned, or of different photographs.
+        ValueError: the images do not match (shape, dtype), no light was added, or too many pixels became darker. In
+            the last case the two are exchanged, not aligned, or of different photographs.
+
+    Example:
+        >>> clean = np.full((3, 2, 2), 100, dtype=np.uint8)
+        >>> streak_layer(clean + np.array([[0, 40], [0, 0]], dtype=np.uint8), clean)
+        array([[ 0, 40],
+               [ 0,  0]], dtype=uint8)
     """
     if rainy.shape != clean.shape or rainy.ndim != 3 or rainy.dtype != np.uint8 or clean.dtype != np.uint8:
         raise ValueError(

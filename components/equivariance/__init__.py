@@ -1,45 +1,71 @@
-"""EQ-Reg: rotation-equivariant regularisation of any network, with torch alone.
+"""EQ-Reg: rotation-equivariant regularisation of any network, with torch as the only dependency.
 
-Three lines in a training loop::
+A training loop needs three lines::
 
     regularizer = EquivarianceRegularizer(network)
     batch = regularizer.pair(degraded, clean)
     loss = task_loss(network(batch.inputs), batch.targets) + weight * regularizer.penalty()
 
-Conventions (fields, actions, sizes) are in METHOD.md sections 2 and 3, and in `groups` and `penalties`. One way through
-the files: `pairing` makes the batch, `watcher` looks at the layers (`tracing`, `layers`, `geometry`, `layouts` and
-`sampling` say which and how), `observation` compares, `taps` brings the gradient in, `weighting` says how much it
-counts.
+`groups` and `penalties` state the conventions (fields, actions, sizes), as docs/explanation/method.md does. A way
+through the files, in the order of a training step:
+
+    pairing              makes the batch: originals, transformed and unpaired images
+    layers/              decides which layers are compared, in which field and layout, and with which weight
+    autograd/recorder    records the outputs of the layers while the network runs
+    autograd/comparison  compares the originals' outputs with those of the transformed images
+    autograd/collector   computes the penalty from what was recorded
+    autograd/injection   adds the gradient of the penalty in the backward pass
+    weighting            computes the factor of the penalty in the loss
+    diagnosis/           measures how equivariant a network is, and reports what prevents it
+
+The examples in the docstrings assume ``import torch``, ``from torch import nn`` and
+``from components.equivariance import *``.
 """
 
-from .diagnosis import Diagnosis, diagnose
-from .groups import C4, Group, act, act_regular, circular_mask, group_named, rotate, rotate_by, shift_channels
-from .layer_weights import GeometricProfile
-from .layouts import ChannelsLast, Maps, SubPixel, Tokens, Windows
-from .measurement import equivariance_error, equivariance_error_by_element
+from .autograd.injection import GradientNorms
+from .config import PENALTIES, EquivarianceConfig, Penalty
+from .diagnosis.diagnose import Diagnosis, diagnose
+from .diagnosis.equivariance_error import (
+    equivariance_error,
+    equivariance_error_by_element,
+)
+from .groups import (
+    C4,
+    Group,
+    act,
+    act_regular,
+    circular_mask,
+    group_named,
+    rotate,
+    rotate_by,
+    shift_channels,
+)
+from .layers.layouts import ChannelsLast, Maps, SubPixel, Tokens, Windows
+from .layers.weights import GeometricProfile
 from .options import NonFiniteFeaturesError
 from .pairing import PairedBatch
 from .penalties import (
     act_on_kernel,
     channel_residual,
     field_residual,
+    kernel_relative_mse,
     kernel_residual,
+    l2_norm,
     pair_scale,
-    projection_size,
     regular_residual,
-    residual_size,
+    relative_mse,
     rotation_residual,
-    unsquared_size,
 )
 from .regularizer import EquivarianceRegularizer
-from .taps import GradientNorms
 from .weighting import BalancedWeight, PenaltyWeight
 
 __all__ = [
     "C4",
+    "PENALTIES",
     "BalancedWeight",
     "ChannelsLast",
     "Diagnosis",
+    "EquivarianceConfig",
     "EquivarianceRegularizer",
     "GeometricProfile",
     "GradientNorms",
@@ -47,6 +73,7 @@ __all__ = [
     "Maps",
     "NonFiniteFeaturesError",
     "PairedBatch",
+    "Penalty",
     "PenaltyWeight",
     "SubPixel",
     "Tokens",
@@ -61,14 +88,14 @@ __all__ = [
     "equivariance_error_by_element",
     "field_residual",
     "group_named",
+    "kernel_relative_mse",
     "kernel_residual",
+    "l2_norm",
     "pair_scale",
-    "projection_size",
     "regular_residual",
-    "residual_size",
+    "relative_mse",
     "rotate",
     "rotate_by",
     "rotation_residual",
     "shift_channels",
-    "unsquared_size",
 ]

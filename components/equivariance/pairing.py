@@ -1,6 +1,7 @@
-"""Pairs: images and their turned copies in one batch, ordered originals, copies, singles.
+"""Pairs: originals and their transformed images in one batch, in the order originals, transformed, unpaired.
 
-Legend: B images brought, k pairs, C channels, H rows, W columns; n an element of the group (n quarter turns in C4).
+Legend: B images in the given batch, k pairs, C channels, H rows, W columns; n is an element of the group (n quarter
+turns in C4).
 """
 
 from __future__ import annotations
@@ -20,28 +21,40 @@ Pairing = Literal["replace", "append", "none"]
 LARGEST_PAIR_FRACTION: dict[Pairing, float] = {"replace": 0.5, "append": 1.0}
 
 EntryField = Literal["image", "invariant"]
-"""What a turn does to an entry of a batch: ``(B, C, H, W)`` turned at its own size, or copied (a label)."""
+"""How an element acts on an entry: it transforms an "image" ``(B, C, H, W)`` and copies an "invariant" (a label)."""
 
 Entries = Tensor | Mapping[str, Tensor]
 """One tensor, or several by name."""
 
 NonSquare = Literal["crop", "pad"]
-"""What becomes of images that are not square where the group needs squares."""
+"""What happens to non-square images where the group needs squares."""
 
 
 @dataclass(frozen=True)
 class PairedBatch:
-    """A batch whose first ``num_pairs`` images are followed by their turned copies, then by singles.
+    """A batch in the order originals, transformed images of these originals, unpaired images.
 
-    `inputs` and `targets` are what was given, a tensor or a dict of tensors. `turns` is the element of the group
-    between an original and its copy: for C4 the number of quarter turns. `shift` is the channel shift that the penalty
-    "channel" uses in this step, `position` and `field_position` in [0, 1) what decides which layers and fields are
-    compared where they are sampled.
+    Attributes:
+        inputs: a tensor or a dict of tensors, as `pair` received them.
+        targets: likewise.
+        element: the element of the group that maps an original to its transformed image; for C4 the number of quarter
+            turns.
+        shift: the channel shift of the penalty "channel" in this step.
+        num_pairs: k, the number of originals and also of transformed images.
+        position: a number in [0, 1) that decides which layers are compared if layers are sampled.
+        field_position: a number in [0, 1) that decides which fields are compared if fields are sampled.
+
+    Example:
+        >>> original = torch.rand(1, 1, 8, 8)
+        >>> images = torch.cat((original, C4.act(original, 1, "trivial"), torch.rand(2, 1, 8, 8)))
+        >>> batch = PairedBatch(images, images, element=1, shift=1, num_pairs=1)
+        >>> batch.num_images, batch.transformed
+        (4, slice(1, 2, None))
     """
 
     inputs: Any
     targets: Any
-    turns: int
+    element: int
     shift: int
     num_pairs: int
     position: float = 0.0
@@ -49,38 +62,43 @@ class PairedBatch:
 
     @property
     def num_images(self) -> int:
-        """All images, copies included."""
+        """The number of all images, including transformed images."""
         return len(first_entry(self.inputs))
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the inputs, in their order."""
+        """The shapes of the inputs, in their order."""
         return tuple(tuple(entry.shape) for entry in entries_of(self.inputs))
 
     @property
-    def copies(self) -> slice:
-        """Where the copies lie: ``inputs[copies]`` are the copies of ``inputs[:num_pairs]``."""
+    def transformed(self) -> slice:
+        """Where the transformed images are: ``inputs[transformed]`` belong to the originals ``inputs[:num_pairs]``."""
         return slice(self.num_pairs, 2 * self.num_pairs)
 
 
 def first_entry(entries: Entries) -> Tensor:
-    """The tensor, or the first of several."""
+    """The tensor itself, or the first of several."""
     return entries if isinstance(entries, Tensor) else next(iter(entries.values()))
 
 
 def entries_of(entries: Entries) -> list[Tensor]:
-    """The tensor, or all of several."""
+    """A list of the tensor, or of all tensors."""
     return [entries] if isinstance(entries, Tensor) else list(entries.values())
 
 
 def entry_fields(inputs: Entries, targets: Entries, declared: Mapping[str, EntryField]) -> dict[str, EntryField]:
-    """The field of every entry: as declared, else "image" for four axes.
+    """The field of every entry: the declared one, else "image" for a tensor with four axes.
 
-    Entries are called by their keys; a lone tensor is "inputs" or "targets".
+    An entry has the name of its key. A single tensor has the name "inputs" or "targets".
+
+    Args:
+        inputs: one tensor, or several by name.
+        targets: likewise.
+        declared: the declared fields by the name of the entry.
 
     Raises:
-        ValueError: an entry of other than four axes without a declaration, a declared image that is none, a name that
-            is no entry, entries of different numbers of images, or none at all.
+        ValueError: an entry that is declared an image, or not declared at all, does not have four axes; a declared
+            name is not an entry; the entries have different numbers of images; or inputs or targets are empty.
     """
     named = _named("inputs", inputs) | _named("targets", targets)
     if not _named("inputs", inputs) or not _named("targets", targets):
@@ -108,20 +126,27 @@ def _named(which: str, entries: Entries) -> dict[str, Tensor]:
 
 
 def each_entry(which: str, entries: Entries, change: Callable[[str, Tensor], Tensor]) -> Tensor | dict[str, Tensor]:
-    """Apply ``change(name, entry)`` to a tensor or to each of several."""
+    """Apply ``change(name, entry)`` to a single tensor or to each of several.
+
+    Args:
+        which: the name of a single tensor.
+        entries: one tensor, or several by name.
+        change: the function to apply.
+    """
     changed = {name: change(name, entry) for name, entry in _named(which, entries).items()}
     return changed[which] if isinstance(entries, Tensor) else changed
 
 
 def make_square(images: Mapping[str, Tensor], how: NonSquare) -> dict[str, Tensor]:
-    """Cut or pad every image of a batch to a square, at the same place of the scene: the middle.
+    """Crop or pad every image of a batch to a square around its centre.
 
-    Entries may have different sizes, as a low-resolution input and its target. Of the smallest entry, H x W, the side
-    is ``min(H, W)`` (crop) or ``max(H, W)`` (pad, zeros), and what is left over is shared by both ends, an odd pixel at
-    the far end. An entry r times as large is cut or padded r times as far.
+    Entries may have different sizes, for example a low-resolution input and its target. The smallest entry, H x W, gets
+    the side ``min(H, W)`` (crop) or ``max(H, W)`` (pad, with zeros). Both ends lose or gain equally many pixels; an odd
+    pixel is lost or gained at the far end. An entry r times as large is cropped or padded by r times as many pixels, so
+    all entries keep the same part of the scene.
 
     Raises:
-        ValueError: an entry whose size is no whole multiple of the smallest's.
+        ValueError: the size of an entry is not a whole multiple of the smallest entry's size.
     """
     if all(entry.shape[-2] == entry.shape[-1] for entry in images.values()):
         return dict(images)
@@ -146,53 +171,66 @@ def make_square(images: Mapping[str, Tensor], how: NonSquare) -> dict[str, Tenso
     return squares
 
 
-def check_turns_fit(images: Tensor, turns: int, group: Group = C4) -> None:
-    """Raise a ValueError if the element makes the images' shape another: odd quarter turns, not square."""
+def check_element_fits(images: Tensor, element: int, group: Group = C4) -> None:
+    """Raise a ValueError if the element changes the shape of the images: an odd number of quarter turns, H != W.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        element: n.
+        group: the group of the element.
+    """
     height, width = images.shape[-2:]
-    if height != width and (group.quarter_turns(turns) or 0) % 2:
+    if height != width and (group.quarter_turns(element) or 0) % 2:
         raise ValueError(
-            f"turns: an odd number of quarter turns does not fit into a batch of {height} x {width} images; "
-            "crop them to squares, or pass turns=2"
+            f"element: an odd number of quarter turns does not fit into a batch of {height} x {width} images; "
+            "crop them to squares, or pass element=2"
         )
 
 
-def insert_copies(
-    entry: Tensor, num_pairs: int, num_given_up: int, turns: int, field: EntryField, group: Group = C4
+def insert_transformed(
+    entry: Tensor, num_pairs: int, num_dropped: int, element: int, field: EntryField, group: Group = C4
 ) -> Tensor:
-    """Insert turned copies of the first images behind them: originals, copies, singles.
+    """Insert the transformed images behind their originals; the unpaired images come last.
 
-    ``(B, ...)`` -> ``(B + k - g, ...)``, in the same memory format; the g images behind the k originals are given up
-    for the copies.
+    The entry ``(B, ...)`` becomes ``(B + k - g, ...)``, in the same memory format.
+
+    Args:
+        entry: ``(B, ...)``.
+        num_pairs: k; the first k images are the originals.
+        num_dropped: g; the g images after the originals are dropped to make place for the transformed images.
+        element: n.
+        field: what the element does to this entry.
+        group: the group of the element.
 
     Raises:
-        ValueError: k is not in 1..B; an odd number of quarter turns of images that are not square.
+        ValueError: k is not in 1..B, or the element is an odd number of quarter turns and the images are not square.
     """
     if not 1 <= num_pairs <= len(entry):
         raise ValueError(f"num_pairs: {num_pairs} is not in 1..{len(entry)}, the images of the batch")
     originals = entry[:num_pairs]
-    copies = originals
+    transformed = originals
     if field == "image":
-        check_turns_fit(entry, turns, group)
-        # What a group off the grid cuts off from the copies must not show in the originals' features either.
-        originals, copies = group.crop(originals), group.spatial(originals, turns)
-        if is_channels_last(entry):  # the batch stays what the network and the loss are fast with
-            copies = copies.contiguous(memory_format=torch.channels_last)
-    singles = entry[num_pairs + num_given_up :]
-    return torch.cat((originals, copies, singles) if len(singles) else (originals, copies))
+        check_element_fits(entry, element, group)
+        # The group may crop the transformed images: the originals' features must not show these pixels either.
+        originals, transformed = group.crop(originals), group.spatial(originals, element)
+        if is_channels_last(entry):  # network and loss are fast with the memory format that the entry has
+            transformed = transformed.contiguous(memory_format=torch.channels_last)
+    unpaired = entry[num_pairs + num_dropped :]
+    return torch.cat((originals, transformed, unpaired) if len(unpaired) else (originals, transformed))
 
 
 def check_pair_fraction(pair_fraction: float, pairing: Pairing) -> None:
-    """Raise a ValueError unless the fraction is positive and not above what the pairing can hold."""
+    """Raise a ValueError unless the fraction is above 0 and at most the largest that the pairing allows."""
     largest = LARGEST_PAIR_FRACTION[pairing]
     if not 0 < pair_fraction <= largest:
         raise ValueError(f"pair_fraction: {pair_fraction} is not above 0 and at most {largest} (pairing {pairing!r})")
 
 
 def count_pairs(num_images: int, pair_fraction: float) -> int:
-    """``k = pair_fraction * B``, which must be a whole number of at least 1.
+    """The number of pairs ``k = pair_fraction * B``, which must be a whole number of at least 1.
 
     Raises:
-        ValueError: it is not; names fractions and batch sizes that fit.
+        ValueError: k is not such a number. The message names fractions and batch sizes that fit.
     """
     exact = pair_fraction * num_images
     num_pairs = round(exact)
@@ -209,7 +247,7 @@ def count_pairs(num_images: int, pair_fraction: float) -> int:
 
 
 def draw_uniform(number: int, generator: torch.Generator | None) -> list[float]:
-    """Numbers uniform in [0, 1), from the generator (torch's default one if None)."""
+    """Random numbers, uniform in [0, 1), from the generator (torch's default generator if None)."""
     device = generator.device if generator is not None else torch.device("cpu")
     drawn: list[float] = torch.rand(number, generator=generator, device=device, dtype=torch.float64).tolist()
     return drawn

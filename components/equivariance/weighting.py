@@ -1,7 +1,6 @@
-"""How much the penalty counts at a step: a weight in the unit of the task loss, or one that keeps a share of the
-gradient.
+"""The factor of the penalty in the loss: a constant weight, or one that keeps a target share of the gradient norm.
 
-Both are asked by ``at(step, task_loss)`` before the backward pass and told by ``observe(norms)`` after it.
+Call ``at(step, task_loss)`` before the backward pass, and ``observe(norms)`` after it.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from .autograd.injection import GradientNorms
 from .options import check_choice
-from .taps import GradientNorms
 
 WeightUnit = Literal["task", "none"]
 
@@ -18,19 +17,26 @@ WeightUnit = Literal["task", "none"]
 class PenaltyWeight:
     """The factor of the penalty: ``weight * min(1, (s + 1) / warmup_steps) * unit`` at step s = 0, 1, ...
 
-    The penalty has no unit, the task loss has. ``unit="task"`` is a running mean m of the task loss,
-    ``m_i = momentum * m_{i-1} + (1 - momentum) * loss_i`` from ``m_0 = 0``, divided by ``1 - momentum^i``:
-    a weighted mean of the losses given so far, and a function of their sequence alone. ``unit="none"`` is 1.
-    It is a number, so no gradient flows through it. Source: METHOD.md section 3.
+    The penalty has no unit, but the task loss has one. ``unit="task"`` is a running mean m of the task loss,
+    ``m_i = momentum * m_{i-1} + (1 - momentum) * loss_i`` from ``m_0 = 0``, divided by ``1 - momentum^i``. It is a
+    weighted mean of the losses so far, and depends only on their sequence. ``unit="none"`` is 1. The factor is a
+    number, so no gradient flows through it. Source: docs/explanation/method.md, "Loss".
 
     Args:
         weight: lambda, at least 0.
-        warmup_steps: steps until the full weight; 0 is none.
+        warmup_steps: the number of steps until the full weight; 0 for no warm-up.
         unit: "task" or "none".
         momentum: of the running mean, at least 0 and below 1.
 
     Raises:
-        ValueError: one of these out of range.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> weight = PenaltyWeight(0.5, warmup_steps=2, unit="none")
+        >>> weight.at(0, task_loss=3.0), weight.at(1, task_loss=3.0)
+        (0.25, 0.5)
+        >>> round(PenaltyWeight(0.5, unit="task").at(0, task_loss=3.0), 6)
+        1.5
     """
 
     def __init__(self, weight: float, warmup_steps: int = 0, unit: WeightUnit = "task", momentum: float = 0.99) -> None:
@@ -49,12 +55,13 @@ class PenaltyWeight:
         self._num_losses = 0
 
     def at(self, step: int, task_loss: float) -> float:
-        """The factor at a step (from 0), after taking this step's task loss into the running mean.
+        """The factor at a step (from 0); the running mean first takes in this step's task loss.
 
-        With several workers give all the same loss, the mean over the global batch, or their factors differ.
+        With several workers, give all of them the same loss, the mean over the global batch. Otherwise their factors
+        differ.
 
         Raises:
-            ValueError: a task loss that is not finite: it would stay in the mean for ever.
+            ValueError: the task loss is not finite; it would stay in the running mean for ever.
         """
         warmup = _warmup(step, self.warmup_steps)
         if self.unit == "none":
@@ -66,40 +73,49 @@ class PenaltyWeight:
         return self.weight * warmup * self._running_mean / (1 - self.momentum**self._num_losses)
 
     def observe(self, norms: GradientNorms | None) -> None:
-        """Nothing: the weight does not depend on gradients."""
+        """Do nothing: this weight does not depend on gradients."""
 
     def state_dict(self) -> dict[str, float | int]:
-        """What a checkpoint must hold to go on with the same numbers."""
+        """The state that a checkpoint needs to continue with the same numbers."""
         return {"running_mean": self._running_mean, "num_losses": self._num_losses}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self._running_mean = float(state["running_mean"])
         self._num_losses = int(state["num_losses"])
 
 
 class BalancedWeight:
-    """Adapts lambda so that the penalty's share of the gradient norm at the penalised layers stays at a target.
+    """Adapts lambda so that the penalty has a target share of the gradient norm at the penalised layers.
 
-    With A the norm of the gradients arriving at the penalised layers' outputs from everything after them and G that of
-    the penalty's own gradients there, both over the maps of all pairs and all layers, the share is ``G / (A + G)``.
-    After each step the lambda that would have met the target,
+    A is the norm of the gradient that arrives at the outputs of the penalised layers from everything after them. G is
+    the norm of the penalty's own gradient there. Both norms are over the maps of all pairs and all layers. The share is
+    ``G / (A + G)``. After each step, this class computes the lambda that would have met the target:
 
-    ``lambda* = factor * share / (1 - share) * A / G``    (G was measured with `factor`, to which it is proportional),
+    ``lambda* = factor * share / (1 - share) * A / G``    (G was measured with `factor`, and is proportional to it).
 
-    enters a running mean of its logarithm, ``m_i = momentum m_{i-1} + (1 - momentum) log lambda*_i`` from ``m_0 = 0``,
-    divided by ``1 - momentum^i``; lambda of the next step is its exponential. It is a number, so no gradient flows
-    through it. Needs ``EquivarianceRegularizer(..., measure_gradients=True)`` and task and penalty in one backward
-    pass.
+    The logarithm of lambda* enters a running mean, ``m_i = momentum m_{i-1} + (1 - momentum) log lambda*_i`` from
+    ``m_0 = 0``, divided by ``1 - momentum^i``. The exponential of this mean is lambda of the next step. It is a number,
+    so no gradient flows through it. This class needs ``EquivarianceRegularizer(..., measure_gradients=True)``, and task
+    loss and penalty in one backward pass.
 
     Args:
         share: the target, above 0 and below 1.
         initial: lambda of the first step, above 0.
-        warmup_steps: steps until the full lambda; 0 is none.
+        warmup_steps: the number of steps until the full lambda; 0 for no warm-up.
         momentum: of the running mean, at least 0 and below 1.
 
     Raises:
-        ValueError: one of these out of range.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> weight = BalancedWeight(share=0.5, initial=1.0)
+        >>> factor = weight.at(0, task_loss=3.0)
+        >>> squares = torch.tensor(1.0)
+        >>> weight.observe(GradientNorms(arriving=4 * squares, own=squares, added=squares))  # A = 2, G = 1
+        >>> factor, round(weight.at(1, task_loss=3.0), 6)
+        (1.0, 2.0)
     """
 
     def __init__(self, share: float, initial: float = 1e-3, warmup_steps: int = 0, momentum: float = 0.9) -> None:
@@ -120,14 +136,14 @@ class BalancedWeight:
         self._num_observed = 0
 
     def at(self, step: int, task_loss: float) -> float:
-        """The factor at a step (from 0): lambda as balanced so far, times the warm-up. The task loss is not needed."""
+        """The factor at a step (from 0): the current lambda times the warm-up. The task loss is not used."""
         self._factor = self.weight * _warmup(step, self.warmup_steps)
         return self._factor
 
     def observe(self, norms: GradientNorms | None) -> None:
-        """Take in what the backward pass of this step has measured; with several workers give all the same means.
+        """Update lambda from the gradient norms of this step; with several workers, give all of them the same means.
 
-        A step in which nothing was measured, or one of the norms is 0 or not finite, changes nothing.
+        Nothing changes if nothing was measured in this step, or if a norm is 0 or not finite.
         """
         if norms is None:
             return
@@ -140,11 +156,11 @@ class BalancedWeight:
         self.weight = math.exp(self._mean_log / (1 - self.momentum**self._num_observed))
 
     def state_dict(self) -> dict[str, float | int]:
-        """What a checkpoint must hold to go on with the same numbers."""
+        """The state that a checkpoint needs to continue with the same numbers."""
         return {"weight": self.weight, "mean_log": self._mean_log, "num_observed": self._num_observed}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self.weight = float(state["weight"])
         self._mean_log = float(state["mean_log"])
         self._num_observed = int(state["num_observed"])

@@ -1,4 +1,5 @@
-"""How good a restored image is: metrics, intervals, tiled restoration and what a network has to beat.
+"""Evaluation of restored images: metrics, confidence intervals, figures and the classical baselines.
 
-Nothing is imported here, so that who computes a metric does not wait for figures, classical methods and networks.
+This package imports nothing here. Code that computes a metric therefore does not load figures, classical methods and
+networks.
 """

@@ -1,5 +1,7 @@
-"""Charts of runs and sweeps as PNG files. Each function gives its figure back for inspection; none touches
-pyplot. All are drawn in matplotlib's default style: the user's own, or one that a library has set, would change bytes.
+"""Charts of runs and sweeps as PNG files.
+
+Each function returns its figure for inspection. No function uses pyplot. All figures use matplotlib's default style,
+because a style set by the user or by a library would change the bytes of the file.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-"""Okabe and Ito, *Color Universal Design*, 2008: told apart by the colour-blind."""
+"""Okabe and Ito, *Color Universal Design*, 2008: colours that colour-blind readers can distinguish."""
 
 MARKERS = "osD^vP*"
 DPI = 120
@@ -28,9 +30,9 @@ def save_equivariance_bars(path: Path, errors: Mapping[str, Mapping[str, float]]
     """Save horizontal bars of the relative equivariance error of every layer, one colour for each network.
 
     Args:
-        path: of the PNG.
-        errors: network -> layer -> relative error, as `equivariance_error` gives it. Layers keep the order in
-            which they are first met, "output" comes last and apart; a layer that a network lacks has no bar.
+        path: path of the PNG.
+        errors: network -> layer -> relative error, as `equivariance_error` returns it. Layers are drawn in the order of
+            their first occurrence. "output" is drawn last, at some distance. A layer that a network lacks has no bar.
 
     Raises:
         ValueError: no networks, or more than there are colours.
@@ -64,14 +66,15 @@ def save_equivariance_bars(path: Path, errors: Mapping[str, Mapping[str, float]]
 def save_trials(path: Path, trials: Sequence[Mapping[str, Any]], title: str = "PSNR, dB") -> Figure:
     """Save the validation score of a sweep's trials over the weight of the penalty, on a logarithmic axis.
 
-    Trials with weight 0, and controls, are dashed lines. Trials that were stopped early are hollow. A trial
-    far below the others stands at the lower edge with its figure; those without a finite score are counted.
+    Trials with weight 0 and controls are dashed lines. Trials that were stopped early are hollow markers. A trial far
+    below the others is drawn at the lower edge, with its score as a label. The axis label states the number of trials
+    without a finite score.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         trials: mappings with the keys ``weight`` (lambda), ``penalty`` (its kind), ``score`` (validation),
             ``stopped_early`` and ``is_control``.
-        title: of the score, with its unit.
+        title: name of the score, with its unit.
     """
     shown = [trial for trial in trials if math.isfinite(trial["score"])]
     references = [trial for trial in shown if trial["is_control"] or trial["weight"] <= 0]
@@ -116,9 +119,9 @@ def save_history(path: Path, history: Mapping[int, Mapping[str, float]], title: 
     """Save the training loss (logarithmic) and the validation score against the step.
 
     Args:
-        path: of the PNG.
-        history: step -> metrics, of which ``task_loss`` and ``val_score`` are drawn where present.
-        title: of the score, with its unit.
+        path: path of the PNG.
+        history: step -> metrics; ``task_loss`` and ``val_score`` are drawn where they are present.
+        title: name of the score, with its unit.
     """
     figure, axes = _figure(7.5, 5.0, num_rows=2)
     panels = (("task_loss", "training loss"), ("val_score", f"validation {title}"))
@@ -135,14 +138,17 @@ def save_history(path: Path, history: Mapping[int, Mapping[str, float]], title: 
 
 
 def _figure(width: float, height: float, num_rows: int = 1) -> tuple[Figure, Any]:
-    """A figure of that many inches, and its axes: one, or an array that shares the x axis."""
+    """Create a figure, with sizes in inches, and its axes: one, or an array with a shared x axis."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(num_rows, sharex=True)
 
 
 def _lower_edge(figures: Sequence[float]) -> float:
-    """As far below the lower quartile as the best is above it, and 0.5 dB more: collapsed trials lie further."""
+    """Return the lower edge of the chart: ``quartile - (best - quartile) - 0.5 dB`` with the lower quartile.
+
+    Collapsed trials lie below this edge.
+    """
     if not figures:
         return 0.0
     quartile, best = np.quantile(figures, [0.25, 1])
@@ -150,7 +156,7 @@ def _lower_edge(figures: Sequence[float]) -> float:
 
 
 def _trial_legend(figure: Figure, axes: Axes, references: Sequence[Mapping[str, Any]], has_hollow: bool) -> None:
-    """One entry a penalty, one for hollow markers, one for the lines."""
+    """Draw the legend: one entry per penalty, one for hollow markers and one for the lines."""
     handles: list[Any] = axes.get_legend_handles_labels()[0]
     entries = {
         line.get_label(): Line2D([], [], color=line.get_color(), marker=line.get_marker(), linestyle="")

@@ -1,9 +1,9 @@
-"""How near a restored image is to the truth: PSNR and SSIM, of all channels and of the luma, task by task.
+"""Metrics of restored images against the reference: PSNR and SSIM of all channels and of the luma, for each task.
 
-`quality` is for tasks that map an image to an image (rain, noise, blur); the others have a function each, with the
-figures that their literature reports. Legend: B images, C channels (1 grey, 3 RGB), H rows, W columns; values in
-[0, 1]. Computed in float64, given back as float64 ``(B,)`` on the device of the images: the mean over a test set is
-the caller's, who needs every image.
+`quality` is for tasks that map an image to an image (rain, noise, blur). Each other task has its own function, which
+computes the metrics that its literature reports. Legend: B images, C channels (1 grey, 3 RGB), H rows, W columns;
+values in [0, 1]. Metrics are computed in float64 and returned as float64 ``(B,)`` on the device of the images. The
+caller averages over the test set, because it also needs the value of each image.
 """
 
 from __future__ import annotations
@@ -15,35 +15,45 @@ from skimage import metrics
 from torch import Tensor
 
 PSNR_CAP = 20 * math.log10(2 * 255)
-"""54.15 dB: wrong by half a grey level everywhere. Identical images would have infinite PSNR and with it
-every mean; the truth, read from 8-bit files, is itself no surer than half a level."""
+"""54.15 dB: an error of half a grey level everywhere. Identical images would have an infinite PSNR, and every mean that
+contains them would be infinite. The reference comes from 8-bit files, so it is itself only accurate to half a level."""
 
 SSIM_WINDOW = 11
-"""Width of the Gaussian window in pixels: sigma 1.5, cut at 3.5 sigma."""
+"""Width of the Gaussian window in pixels: sigma 1.5, truncated at 3.5 sigma."""
 
 BLOCK = 8
 """Width of a JPEG block in pixels."""
 
 
 def as_saved(images: Tensor) -> Tensor:
-    """Images as an 8-bit file gives them back: ``round(255 clip(x, 0, 1)) / 255``, of any shape; NaN stays."""
+    """Round images of any shape as an 8-bit file does: ``round(255 clip(x, 0, 1)) / 255``; NaN stays NaN.
+
+    Example:
+        >>> 255 * as_saved(torch.tensor([-0.1, 0.5, 1.2], dtype=torch.float64))
+        tensor([  0., 128., 255.], dtype=torch.float64)
+    """
     return (images.clamp(0, 1) * 255).round() / 255
 
 
 def luma(images: Tensor) -> Tensor:
-    """Y of ITU-R BT.601 in its studio range, as the deraining literature compares images.
+    """Compute Y of ITU-R BT.601 in its studio range, on which the deraining literature compares images.
 
-    ``Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255``, so 16/255 for black and 235/255 for white; nothing
-    is clipped or rounded. (MATLAB scripts that convert 8-bit images round Y as well: 0.01 dB less at 31 dB,
-    0.1 dB at 40.) A grey image is its own luma, unchanged: its PSNR stays comparable to the literature on
-    grey images.
+    ``Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255``. Y is 16/255 for black and 235/255 for white. Nothing is
+    clipped or rounded. (MATLAB scripts that convert 8-bit images also round Y. This lowers the PSNR by 0.01 dB at 31 dB
+    and by 0.1 dB at 40 dB.) A grey image is returned unchanged, so its PSNR stays comparable to the literature on grey
+    images.
 
     Shape: ``(B, 3, H, W)`` or ``(B, 1, H, W)`` -> ``(B, 1, H, W)``, in the dtype of the images.
 
     Raises:
-        ValueError: not 1 or 3 channels.
+        ValueError: the images do not have 1 or 3 channels.
 
     Source: MATLAB's rgb2ycbcr.
+
+    Example:
+        >>> white = luma(torch.ones(2, 3, 4, 4, dtype=torch.float64))
+        >>> white.shape, round(255 * white.max().item(), 6)
+        (torch.Size([2, 1, 4, 4]), 235.0)
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images {tuple(images.shape)}: luma needs (B, 1, H, W) or (B, 3, H, W)")
@@ -61,6 +71,11 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ or are not ``(B, C, H, W)``.
+
+    Example:
+        >>> clean = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+        >>> psnr(clean + 0.1, clean).round(decimals=6)
+        tensor([20., 20.], dtype=torch.float64)
     """
     _check(images, references)
     squares = (images.double() - references.double()).square()
@@ -68,19 +83,26 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity of each image: 1 is identical.
+    """Structural similarity (SSIM) of each image; identical images have 1.
 
-    Gaussian window 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, variances divided by the
-    window's weight; averaged over the pixels whose whole window lies in the image, then over channels.
+    The window is Gaussian, 11 x 11 pixels with sigma 1.5. K1 = 0.01, K2 = 0.03, and the data range is 1. Variances are
+    divided by the window's weight. The result is averaged over the pixels whose whole window lies in the image, then
+    over channels.
 
-    Shape: two ``(B, C, H, W)``, H and W at least 11 -> ``(B,)``. Runs on the CPU, one image after another, in
-    scikit-image: separable filters, where torchmetrics convolves with the whole window and counts a padded
-    border.
+    Shape: two ``(B, C, H, W)``, H and W at least 11 -> ``(B,)``. scikit-image computes the SSIM on the CPU, image by
+    image, with separable filters. (torchmetrics convolves with the whole window and includes a padded border.)
 
     Raises:
         ValueError: the shapes differ or are not ``(B, C, H, W)``, or an image is smaller than the window.
 
     Source: Wang, Bovik, Sheikh, Simoncelli, *Image Quality Assessment*, IEEE TIP 2004.
+
+    Example:
+        >>> clean = torch.rand(1, 3, 16, 16, generator=torch.manual_seed(0))
+        >>> ssim(clean, clean)
+        tensor([1.], dtype=torch.float64)
+        >>> bool(ssim(clean * 0.5, clean) < 0.9)
+        True
     """
     _check(images, references)
     if min(images.shape[-2:]) < SSIM_WINDOW:
@@ -104,15 +126,21 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
 
 
 def quality(images: Tensor, references: Tensor) -> dict[str, Tensor]:
-    """The figures reported for restored images: ``psnr``, ``ssim``, and ``psnr_y``, ``ssim_y`` of the luma.
+    """Compute the metrics reported for restored images: ``psnr``, ``ssim``, and ``psnr_y``, ``ssim_y`` of the luma.
 
-    Both sides are first clipped to [0, 1] and rounded to 8 bits (`as_saved`), so that the figures are those
-    of the files a user would keep.
+    Images and references are first clipped to [0, 1] and rounded to 8 bits (`as_saved`). The metrics are therefore
+    those of the saved files.
 
     Shape: two ``(B, C, H, W)``, C = 1 or 3, H and W at least 11 -> ``(B,)`` each.
 
     Raises:
         ValueError: as `luma`, `psnr` and `ssim`.
+
+    Example:
+        >>> clean = torch.zeros(1, 3, 16, 16, dtype=torch.float64)
+        >>> values = quality(clean + 0.1, clean)
+        >>> sorted(values), values["psnr"].shape
+        (['psnr', 'psnr_y', 'ssim', 'ssim_y'], torch.Size([1]))
     """
     saved, truth = as_saved(images.double()), as_saved(references.double())
     saved_luma, truth_luma = luma(saved), luma(truth)
@@ -128,21 +156,28 @@ def psnr_b(images: Tensor, references: Tensor) -> Tensor:
     """PSNR of the luma with a penalty for visible 8 x 8 blocks, in dB, at most `PSNR_CAP`.
 
     ``-10 log10 (mean (x - y)^2 + BEF(x))`` for the image x and its reference y. The blocking effect factor is
-    ``BEF(x) = eta max(D_edge - D_inside, 0)``, ``eta = log2 8 / log2 min(H, W)``: D_edge is the mean square of the
-    differences between horizontal and vertical neighbours on either side of a block's edge, D_inside that of all
-    other neighbours. The reference has no part in it, so for an image as smooth across the edges as inside it is
-    the PSNR.
+    ``BEF(x) = eta max(D_edge - D_inside, 0)`` with ``eta = log2 8 / log2 min(H, W)``. D_edge is the mean squared
+    difference of horizontal and vertical neighbours across the edge of a block. D_inside is the mean squared difference
+    of all other neighbours. The factor does not depend on the reference. If the image is as smooth across the edges as
+    inside the blocks, PSNR-B equals PSNR.
 
-    The first pixel is the corner of a block: turn an image that was turned after its compression back, unless its
-    sides are multiples of 8.
+    The first pixel is taken as the corner of a block. If an image was rotated after its compression, it must be rotated
+    back first, unless its sides are multiples of 8.
 
-    Shape: two ``(B, C, H, W)``, C = 1 or 3 -> ``(B,)``. An image without any edge of a block (H and W at most 8) has
-    its PSNR.
+    Shape: two ``(B, C, H, W)``, C = 1 or 3 -> ``(B,)``. For an image without any block edge (H and W at most 8), PSNR-B
+    is the PSNR.
 
     Raises:
         ValueError: as `luma` and `psnr`.
 
     Source: Yim, Bovik, *Quality Assessment of Deblocked Images*, IEEE TIP 2011.
+
+    Example:
+        >>> clean = torch.full((1, 1, 16, 16), 0.5, dtype=torch.float64)
+        >>> shifted, blocked = clean + 0.1, clean + 0.1
+        >>> blocked[:, :, :8] -= 0.2  # the same squared error, with an edge between two blocks
+        >>> bool(psnr_b(blocked, clean) < psnr(blocked, clean)), bool(psnr_b(shifted, clean) == psnr(shifted, clean))
+        (True, True)
     """
     _check(images, references)
     image, reference = luma(images.double()), luma(references.double())
@@ -153,33 +188,63 @@ def psnr_b(images: Tensor, references: Tensor) -> Tensor:
 def masked_psnr(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
     """`psnr` of the pixels where the mask is True.
 
-    Shape: two ``(B, C, H, W)`` and a boolean ``(B, 1, H, W)`` or ``(B, C, H, W)`` -> ``(B,)``.
+    Args:
+        images: ``(B, C, H, W)``.
+        references: ``(B, C, H, W)``.
+        mask: boolean ``(B, 1, H, W)`` or ``(B, C, H, W)``.
+
+    Returns:
+        ``(B,)``.
 
     Raises:
-        ValueError: the shapes do not fit, the mask is not boolean, or it counts no pixel of an image.
+        ValueError: the shapes do not match, the mask is not boolean, or it selects no pixel of an image.
+
+    Example:
+        >>> clean = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+        >>> mask = torch.eye(4, dtype=torch.bool)[None, None]
+        >>> masked_psnr(torch.where(mask, clean + 0.1, clean + 0.7), clean, mask).round(decimals=6)
+        tensor([20.], dtype=torch.float64)
     """
     return (-10 * _masked_mean_square(images, references, mask).log10()).clamp(max=PSNR_CAP)
 
 
 def masked_ssim(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
-    """`ssim` after the pixels where the mask is False took the values of the reference.
+    """`ssim` after the pixels where the mask is False have been replaced by the values of the reference.
 
-    They count as alike, and no window sees an edge that is in neither image (as it would at pixels set to 0).
+    These pixels count as identical. The replacement creates no edge that is in neither image. Setting the pixels to 0
+    would create one.
 
-    Shape: as `masked_psnr`, H and W at least 11 -> ``(B,)``.
+    Args:
+        images: ``(B, C, H, W)``, H and W at least 11.
+        references: ``(B, C, H, W)``.
+        mask: boolean ``(B, 1, H, W)`` or ``(B, C, H, W)``.
+
+    Returns:
+        ``(B,)``.
 
     Raises:
         ValueError: as `ssim` and `masked_psnr`.
+
+    Example:
+        >>> clean = torch.rand(1, 1, 16, 16, generator=torch.manual_seed(0))
+        >>> mask = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+        >>> mask[..., 4:8, 4:8] = False
+        >>> masked_ssim(torch.where(mask, clean, 0), clean, mask)  # the error is outside the mask only
+        tensor([1.], dtype=torch.float64)
     """
     counted = _check_mask(images, references, mask)
     return ssim(torch.where(counted, images, references), references)
 
 
 def crop_border(images: Tensor, pixels: int) -> Tensor:
-    """The images without ``pixels`` rows and columns on every side: ``(..., H, W) -> (..., H - 2p, W - 2p)``, a view.
+    """Remove ``pixels`` rows and columns on every side: ``(..., H, W) -> (..., H - 2p, W - 2p)``, a view.
 
     Raises:
         ValueError: ``pixels`` is negative or nothing would be left.
+
+    Example:
+        >>> crop_border(torch.zeros(1, 3, 16, 20), 4).shape
+        torch.Size([1, 3, 8, 12])
     """
     height, width = images.shape[-2:]
     if not 0 <= 2 * pixels < min(height, width):
@@ -190,26 +255,40 @@ def crop_border(images: Tensor, pixels: int) -> Tensor:
 
 
 def super_resolution_quality(outputs: Tensor, references: Tensor, scale: int) -> dict[str, Tensor]:
-    """The figures of super-resolution: ``psnr_y`` and ``ssim_y``, the border left out, of the images as saved.
+    """Compute the metrics of super-resolution: ``psnr_y`` and ``ssim_y`` of the images as saved, without the border.
 
-    ``scale`` pixels are cropped from every side, where an up-sampled image depends on the rule for what lies outside
-    of it. A grey image is its own luma.
+    ``scale`` pixels are cropped from every side, because there an up-sampled image depends on the boundary condition.
+    The luma of a grey image is the image itself.
 
-    Shape: two ``(B, C, H, W)``, C = 1 or 3, H and W at least 11 + 2 scale -> ``(B,)`` each.
+    Args:
+        outputs: ``(B, C, H, W)``, C = 1 or 3, H and W at least 11 + 2 scale.
+        references: ``(B, C, H, W)``.
+        scale: factor of the super-resolution.
+
+    Returns:
+        ``(B,)`` each.
 
     Raises:
         ValueError: as `luma`, `psnr`, `ssim` and `crop_border`.
 
     Source: the protocol since Timofte, De Smet, Van Gool, *A+*, ACCV 2014.
+
+    Example:
+        >>> clean = torch.rand(2, 3, 16, 16, generator=torch.manual_seed(0))
+        >>> restored = clean.clone()
+        >>> restored[..., 0] = 0  # an error in the border only
+        >>> super_resolution_quality(restored, clean, scale=2)["ssim_y"]
+        tensor([1., 1.], dtype=torch.float64)
     """
     saved, truth = (crop_border(luma(as_saved(x.double())), scale) for x in (outputs, references))
     return {"psnr_y": psnr(saved, truth), "ssim_y": ssim(saved, truth)}
 
 
 def inpainting_quality(outputs: Tensor, inputs: Tensor, references: Tensor) -> dict[str, Tensor]:
-    """The figures of inpainting: ``psnr``, ``ssim`` of the whole image and ``psnr_hole`` of the missing pixels alone.
+    """Compute the metrics of inpainting: ``psnr``, ``ssim`` of the image and ``psnr_hole`` of the missing pixels.
 
-    What was known is kept: the outputs are replaced by the inputs wherever the mask is 0. Then as saved.
+    Known pixels are kept: where the mask is 0, the outputs are replaced by the inputs. The images are then rounded to 8
+    bits (`as_saved`).
 
     Args:
         outputs: ``(B, C, H, W)``, H and W at least 11.
@@ -220,7 +299,15 @@ def inpainting_quality(outputs: Tensor, inputs: Tensor, references: Tensor) -> d
         ``(B,)`` each.
 
     Raises:
-        ValueError: the shapes do not fit, or nothing is missing in an image.
+        ValueError: the shapes do not match, or nothing is missing in an image.
+
+    Example:
+        >>> clean = torch.zeros(1, 3, 16, 16)
+        >>> mask = torch.zeros(1, 1, 16, 16)
+        >>> mask[..., 4:8, 4:8] = 1
+        >>> metrics = inpainting_quality(clean + 0.2, torch.cat([clean, mask], dim=1), clean)
+        >>> metrics["psnr_hole"].round(decimals=2), bool(metrics["psnr"] > metrics["psnr_hole"])
+        (tensor([13.9800], dtype=torch.float64), True)
     """
     _check(outputs, references)
     _check_inputs(inputs, outputs, outputs.shape[1] + 1)
@@ -235,14 +322,20 @@ def inpainting_quality(outputs: Tensor, inputs: Tensor, references: Tensor) -> d
 
 
 def jpeg_quality(outputs: Tensor, references: Tensor) -> dict[str, Tensor]:
-    """The figures of JPEG restoration: ``psnr`` and ``ssim`` of all channels, ``psnr_b`` of the luma, as saved.
+    """Compute the metrics of JPEG restoration: ``psnr``, ``ssim`` of all channels, ``psnr_b`` of the luma, as saved.
 
-    In colour, ``psnr_b`` is not comparable to ``psnr``: the luma has 219 of 255 levels and errs less.
+    In colour, ``psnr_b`` is not comparable to ``psnr``, because the luma has 219 of 255 levels and a smaller error.
 
     Shape: two ``(B, C, H, W)``, C = 1 or 3, H and W at least 11 -> ``(B,)`` each.
 
     Raises:
         ValueError: as `luma`, `psnr` and `ssim`.
+
+    Example:
+        >>> clean = torch.zeros(1, 1, 16, 16)
+        >>> metrics = jpeg_quality(clean + 0.2, clean)
+        >>> sorted(metrics), bool(metrics["psnr"] == metrics["psnr_b"])  # no block edges
+        (['psnr', 'psnr_b', 'ssim'], True)
     """
     saved, truth = as_saved(outputs.double()), as_saved(references.double())
     return {"psnr": psnr(saved, truth), "ssim": ssim(saved, truth), "psnr_b": psnr_b(saved, truth)}
@@ -251,10 +344,11 @@ def jpeg_quality(outputs: Tensor, references: Tensor) -> dict[str, Tensor]:
 def metal_artifact_quality(
     outputs: Tensor, inputs: Tensor, references: Tensor, *, hounsfield_range: float
 ) -> dict[str, Tensor]:
-    """The figures of metal artifact reduction, of all that is not metal: ``psnr``, ``ssim`` and ``rmse``.
+    """Compute the metrics of metal artifact reduction outside the metal: ``psnr``, ``ssim`` and ``rmse``.
 
-    ``rmse = hounsfield_range sqrt(mean (x - y)^2)`` is in Hounsfield units. The metal is left out of the means; for
-    the SSIM it takes the values of the reference. Nothing is clipped or rounded: these images are not kept in 8 bits.
+    ``rmse = hounsfield_range sqrt(mean (x - y)^2)`` is in Hounsfield units. The means exclude the metal. For the SSIM,
+    the metal takes the values of the reference. Nothing is clipped or rounded, because these images are not saved in 8
+    bits.
 
     Args:
         outputs: ``(B, 1, H, W)``, H and W at least 11.
@@ -266,7 +360,14 @@ def metal_artifact_quality(
         ``(B,)`` each.
 
     Raises:
-        ValueError: the shapes do not fit, an image is all metal, or the range is not positive.
+        ValueError: the shapes do not match, an image is all metal, or the range is not positive.
+
+    Example:
+        >>> clean = torch.full((1, 1, 16, 16), 0.5, dtype=torch.float64)
+        >>> inputs = torch.cat([clean, clean, torch.zeros_like(clean)], dim=1)  # no metal
+        >>> metrics = metal_artifact_quality(clean + 0.1, inputs, clean, hounsfield_range=4000)
+        >>> metrics["rmse"].round(decimals=6)
+        tensor([400.], dtype=torch.float64)
     """
     if not 0 < hounsfield_range < math.inf:
         raise ValueError(f"hounsfield_range {hounsfield_range}: use the Hounsfield units between grey values 0 and 1")
@@ -281,13 +382,17 @@ def metal_artifact_quality(
 
 
 def top1(scores: Tensor, labels: Tensor) -> Tensor:
-    """1 where the class with the largest score is the label, else 0 (float64): their mean is the top-1 accuracy.
+    """Return 1 where the class with the largest score is the label, else 0; the mean is the top-1 accuracy.
 
-    Shape: ``(B, classes)`` and integers ``(B,)`` -> ``(B,)``. Scores with a NaN are wrong; of equal ones the first
-    counts.
+    Shape: ``(B, classes)`` and integers ``(B,)`` -> ``(B,)`` float64. Scores with a NaN count as wrong. Among equal
+    largest scores, the first class counts.
 
     Raises:
-        ValueError: the shapes do not fit, or a label is not a class.
+        ValueError: the shapes do not match, or a label is not a class.
+
+    Example:
+        >>> top1(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        tensor([1., 0.], dtype=torch.float64)
     """
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise ValueError(
@@ -307,7 +412,7 @@ def _blocking_effect(image: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     edges, insides = [], []
     for length, steps in ((height, image.diff(dim=-2)), (width, image.diff(dim=-1).mT)):
-        is_edge = torch.arange(1, length, device=image.device) % BLOCK == 0  # a step leads to pixel 1, 2, ...
+        is_edge = torch.arange(1, length, device=image.device) % BLOCK == 0  # the differences lead to pixels 1, 2, ...
         edges.append(steps[:, :, is_edge].square().flatten(1))
         insides.append(steps[:, :, ~is_edge].square().flatten(1))
     at_edges, inside = torch.cat(edges, dim=1), torch.cat(insides, dim=1)
@@ -324,7 +429,7 @@ def _masked_mean_square(images: Tensor, references: Tensor, mask: Tensor) -> Ten
 
 
 def _check_mask(images: Tensor, references: Tensor, mask: Tensor) -> Tensor:
-    """The mask for every channel, ``(B, C, H, W)``."""
+    """Check the mask and expand it to every channel, ``(B, C, H, W)``."""
     _check(images, references)
     if mask.dtype != torch.bool or mask.shape not in (images.shape, images[:, :1].shape):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What is measured: every method on the test images, on their rotations, and out of distribution.
+"""Evaluation protocol: every method is measured on the test images, on their rotations, and out of distribution.
 
-Legend: images are numpy ``(C, H, W)``; a method maps what the network is given to a restored image (or to scores of
-classes, where the reference is a class and no image).
+Legend: images are numpy ``(C, H, W)``. A method maps the inputs of the network to a restored image. If the reference is
+a class, it maps them to scores of classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components.evaluation.statistics import Interval, clustered_interval
 
 Method = Callable[[np.ndarray], np.ndarray]
 Quality = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
-"""(outputs, inputs, references), a batch each -> metric -> ``(B,)``; see ``components.tasks``."""
+"""(outputs, inputs, references), one batch each -> metric -> ``(B,)``; see ``components.tasks``."""
 TEST, ROTATED, OUT_OF_DISTRIBUTION = "test", "rotated", "out_of_distribution"
 GROUPS = (TEST, ROTATED, OUT_OF_DISTRIBUTION)
 
@@ -30,7 +30,10 @@ class Case:
 
     Attributes:
         group: one of ``GROUPS``.
-        condition: within the group: the number of quarter turns, or the name of the other degradation.
+        condition: condition within the group: the rotation angle in degrees, or the name of the other degradation.
+        entry: the pair's entry in its pack.
+        degraded: inputs of the network.
+        clean: the reference.
     """
 
     group: str
@@ -42,7 +45,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured case: ``scores[method][metric]``."""
+    """A measured case.
+
+    Attributes:
+        group: one of ``GROUPS``.
+        condition: condition within the group, see `Case`.
+        image: name of the image.
+        scene: scene of the image.
+        scores: the metrics, ``scores[method][metric]``.
+    """
 
     group: str
     condition: str
@@ -55,7 +66,13 @@ Pairs = Callable[[Pack], Iterator[tuple[Entry, np.ndarray, np.ndarray]]]
 
 
 def cases(test: Pack, others: Mapping[str, Pack], pairs: Pairs = Pack.pairs) -> Iterator[Case]:
-    """All cases: the test pairs, each turned by 90, 180 and 270 degrees, and the pairs of the other degradations."""
+    """Yield all cases: the test pairs, their rotations by 90, 180 and 270 degrees, and the out-of-distribution pairs.
+
+    Args:
+        test: pack of the test pairs.
+        others: name of another degradation -> pack of its pairs.
+        pairs: function that yields (entry, degraded, clean) of a pack.
+    """
     for entry, degraded, clean in pairs(test):
         yield Case(TEST, "0", entry, degraded, clean)
         for turns in (1, 2, 3):
@@ -66,7 +83,13 @@ def cases(test: Pack, others: Mapping[str, Pack], pairs: Pairs = Pack.pairs) -> 
 
 
 def measure(case: Case, methods: Mapping[str, Method], quality: Quality) -> Row:
-    """Runs every method on one case and scores what it gives."""
+    """Run every method on one case and compute the metrics of its output.
+
+    Args:
+        case: the case.
+        methods: name -> method.
+        quality: function that computes the metrics.
+    """
     inputs, clean = (torch.from_numpy(array)[None] for array in (case.degraded, case.clean))
     scores = {}
     for name, method in methods.items():
@@ -76,11 +99,12 @@ def measure(case: Case, methods: Mapping[str, Method], quality: Quality) -> Row:
 
 
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
-    """Means by group, method and metric, and how far the restored images are above input and classical baseline.
+    """Compute means by group, method and metric, and the gains of the restored images over the other methods.
 
-    ``{group: {method: {metric: mean}, "gain": {metric: {"over_METHOD": {"mean", "low", "high"}}}, "conditions": ..}}``;
-    gains are per image, with a bootstrap interval clustered by scene. ``conditions`` holds the same means for each
-    condition of a group that has several.
+    The result is
+    ``{group: {method: {metric: mean}, "gain": {metric: {"over_METHOD": {"mean", "low", "high"}}}, "conditions": ..}}``.
+    Gains are per image, with a bootstrap interval clustered by scene. If a group has several conditions, ``conditions``
+    holds the same means for each condition. Each group also holds the number of its scenes, ``scenes``.
     """
     summary: dict[str, Any] = {}
     for group in GROUPS:
@@ -106,8 +130,29 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     return summary
 
 
+def headline(summary: Mapping[str, Any], score: str) -> dict[str, float]:
+    """Choose the figures that say most: the score of each group, and its gain on the test images with its interval.
+
+    Args:
+        summary: from `summarise`.
+        score: name of the metric that decides.
+    """
+    figures = {f"{group}_{score}": summary[group]["restored"][score] for group in GROUPS if group in summary}
+    gain = summary[TEST]["gain"][score]
+    over_classical = gain["over_classical"]
+    figures |= {"gain_over_input": gain["over_input"]["mean"], "gain_over_classical": over_classical["mean"]}
+    ends = {f"gain_over_classical_{end}": over_classical[end] for end in ("low", "high")}
+    return figures | {name: value for name, value in ends.items() if value is not None}  # None with too few scenes
+
+
 def gains(rows: Iterable[Row], over: str, metric: str) -> list[float]:
-    """Restored minus another method, image by image."""
+    """Compute the metric of "restored" minus the metric of another method, for each image.
+
+    Args:
+        rows: the measured cases.
+        over: name of the other method.
+        metric: name of the metric.
+    """
     return [row.scores["restored"][metric] - row.scores[over][metric] for row in rows]
 
 
@@ -116,7 +161,7 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
 
 
 def _turned(image: np.ndarray, turns: int) -> np.ndarray:
-    """A class is no image and stays what it is."""
+    """Rotate an image by quarter turns; a class is returned unchanged."""
     return image if image.ndim < 2 else np.ascontiguousarray(np.rot90(image, turns, axes=(-2, -1)))
 
 

@@ -1,4 +1,4 @@
-"""How sure a mean over test images is, when images of one scene are alike."""
+"""Confidence intervals of a mean over test images, where images of one scene are similar."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its interval, in the unit of the values; low and high are None where nothing can be said.
+    """A mean and its interval, in the unit of the values.
 
     Attributes:
-        mean: over all images.
-        low: lower end.
-        high: upper end.
+        mean: mean over all images.
+        low: lower end; None if no interval can be computed.
+        high: upper end; None if no interval can be computed.
     """
 
     mean: float
@@ -32,24 +32,24 @@ def clustered_interval(
 ) -> Interval:
     """Percentile bootstrap of the mean in which whole clusters (scenes) are drawn with replacement.
 
-    Of K clusters with sums s_k and sizes n_k, each resample draws K and has the mean over all images of the
-    drawn scenes, ``sum s_k / sum n_k``: a scene weighs as much as it has images, as in the mean itself. The
-    interval runs from quantile ``(1 - level) / 2`` to ``(1 + level) / 2`` of the resampled means. For a
-    paired comparison, pass the per-image differences.
+    There are K clusters with sums s_k and sizes n_k. Each resample draws K clusters and computes the mean over all
+    images of the drawn scenes, ``sum s_k / sum n_k``. A scene is thus weighted by its number of images, as in the mean
+    itself. The interval runs from quantile ``(1 - level) / 2`` to ``(1 + level) / 2`` of the resampled means. For a
+    paired comparison, pass the differences of each image.
 
-    With few scenes it is too narrow: 3 scenes have 10 distinct resamples, and a 95 % interval is just the
-    range of the three scene means, which holds the truth 75 % of the time (50 % with 2 scenes, about 92 %
-    with 20).
+    With few scenes the interval is too narrow. For example, 3 scenes have 10 distinct resamples. Their 95 % interval is
+    the range of the three scene means, which contains the true mean with a probability of 75 % (50 % with 2 scenes,
+    about 92 % with 20).
 
     Args:
-        values: one figure per image.
+        values: one value per image.
         clusters: the scene of each image, in the same order.
-        level: of confidence, between 0 and 1.
-        num_resamples: how many means are drawn.
-        seed: of the draws; the same inputs in any order give the same interval, to rounding.
+        level: confidence level, between 0 and 1.
+        num_resamples: number of resamples.
+        seed: seed of the resamples. The same inputs in any order give the same interval, up to rounding.
 
     Returns:
-        The interval; of fewer than 2 clusters low and high are None.
+        The interval; low and high are None for fewer than 2 clusters.
 
     Raises:
         ValueError: no values, values that are not finite, lengths that differ, or a level outside (0, 1).
@@ -78,7 +78,7 @@ def clustered_interval(
 
 
 def _number(clusters: Sequence[Hashable] | np.ndarray) -> tuple[int, np.ndarray]:
-    """How many clusters there are, and the number of each image's, counted in the order of their names."""
+    """Return the number of clusters, and the cluster index of each image; clusters are sorted by name."""
     names = [str(cluster) for cluster in clusters]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     return len(numbers), np.array([numbers[name] for name in names])

@@ -1,7 +1,7 @@
-"""How much a set of images changes when it is turned or mirrored: distances between patches and turned patches.
+"""Symmetry tests of a set of images: distances between patches and rotated or mirrored patches.
 
-Legend: S scenes, n patches of each, P their side in pixels; F figures of a patch; K the order of the cyclic group
-``{e, h, h^2, ...}`` that a transform h generates.
+Legend: S scenes, n patches per scene, P side of a patch in pixels, F feature vectors of a patch, K the order of the
+cyclic group ``{e, h, h^2, ...}`` that a transform h generates.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A transform is (quarter turns counter-clockwise, mirrored left-right first). 1 and 3 quarter turns are one test: a
-# patch and another, turned once, are as far apart as the first, turned three times, and the other.
+# A transform is (number of counter-clockwise quarter turns, whether it first mirrors left-right). 1 and 3 quarter turns
+# are one test: the distance from x to y rotated once equals the distance from x rotated three times to y.
 Transform = tuple[int, bool]
 GROUPS: Mapping[str, tuple[Transform, ...]] = MappingProxyType(
     {
@@ -24,23 +24,24 @@ GROUPS: Mapping[str, tuple[Transform, ...]] = MappingProxyType(
         "mirrored": ((0, False), (0, True)),
     }
 )
-LEVEL = 0.01  # of a test: how often it finds a difference where there is none
-MIN_SCENES = 8  # 2^7 distinct ways to turn 8 scenes against each other: with fewer, no p value reaches LEVEL
+LEVEL = 0.01  # significance level: probability that a test finds a difference where there is none
+# 8 scenes have 2^7 distinct relative transforms under a transform of order 2. With fewer, no p value reaches LEVEL.
+MIN_SCENES = 8
 
-_CONTRAST = 0.01  # of [0, 1]: gradients and textures below it count for less
-_NUM_DIRECTIONS = 8  # of the spectrum, 22.5 degrees each
+_CONTRAST = 0.01  # in units of [0, 1]: gradients and textures with less contrast have a lower weight
+_NUM_DIRECTIONS = 8  # directions of the spectrum, 22.5 degrees each
 
 
 @dataclass(frozen=True)
 class SymmetryTest:
-    """What was measured of one transform, as fractions of the mean distance between patches.
+    """Result of the test of one transform, as fractions of the mean distance between patches.
 
     Attributes:
-        distance: how much farther patches of different scenes are apart when one of them is transformed; 0 on
-            average for a symmetric set, also below 0 by chance.
-        null_median: of the same figure when whole scenes are transformed at random.
-        null_high: what it exceeds there with probability ``LEVEL``.
-        p: how often it is as large there; ``p <= LEVEL`` exactly if ``distance > null_high``.
+        distance: increase of the distance between patches of different scenes when one of them is transformed. It is 0
+            on average for a symmetric set, and may be negative by chance.
+        null_median: median of the same statistic when whole scenes are transformed at random (the null distribution).
+        null_high: value that the statistic exceeds with probability ``LEVEL`` under the null distribution.
+        p: p value of ``distance`` under the null distribution; ``p <= LEVEL`` exactly if ``distance > null_high``.
     """
 
     distance: float
@@ -50,13 +51,13 @@ class SymmetryTest:
 
 
 def draw_patches(image: np.ndarray, number: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Patches ``(n, P, P)`` at uniformly random places of an image.
+    """Return patches ``(n, P, P)`` at uniformly random positions of an image.
 
     Args:
         image: ``(H, W)``.
-        number: how many patches, n.
-        size: their side, P.
-        generator: of the places.
+        number: number of patches, n.
+        size: side of a patch, P.
+        generator: source of the random positions.
 
     Raises:
         ValueError: the image is smaller than a patch.
@@ -70,33 +71,35 @@ def draw_patches(image: np.ndarray, number: int, size: int, generator: np.random
 
 
 def transformed(patches: Tensor, transform: Transform) -> Tensor:
-    """Patches ``(..., P, P)`` mirrored left-right if so said, then turned."""
+    """Mirror patches ``(..., P, P)`` left-right if the transform says so, then rotate them by its quarter turns."""
     turns, is_mirrored = transform
     return torch.rot90(patches.flip(-1) if is_mirrored else patches, turns, dims=(-2, -1))
 
 
 def patch_figures(patches: Tensor) -> dict[str, Tensor]:
-    """What is compared of a patch: four vectors whose distances do not change when both patches are transformed.
+    """Compute four feature vectors of each patch; their distances are invariant if both patches are transformed.
 
     With ``c = 0.01``, the gradient ``(u, v)`` by differences in 2 x 2 windows and ``g = mean(u^2 + v^2) + c^2``:
 
-    - ``slope``: ``(mean u, mean v) / sqrt(g)``; light from above, for instance.
-    - ``skew``: ``(mean u^3, mean v^3) / g^1.5``; edges that rise fast and fall slowly.
-    - ``spectrum``: of the patch under a Hann window, the power in 8 directions over the power in all (plus that of
-      white noise of standard deviation c), below and above a half of the Nyquist frequency; edges and stripes.
-    - ``pixels``: the patch less its mean, over its standard deviation, ``sqrt(variance + c^2)``; all the rest, faintly.
+    - ``slope``: ``(mean u, mean v) / sqrt(g)``. It detects, for example, light from above.
+    - ``skew``: ``(mean u^3, mean v^3) / g^1.5``. It detects edges that rise fast and fall slowly.
+    - ``spectrum``: for the patch under a Hann window, the power in each of 8 directions divided by the total power plus
+      the power of white noise of standard deviation c; separately below and above half of the Nyquist frequency. It
+      detects edges and stripes.
+    - ``pixels``: the patch minus its mean, divided by its standard deviation ``sqrt(variance + c^2)``. It detects all
+      other differences, with low sensitivity.
 
-    Quarter turns and mirroring permute the entries of each, or change their sign.
+    Quarter turns and mirroring permute the entries of each vector or change their sign.
 
     Args:
         patches: ``(M, P, P)`` in [0, 1], floating point.
 
     Returns:
-        ``(M, D)`` each, D its own.
+        ``(M, D)`` each; D differs between the vectors.
     """
     centred = patches - patches.mean(dim=(1, 2), keepdim=True)
-    falling = centred[:, 1:, 1:] - centred[:, :-1, :-1]  # (M, P-1, P-1): along one diagonal
-    rising = centred[:, :-1, 1:] - centred[:, 1:, :-1]  # and along the other
+    falling = centred[:, 1:, 1:] - centred[:, :-1, :-1]  # (M, P-1, P-1): difference along one diagonal
+    rising = centred[:, :-1, 1:] - centred[:, 1:, :-1]  # difference along the other diagonal
     gradient = torch.stack([falling + rising, falling - rising], dim=1) / 2  # (M, 2, P-1, P-1)
     size = (gradient.square().sum(1).mean(dim=(1, 2)) + _CONTRAST**2).sqrt()[:, None]  # (M, 1)
     deviation = (centred.square().mean(dim=(1, 2)) + _CONTRAST**2).sqrt()[:, None]  # (M, 1)
@@ -109,7 +112,7 @@ def patch_figures(patches: Tensor) -> dict[str, Tensor]:
 
 
 def _spectrum(patches: Tensor) -> Tensor:
-    """The share of each direction in the power of low, then of high frequencies: ``(M, 16)``."""
+    """Compute the share of each direction in the power, first of the low, then of the high frequencies: ``(M, 16)``."""
     side = patches.shape[-1]
     hann = torch.hann_window(side + 2, periodic=False, dtype=patches.dtype)[1:-1]
     window = hann[:, None] * hann  # (P, P)
@@ -117,7 +120,7 @@ def _spectrum(patches: Tensor) -> Tensor:
     frequency = torch.fft.fftfreq(side, dtype=torch.float64)  # cycles per pixel
     rows, columns = torch.meshgrid(frequency, frequency, indexing="ij")
     radius = torch.hypot(rows, columns)
-    # No direction lies on the border of two: the tangents of 11.25 + 22.5 k degrees are irrational.
+    # No frequency lies on the border of two directions, because the tangents of 11.25 + 22.5 k degrees are irrational.
     direction = (torch.atan2(rows, columns) * _NUM_DIRECTIONS / torch.pi).round().long() % _NUM_DIRECTIONS
     shares = []
     for low, high in ((0.0, 0.25), (0.25, 0.5)):
@@ -130,13 +133,13 @@ def _spectrum(patches: Tensor) -> Tensor:
 
 
 def scene_distances(patches: Tensor, transforms: Sequence[Transform]) -> np.ndarray:
-    """Mean distances between the patches of two scenes, those of the second transformed.
+    """Compute the mean distances between the patches of each pair of scenes; the second scene is transformed.
 
-    ``out[h, f, i, j] = mean_{a, b} |figure_f(x_ia) - figure_f(h x_jb)|``.
+    ``out[h, f, i, j] = mean_{a, b} |feature_f(x_ia) - feature_f(h x_jb)|``.
 
     Args:
         patches: ``(S, n, P, P)``, floating point; float64 keeps equal patches at distance 0.
-        transforms: the h.
+        transforms: the transforms h.
 
     Returns:
         ``(len(transforms), F, S, S)`` float64.
@@ -155,13 +158,14 @@ def scene_distances(patches: Tensor, transforms: Sequence[Transform]) -> np.ndar
 
 
 def energy_distance(distances: np.ndarray) -> float:
-    """The relative energy distance between scenes and transformed scenes, unbiased, the mean over the figures.
+    """Compute the relative, unbiased energy distance between scenes and transformed scenes, averaged over the features.
 
-    ``mean_f [mean_{i != j} (d_f(x_i, h x_j) - d_f(x_i, x_j)) / mean_{i != j, k} d_f(x_i, h^k x_j)]``: half the energy
-    distance ``2 E|X - hY| - E|X - Y| - E|hX - hY|``, as h keeps distances. Patches of one scene are never compared.
+    ``mean_f [mean_{i != j} (d_f(x_i, h x_j) - d_f(x_i, x_j)) / mean_{i != j, k} d_f(x_i, h^k x_j)]``. This is half the
+    energy distance ``2 E|X - hY| - E|X - Y| - E|hX - hY|``, because h preserves distances. Patches of one scene are
+    never compared with each other.
 
     Args:
-        distances: ``(K, F, S, S)`` of `scene_distances`, the transforms being ``e, h, h^2, ...``.
+        distances: ``(K, F, S, S)`` of `scene_distances` for the transforms ``e, h, h^2, ...``.
 
     Raises:
         ValueError: fewer than 2 scenes.
@@ -172,17 +176,18 @@ def energy_distance(distances: np.ndarray) -> float:
 
 
 def symmetry_test(distances: np.ndarray, num_draws: int = 999, seed: int = 0) -> SymmetryTest:
-    """Whether `energy_distance` is larger than in a set of which each scene is transformed at random.
+    """Test whether `energy_distance` is larger than for the same scenes, each transformed at random.
 
-    If turning a scene does not change how likely it is, the figure of the scenes as they are and the figures after
-    transforming each by a random power of h come from one distribution, whatever the number of scenes:
-    ``p = (1 + #{draws as large}) / (1 + #draws)`` is at most q with probability q or less. Scenes are taken as
-    independent. No new distances are needed: ``d(h^a x_i, h h^b x_j) = d(x_i, h^(1 + b - a) x_j)``.
+    The null hypothesis is that a scene and its transformed scene are equally likely. The statistic of the given scenes
+    then has the same distribution as the statistic after each scene is transformed by a random power of h. This holds
+    for any number of scenes. Hence ``p = (1 + #{draws as large}) / (1 + #draws)`` is at most q with probability q or
+    less. Scenes are assumed to be independent. No new distances are computed, because
+    ``d(h^a x_i, h h^b x_j) = d(x_i, h^(1 + b - a) x_j)``.
 
     Args:
         distances: ``(K, F, S, S)``, as for `energy_distance`.
-        num_draws: of the random transforms; at least 99, or p cannot reach ``LEVEL``.
-        seed: of the draws.
+        num_draws: number of random draws; at least 99, otherwise p cannot reach ``LEVEL``.
+        seed: seed of the draws.
 
     Raises:
         ValueError: fewer than 2 scenes.
@@ -194,25 +199,28 @@ def symmetry_test(distances: np.ndarray, num_draws: int = 999, seed: int = 0) ->
     powers = np.random.default_rng(seed).integers(order, size=(num_draws, num_scenes))
     members = np.eye(order)[powers].transpose(0, 2, 1)  # (draws, K, S): 1 where scene i has power a
     draws = np.zeros(num_draws)
-    for difference in range(order):  # of the power of scene j and that of scene i
+    for difference in range(order):  # power of scene j minus power of scene i
         partners = np.roll(members, -difference, axis=1)  # (draws, K, S): 1 where scene j has power a + difference
         draws += np.einsum("mas,mas->m", members @ contrasts[difference], partners)
     distance = float(contrasts[0].sum())
-    tolerance = 1e-12  # turning all scenes alike changes nothing but the order of the sum
+    tolerance = 1e-12  # the same transform of all scenes changes the order of the sum only
     p = (1 + np.count_nonzero(draws >= distance - tolerance)) / (1 + num_draws)
     high = np.sort(draws)[-int(LEVEL * (1 + num_draws))]
     return SymmetryTest(distance, float(np.median(draws)), float(high), float(p))
 
 
 def symmetry_tests(patches: np.ndarray, seed: int = 0) -> dict[str, SymmetryTest]:
-    """`symmetry_test` of each of ``GROUPS``, by name.
+    """Run `symmetry_test` for each of ``GROUPS``.
 
     Args:
         patches: ``(S, n, P, P)`` in [0, 1].
-        seed: of the random transforms.
+        seed: seed of the random transforms.
+
+    Returns:
+        Name of the group -> result.
 
     Raises:
-        ValueError: fewer than 2 scenes, or all patches are plain.
+        ValueError: fewer than 2 scenes, or all patches are constant.
     """
     if not np.ptp(patches, axis=(2, 3)).any():
         raise ValueError("every patch is of one grey: there is nothing to turn")
@@ -225,12 +233,12 @@ def symmetry_tests(patches: np.ndarray, seed: int = 0) -> dict[str, SymmetryTest
 
 
 def _contrasts(distances: np.ndarray) -> np.ndarray:
-    """``(K, S, S)``: at k, each pair's part of the energy distance when its second scene is turned by ``h^k``."""
+    """Compute the contribution of each pair to the energy distance, ``(K, S, S)``; at k, ``h^k`` acts on scene j."""
     num_scenes = distances.shape[-1]
     if num_scenes < 2:
         raise ValueError(f"{num_scenes} scene: scenes are compared with each other, give at least 2 (better 20)")
     others = ~np.eye(num_scenes, dtype=bool)
     means = distances[..., others].mean(axis=(0, 2))  # (F,)
-    scale = np.where(means > 0, means, 1)[:, None, None]  # a figure that is 0 everywhere tells nothing
+    scale = np.where(means > 0, means, 1)[:, None, None]  # a feature that is 0 everywhere contributes nothing
     relative = (distances / scale).mean(axis=1)  # (K, S, S)
     return np.where(others, np.roll(relative, -1, axis=0) - relative, 0) / others.sum()

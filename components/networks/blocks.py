@@ -1,23 +1,50 @@
-"""Parts that several networks share: their checks, both ends of a restoration, normalisation and initial values.
+"""What several networks share: settings, checks, both ends of a restoration network, normalisation, initialisation.
 
 Legend: B images, C channels of the restored image, H rows, W columns, r the scale.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.registry import Settings
+
 Norm = Literal["none", "batch"]
 SCALES = (1, 2, 3, 4)
+MOST_CHANNELS = 1 << 20
 
 
-def check_restoration(name: str, in_channels: int, out_channels: int, scale: int, width: int, depth: int) -> None:
-    """Raise a ValueError for settings that no restoration network can have."""
-    if depth < 2 or width < 1:
-        raise ValueError(f"{name} needs depth >= 2 and width >= 1, got {depth} and {width}")
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(Settings):
+    """Base class of the settings of a network, with its constraints on sizes."""
+
+    @property
+    def smallest_side(self) -> int:
+        """The least height and width of an input, in pixels."""
+        return 1
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Name of a setting -> number of channels, which regular fields of the group must divide."""
+        return {}
+
+
+def check_restoration(name: str, in_channels: int, out_channels: int, scale: int) -> None:
+    """Check the shape of a restoration network.
+
+    Args:
+        name: name of the network, for the error message.
+        in_channels: channels of the input stack.
+        out_channels: channels of the restored image.
+        scale: size of the output / size of the input.
+
+    Raises:
+        ValueError: no restoration network can have this shape.
+    """
     if not 1 <= out_channels <= in_channels:
         raise ValueError(
             f"{name} corrects the first out_channels of its in_channels, so 1 <= out_channels <= in_channels, "
@@ -28,20 +55,29 @@ def check_restoration(name: str, in_channels: int, out_channels: int, scale: int
 
 
 def corrected_image(inputs: Tensor, channels: int, scale: int) -> Tensor:
-    """The image that the residual corrects: the first channels, enlarged: ``(B, >= C, H, W)`` -> ``(B, C, rH, rW)``.
+    """Return the image that the residual corrects: the first channels of the stack, enlarged.
 
-    Bicubic, with the corners of the outer pixels at the corners of the image, so that it commutes with quarter turns.
+    The interpolation is bicubic. It aligns the corners of the outer pixels with the corners of the image
+    (``align_corners=False``), so it commutes with quarter turns.
+
+    Args:
+        inputs: input stack, ``(B, >= C, H, W)``.
+        channels: C.
+        scale: r.
+
+    Returns:
+        ``(B, C, rH, rW)``.
     """
     images = inputs[:, :channels]
     if scale == 1:
         return images
-    # By size, because an exported factor is a float.
+    # A size is passed and not a scale factor, because an exported factor is a float.
     size = (scale * images.shape[-2], scale * images.shape[-1])
     return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
 def residual_image(maps: Tensor, scale: int) -> Tensor:
-    """What the last layer gives, as an image: PixelShuffle ``(B, r^2 C, H, W)`` -> ``(B, C, rH, rW)``.
+    """Convert the output of the last layer to an image: PixelShuffle ``(B, r^2 C, H, W)`` -> ``(B, C, rH, rW)``.
 
     Source: Shi et al., *Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional
     Neural Network*, CVPR 2016 (arXiv 1609.05158).
@@ -50,10 +86,10 @@ def residual_image(maps: Tensor, scale: int) -> Tensor:
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """The layer between a convolution and its activation.
+    """Return the layer between a convolution and its activation.
 
-    ``batch`` makes the result depend on the images that share a worker's batch, so runs with different numbers
-    of workers then differ; ``none`` does not.
+    With ``batch`` the result depends on the other images in the worker's batch. Runs with different numbers of workers
+    therefore give different results. With ``none`` they do not.
 
     Raises:
         ValueError: ``norm`` is neither "none" nor "batch".
@@ -66,10 +102,11 @@ def normalisation(norm: Norm, channels: int) -> nn.Module:
 
 
 def initialise(network: nn.Module, *last: nn.Conv2d | nn.BatchNorm2d) -> None:
-    """He initialisation (He et al. 2015, fan-in, ReLU) with zero biases; the last layer of a residual is zero.
+    """Apply He initialisation (He et al. 2015, fan-in, ReLU) with zero biases, and set the ``last`` layers to zero.
 
-    So a residual network begins as the identity, the natural first guess of a restoration, and its hidden layers are
-    not pushed about before the last layer has found its scale.
+    ``last`` holds the last layer of each residual. A residual network thus begins as the identity, which is the natural
+    first estimate of a restoration. The hidden layers receive no large updates before the last layer has learned its
+    scale.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -2,18 +2,22 @@
 
 Source: Jin, McCann, Froustey, Unser, *Deep Convolutional Neural Network for Inverse Problems in Imaging*, IEEE TIP
 2017 (arXiv 1611.03679): a U-Net (Ronneberger et al. 2015) with zero padding and the input added to the output. The
-published one has width 64, depth 5 and batch normalisation. Up-sampling here repeats each pixel 2x2 and follows with a
-3x3 convolution, which has the same parameters as a 3x3 transposed convolution. An odd row or column is pooled alone and
-its copy cut off again, so pixels stay in their place at every size.
+published network has the default settings. Up-sampling here repeats each pixel 2x2 and then
+applies a 3x3 convolution, which has the same parameters as a 3x3 transposed convolution. At an odd size the last row or
+column is pooled alone. Its repetition is cut off again after up-sampling, so pixels keep their position at every size.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.networks.blocks import (
+    MOST_CHANNELS,
+    NetworkSettings,
     Norm,
     check_restoration,
     corrected_image,
@@ -21,6 +25,7 @@ from components.networks.blocks import (
     normalisation,
     residual_image,
 )
+from components.registry import check_between
 
 
 class _Block(nn.Module):
@@ -40,9 +45,9 @@ class _Block(nn.Module):
 
 
 def _repeated(maps: Tensor, like: Tensor) -> Tensor:
-    """Every pixel 2x2 times, cut to the height and width of ``like``.
+    """Repeat every pixel 2x2 times and cut the result to the height and width of ``like``.
 
-    By index, because exporting an interpolation and a cut fixes whether sizes are even.
+    This uses indices. Exporting an interpolation and a cut would fix in the graph whether the sizes are even.
     """
     rows, columns = _half_positions(like[0, 0, :, 0]), _half_positions(like[0, 0, 0, :])
     return maps.index_select(-2, rows).index_select(-1, columns)
@@ -51,7 +56,8 @@ def _repeated(maps: Tensor, like: Tensor) -> Tensor:
 def _half_positions(line: Tensor) -> Tensor:
     """``0, 0, 1, 1, 2, ...``: half the position of each pixel of a line ``(N,)``, rounded down, on the line's device.
 
-    Counted on the line itself, because ``torch.arange`` needs a device, and an export writes it into the graph.
+    The positions are a cumulative sum over a tensor of ones like the line. ``torch.arange`` would need a device, and an
+    export would write that device into the graph.
     """
     return (torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1) // 2
 
@@ -60,26 +66,53 @@ class ResidualUNet(nn.Module):
     """``output = up(inputs[:, :out_channels]) + unet(inputs)`` over ``depth`` resolutions; channels double at each.
 
     Shapes: ``(B, in_channels, H, W)`` -> ``(B, out_channels, scale H, scale W)``, float, H and W at least
-    ``2 ** (depth - 1)``, odd sizes included. ``width`` channels at the finest resolution.
+    ``2 ** (depth - 1)``, odd sizes included.
+
+    Args:
+        settings: width, depth and normalisation.
+        in_channels: channels of the input stack.
+        out_channels: channels of the restored image, the first ones of the stack.
+        scale: size of the output / size of the input.
 
     Raises:
-        ValueError: fewer than 2 resolutions, a width or channel count below 1, more output than input channels, or a
-            scale other than 1, 2, 3, 4.
+        ValueError: more output than input channels, no output channel, or a scale other than 1, 2, 3, 4.
+
+    Example:
+        >>> network = ResidualUNet(ResidualUNet.Settings(width=8, depth=2), in_channels=4, scale=2)
+        >>> network(torch.zeros(1, 4, 9, 12)).shape
+        torch.Size([1, 3, 18, 24])
     """
 
     is_classifier = False
 
-    def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        scale: int = 1,
-        width: int = 32,
-        depth: int = 3,
-        norm: Norm = "none",
-    ) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(NetworkSettings):
+        """Settings of the network; the defaults are those of the published network."""
+
+        width: int = 64
+        """Channels at the finest resolution."""
+        depth: int = 5
+        """Number of resolutions."""
+        norm: Norm = "batch"
+        """"batch" normalises after each convolution of the blocks; "none" does not."""
+
+        def __post_init__(self) -> None:
+            check_between(self, width=(1, MOST_CHANNELS), depth=(2, 12))
+
+        @property
+        def smallest_side(self) -> int:
+            """One pixel at the coarsest resolution."""
+            return int(2 ** (self.depth - 1))
+
+        @property
+        def channels(self) -> dict[str, int]:
+            """The channels of the first resolution; those of the others are multiples of them."""
+            return {"width": self.width}
+
+    def __init__(self, settings: Settings, *, in_channels: int = 3, out_channels: int = 3, scale: int = 1) -> None:
         super().__init__()
-        check_restoration("unet", in_channels, out_channels, scale, width, depth)
+        check_restoration("unet", in_channels, out_channels, scale)
+        width, depth, norm = settings.width, settings.depth, settings.norm
         self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
         widths = [width * 2**level for level in range(depth)]
         self.down = nn.ModuleList(
@@ -93,6 +126,7 @@ class ResidualUNet(nn.Module):
         initialise(self, self.last)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Restore a batch of input stacks; the shapes are those of the class."""
         skips: list[Tensor] = []
         maps = inputs
         for level, block in enumerate(self.down):

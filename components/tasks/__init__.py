@@ -1,45 +1,16 @@
-"""The tasks, one file each, by the name that params.yaml calls them.
+"""The tasks: one module for each, registered under the name that params.yaml uses.
 
-A task says how clean images are degraded, what the network is given and gives, by what figures its literature compares
-results, and which of them decides. It knows nothing of networks, training or files.
+A task defines the degradation of clean images, the inputs and outputs of the network, the metrics that its literature
+reports, and the metric that decides. It does not depend on networks, training or files.
+
+To add a task, write its module, one line in ``TASKS`` (``components/members.py``) and a section ``tasks.NAME`` of
+params.yaml.
 """
 
 from __future__ import annotations
 
-from components.tasks.base import Auxiliary, Metric, Settings, Task
-from components.tasks.classify import Classify
-from components.tasks.ct_mar import MetalArtifactReduction
-from components.tasks.deblur import Deblur
-from components.tasks.denoise import Denoise
-from components.tasks.derain import Derain
-from components.tasks.inpaint import Inpaint
-from components.tasks.jpeg import JpegArtifacts
-from components.tasks.super_resolution import SuperResolution
+from components.members import TASKS
+from components.tasks.base import Auxiliary, DegradationSettings, Metric, Task
+from components.tasks.build import build_task, task_class
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        Denoise,
-        Derain,
-        Deblur,
-        SuperResolution,
-        Inpaint,
-        JpegArtifacts,
-        MetalArtifactReduction,
-        Classify,
-    )
-}
-
-
-def build_task(name: str, settings: Settings) -> Task:
-    """The task of a name, with the settings of its degradation.
-
-    Raises:
-        ValueError: no task has this name.
-    """
-    if name not in TASKS:
-        raise ValueError(f"task '{name}' is unknown: use one of {', '.join(TASKS)}")
-    return TASKS[name](settings)
-
-
-__all__ = ["TASKS", "Auxiliary", "Metric", "Settings", "Task", "build_task"]
+__all__ = ["TASKS", "Auxiliary", "DegradationSettings", "Metric", "Task", "build_task", "task_class"]

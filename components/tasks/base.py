@@ -1,14 +1,16 @@
-"""What a task is: how its images are degraded, what its network is given and gives, and how its results are measured.
+"""Base class of the tasks: degradation of the images, inputs and outputs of the network, and metrics of the results.
 
-Legend: C channels of an image (1 grey, 3 RGB), C' channels of what the network is given, H x W pixels of the clean
-image, h x w of the degraded one.
+Code outside a task asks the task and never its name: what it reads, which network it needs, how it is measured.
+
+Legend: C channels of an image (1 grey, 3 RGB), C' channels of the inputs of the network, H x W pixels of the clean
+image, h x w pixels of the degraded image.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,15 +20,50 @@ from torch import Tensor
 from components.data.packs import Entry, Pack
 from components.data.sampler import Degradation
 from components.evaluation.metrics import as_saved, psnr, quality
+from components.registry import Settings
 
-Settings = Mapping[str, Any]
 Auxiliary = Sequence[np.ndarray]
-"""What degradations are made of beside clean images: blur kernels, streak layers, masks."""
+"""Auxiliary data of degradations, besides clean images: blur kernels, streak layers, masks."""
+
+AUXILIARY = "auxiliary"
+"""Value of a setting that requires auxiliary data."""
+
+Range = float | tuple[float, float]
+"""A number, or the lowest and the highest of a range."""
+
+WholeRange = int | tuple[int, int]
+"""A whole number, or the lowest and the highest of a range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationSettings(Settings):
+    """Base class of the settings of a degradation, ``tasks.NAME.degradation`` of params.yaml."""
+
+    @property
+    def needs_auxiliary(self) -> bool:
+        """Whether the degradation uses the data of ``fetch.auxiliary``."""
+        return AUXILIARY in vars(self).values()
+
+
+def as_range(value: Any) -> Any:
+    """Return (lowest, highest) of a number or a range of the settings.
+
+    Example:
+        >>> as_range(25), as_range([5, 50])
+        ((25, 25), (5, 50))
+    """
+    return (value, value) if isinstance(value, int | float) else tuple(value)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of one image: its key, its name for people, and decimals to show."""
+    """A metric of one image.
+
+    Attributes:
+        key: key in the results.
+        title: name with the unit, for tables and figures.
+        digits: number of decimals to show.
+    """
 
     key: str
     title: str
@@ -41,103 +78,195 @@ class Task(ABC):
     """One task with the settings of its degradation, ``tasks.NAME.degradation`` of params.yaml.
 
     Attributes:
-        name: as ``task`` of params.yaml has it.
-        metrics: what is reported; the first is the score by which validation chooses, as the task's literature does.
-        reads: what its data are: image files, CT slices, or labelled images.
-        network, loss: what ``auto`` stands for.
-        is_simulated_ahead: too slow to be drawn in training: preprocess makes the training pairs.
-        splits_auxiliary: training and the fixed pairs take different auxiliary data, so that none is tested on that was
-            trained on.
-        validation_batch: fixed pairs that are restored at a time.
+        name: value of ``task`` in params.yaml.
+        degradations: the kinds of settings that the degradation can have.
+        metrics: the reported metrics. The first one is the score by which validation chooses, as in the task's
+            literature.
+        input_kind: kind of the data: image files, CT slices, or labelled images.
+        network: the network that ``network.name: auto`` selects, ``name`` and settings: a small one that trains in
+            minutes on two cores.
+        loss: the loss that ``auto`` selects.
+        baseline: place of the function that chooses the classical baseline; see ``components.evaluation.baselines``.
+        is_classification: whether the network gives class scores and not an image.
+        trains_on_patches: whether training uses crops of the images, and not whole images.
+        takes_pairs: whether the task can use pairs of image files that are degraded already.
+        takes_grey: whether the task can use grey images.
+        auxiliary_title: what the auxiliary data are, for messages.
+        restore_options: further options of ``eqreg restore``, for the example that is printed.
+        is_simulated_ahead: whether preprocess creates the training pairs, because the degradation is too slow to be
+            computed during training.
+        splits_auxiliary: whether training and the fixed pairs use different auxiliary data, so that no auxiliary data
+            of training is used in a test.
+        validation_batch: number of fixed pairs that are restored at a time.
+        settings: settings of the degradation.
     """
 
     name: ClassVar[str]
+    degradations: ClassVar[tuple[type[DegradationSettings], ...]]
     metrics: ClassVar[tuple[Metric, ...]] = (PSNR, SSIM)
-    reads: ClassVar[Literal["images", "ct", "labelled"]] = "images"
-    network: ClassVar[str] = "unet"
-    loss: ClassVar[Literal["mse", "l1", "cross_entropy"]] = "mse"
+    input_kind: ClassVar[Literal["images", "ct", "labelled"]] = "images"
+    network: ClassVar[Mapping[str, Any]] = {"name": "unet", "width": 24, "depth": 3, "norm": "batch"}
+    loss: ClassVar[str] = "mse"
+    baseline: ClassVar[str] = "components.evaluation.baselines:of_noise"
+    is_classification: ClassVar[bool] = False
+    trains_on_patches: ClassVar[bool] = True
+    takes_pairs: ClassVar[bool] = True
+    takes_grey: ClassVar[bool] = True
+    auxiliary_title: ClassVar[str] = "data"
+    restore_options: ClassVar[str] = ""
     is_simulated_ahead: ClassVar[bool] = False
     splits_auxiliary: ClassVar[bool] = True
     validation_batch: ClassVar[int] = 1
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = dict(settings)
+    def __init__(self, settings: DegradationSettings) -> None:
+        self.settings: Any = settings
+
+    @classmethod
+    def kind_of(cls, settings: Mapping[str, Any]) -> type[DegradationSettings]:
+        """Return the kind of settings that plain values are: the smallest one that alone has one of their keys.
+
+        If no kind has a key of its own there, it is the first of `degradations`.
+        """
+        names = {kind: {field.name for field in fields(kind)} for kind in cls.degradations}
+        for kind in sorted(cls.degradations, key=lambda kind: len(names[kind])):
+            others: set[str] = set().union(*(names[other] for other in cls.degradations if other is not kind))
+            if settings.keys() & (names[kind] - others):
+                return kind
+        return cls.degradations[0]
 
     @property
     def scale(self) -> int:
-        """Size of the clean image / size of the degraded one."""
+        """Size of the clean image / size of the degraded image."""
         return 1
 
     @property
     def is_random(self) -> bool:
-        """Whether an image is degraded anew in each draw."""
+        """Whether the degradation of an image is random."""
         return True
 
     @property
     def grid(self) -> int:
-        """What the sides of fixed clean images are cut to multiples of."""
+        """The sides of fixed clean images are cut to multiples of this number of pixels."""
         return self.scale
 
     @property
     def score(self) -> Metric:
+        """The deciding metric, which is the first of `metrics`."""
         return self.metrics[0]
 
+    def colours(self, colour: str) -> int:
+        """Return the number of channels of an image for ``preprocess.colour``, "rgb" or "grey"."""
+        return 1 if colour == "grey" else 3
+
     def channels(self, colours: int) -> tuple[int, int]:
-        """(C', C): of what the network is given, and of what it gives, for images of 1 or 3 channels."""
+        """Return (C', C), the channels of the network's inputs and outputs, for images of 1 or 3 channels."""
         return colours, colours
 
+    def network_shape(self, colours: int, train: Callable[[], Pack]) -> dict[str, int]:
+        """Return the shape of the network: the arguments of ``build_network`` that are not its settings.
+
+        Args:
+            colours: channels of an image.
+            train: gives the pack of the training images; only a task that needs it calls it.
+        """
+        inputs, outputs = self.channels(colours)
+        return {"in_channels": inputs, "out_channels": outputs, "scale": self.scale}
+
+    @property
+    def largest_patch(self) -> int | None:
+        """Side of the largest crop that training can use, in pixels; None if only the images limit it."""
+        return None
+
     def check(self) -> None:
-        """Refuses impossible settings.
+        """Check the settings.
 
         Raises:
-            ValueError: with the setting and what would be right.
+            ValueError: a setting is impossible; the message names it and states the allowed values.
         """
         self.degradation([np.ones((1, 1), dtype=np.uint8)])
 
     @abstractmethod
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
-        """Clean ``(C, H + 2 margin, W + 2 margin)`` -> what the network is given, ``(C', h, w)``.
+        """Return the degradation: clean ``(C, H + 2 margin, W + 2 margin)`` -> inputs of the network ``(C', h, w)``.
 
         Args:
-            auxiliary: what the settings say lies in ``data/packed/auxiliary``.
+            auxiliary: the auxiliary data in ``data/packed/auxiliary``, if the settings require them.
             is_training: False for the fixed pairs of validation and test.
 
         Raises:
-            ValueError: impossible settings, or nothing auxiliary where they want it.
+            ValueError: the settings are impossible, or they require auxiliary data and there are none.
         """
 
     def read_auxiliary(self, folder: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, array ``(C, h, w)``) of what can be made of these files of a folder, in order.
+        """Read the auxiliary data from files of a folder; yield (name, array ``(C, h, w)``) in order.
 
         Raises:
-            ValueError: this task has no use for any, or a file is not what it should be.
+            ValueError: this task uses no auxiliary data, or a file has the wrong content.
         """
         raise ValueError(f"fetch.auxiliary: task {self.name} has no use for it with these settings: set it to null")
 
+    def simulate(
+        self, clean: np.ndarray, pixel_spacing_mm: float | None, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Simulate a pair ahead of training: inputs ``(C', h, w)`` and clean image ``(C, H, W)``.
+
+        Only a task with `is_simulated_ahead` has this method.
+
+        Args:
+            clean: the clean image as it is read, ``(C, H, W)``.
+            pixel_spacing_mm: pixel spacing of a CT slice; None if it is unknown.
+            generator: source of everything random.
+
+        Raises:
+            ValueError: the image cannot be used.
+        """
+        raise NotImplementedError(f"task {self.name} simulates no pairs")
+
+    def untouched(self, inputs: np.ndarray, num_classes: int | None) -> np.ndarray:
+        """Return the output of the baseline that leaves the inputs unchanged."""
+        return self.as_image(inputs)
+
     def as_image(self, inputs: np.ndarray) -> np.ndarray:
-        """What one would show and measure of the inputs ``(C', h, w)`` without a network: ``(C, H, W)``."""
+        """Convert the inputs ``(C', h, w)`` to the image that is shown and measured as "degraded", ``(C, H, W)``."""
         return inputs
 
-    def finished(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """What one would keep of outputs ``(C, H, W)``."""
+    def postprocess(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Convert outputs ``(C, H, W)`` of the network to the image that is saved."""
         return outputs
 
-    def scores(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> Tensor:
-        """The score alone, ``(B,)``: what validation computes often. Shapes as in `quality`."""
+    def compute_score(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> Tensor:
+        """Compute only the score, ``(B,)``; validation computes it often.
+
+        Args:
+            outputs: ``(B, C, H, W)``.
+            inputs: ``(B, C', h, w)``.
+            references: ``(B, C, H, W)``.
+        """
         return psnr(as_saved(outputs.double()), as_saved(references.double()))
 
-    def quality(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> dict[str, Tensor]:
-        """The figures of `metrics`, ``(B,)`` each: of outputs ``(B, C, H, W)`` for inputs ``(B, C', h, w)``."""
+    def compute_metrics(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> dict[str, Tensor]:
+        """Compute all `metrics`, ``(B,)`` each.
+
+        Args:
+            outputs: ``(B, C, H, W)``.
+            inputs: ``(B, C', h, w)``.
+            references: ``(B, C, H, W)``.
+        """
         return quality(outputs, references)
 
     def pairs(self, pack: Pack, indices: Sequence[int] | None = None) -> Iterator[tuple[Entry, np.ndarray, np.ndarray]]:
-        """(entry, inputs, reference) of fixed pairs, in order."""
+        """Yield (entry, inputs, reference) of fixed pairs, in order; ``indices`` None yields all pairs."""
         for index in range(len(pack)) if indices is None else indices:
             yield pack.entries[index], pack.degraded(index), pack.clean(index)
 
 
 def needed(auxiliary: Auxiliary | None, what: str, key: str) -> Auxiliary:
-    """The auxiliary data, if there are any.
+    """Return the auxiliary data after checking that there are any.
+
+    Args:
+        auxiliary: the auxiliary data.
+        what: their name in the error message.
+        key: the setting that requires them.
 
     Raises:
         ValueError: there are none.

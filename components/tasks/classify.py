@@ -1,8 +1,9 @@
-"""Recognition: the auxiliary validation of the method, where the answer itself does not turn with the image."""
+"""Classification: an additional validation of the method, where the label is invariant under rotation of the image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -11,37 +12,79 @@ from components.data.packs import Entry, Pack
 from components.data.sampler import Degradation
 from components.degradations.noise import GaussianNoise
 from components.evaluation.metrics import top1
-from components.tasks.base import Auxiliary, Metric, Task
+from components.tasks.base import Auxiliary, DegradationSettings, Metric, Range, Task, as_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(DegradationSettings):
+    """Settings of the noise on the images."""
+
+    sigma: Range
+    """Standard deviation of the noise, in grey levels of 255; 0 for none."""
 
 
 class Classify(Task):
-    """Settings: ``sigma`` of noise on the images, 0 for none. References are classes, outputs scores ``(B, K)``."""
+    """Classification of labelled images. References are classes; outputs are scores ``(B, K)``."""
 
     name = "classify"
+    degradations = (Noise,)
+    baseline = "components.evaluation.baselines:of_classes"
+    is_classification = True
+    trains_on_patches = False
+    takes_pairs = False
+    takes_grey = False
     metrics = (Metric("top1", "top-1, %"),)
-    reads = "labelled"
-    network = "resnet"
+    input_kind = "labelled"
+    network = {"name": "resnet", "width": 24, "depth": 3, "norm": "batch"}  # noqa: RUF012 - not changed
     loss = "cross_entropy"
     validation_batch = 64
 
     @property
     def is_random(self) -> bool:
-        return max(self.settings["sigma"]) > 0
+        """Whether noise is added."""
+        return max(as_range(self.settings.sigma)) > 0
+
+    def colours(self, colour: str) -> int:
+        """Return 3: labelled images have three channels."""
+        return 3
+
+    def network_shape(self, colours: int, train: Callable[[], Pack]) -> dict[str, int]:
+        """Return the channels of an image, and the number of classes in the pack of the training images."""
+        return {"in_channels": colours, "classes": max(entry.label or 0 for entry in train().entries) + 1}
+
+    def untouched(self, inputs: np.ndarray, num_classes: int | None) -> np.ndarray:
+        """Return uninformative scores, which select the first class."""
+        return np.zeros(num_classes or 1, dtype=np.float32)
 
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
-        return GaussianNoise(**self.settings)
+        """Return Gaussian noise with the given settings."""
+        return GaussianNoise(as_range(self.settings.sigma))
 
-    def scores(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> Tensor:
+    def compute_score(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> Tensor:
+        """Compute the top-1 accuracy of each image in percent, ``(B,)``.
+
+        Args:
+            outputs: scores, ``(B, K)``.
+            inputs: not used.
+            references: classes, ``(B,)``.
+        """
         return 100 * top1(outputs, references).double()
 
-    def quality(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> dict[str, Tensor]:
-        return {"top1": self.scores(outputs, inputs, references)}
+    def compute_metrics(self, outputs: Tensor, inputs: Tensor, references: Tensor) -> dict[str, Tensor]:
+        """Compute the top-1 accuracy of each image in percent, ``{"top1": (B,)}``.
+
+        Args:
+            outputs: scores, ``(B, K)``.
+            inputs: not used.
+            references: classes, ``(B,)``.
+        """
+        return {"top1": self.compute_score(outputs, inputs, references)}
 
     def as_image(self, inputs: np.ndarray) -> np.ndarray:
-        """Scores without an opinion: the first class."""
+        """Return uninformative scores, which select the first class."""
         return np.ones(1, dtype=np.float32)
 
     def pairs(self, pack: Pack, indices: Sequence[int] | None = None) -> Iterator[tuple[Entry, np.ndarray, np.ndarray]]:
-        """(entry, image, class)."""
+        """Yield (entry, image, class) of fixed images, in order; ``indices`` None yields all images."""
         for index in range(len(pack)) if indices is None else indices:
             yield pack.entries[index], pack.degraded(index), np.asarray(pack.entries[index].label)

@@ -1,18 +1,31 @@
-"""Camera noise: Gaussian, or Poisson-Gaussian where a gain is given."""
+"""Denoising: Gaussian noise, or Poisson-Gaussian noise of a camera if a gain is given."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from components.data.sampler import Degradation
 from components.degradations.noise import GaussianNoise, PoissonGaussianNoise
-from components.tasks.base import Auxiliary, Task
+from components.tasks.base import Auxiliary, DegradationSettings, Range, Task, as_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(DegradationSettings):
+    """Settings of the noise."""
+
+    sigma: Range
+    """Standard deviation of the Gaussian noise, in grey levels of 255."""
+    gain: Range | None = None
+    """Increase of a value per photon, in image units; null: no Poisson noise."""
 
 
 class Denoise(Task):
-    """Settings: ``sigma``, and ``gain`` for the Poisson part, if any."""
+    """Denoising of images."""
 
     name = "denoise"
+    degradations = (Noise,)
 
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
-        if "gain" in self.settings:
-            return PoissonGaussianNoise(**self.settings)
-        return GaussianNoise(**self.settings)
+        """Return the noise; it is Poisson-Gaussian if the settings have a gain."""
+        sigma, gain = as_range(self.settings.sigma), self.settings.gain
+        return GaussianNoise(sigma) if gain is None else PoissonGaussianNoise(gain=as_range(gain), sigma=sigma)

@@ -1,6 +1,6 @@
-"""The state of a training run: everything that changes from step to step, saved and restored whole.
+"""The state of a training run: everything that changes from step to step, saved and restored as a whole.
 
-Randomness is not in it: batches, turns and noise are functions of the step.
+The state contains no random state, because batches, elements and noise are functions of the step.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from components.brief import first_line
 from components.equivariance import BalancedWeight, PenaltyWeight
+from components.formats import KEY, check_format
 from components.training.settings import TrainingSettings, ema_update
 from components.training.worker import Worker
+
+FORMAT = 1
+"""Version of the layout of a checkpoint."""
+
+_UNFIT = (RuntimeError, LookupError, TypeError, AttributeError, ValueError, EOFError, pickle.UnpicklingError)
+"""What torch and Python raise for bytes that are no checkpoint, and for one with other content than expected."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,9 @@ class TrainingResult:
     """The result of a run so far.
 
     Attributes:
-        network: with the averaged weights.
+        network: the network with the averaged weights.
         step: number of finished steps.
-        history: every report, ``{"step": s, metric: value}``.
+        history: all reports, ``{"step": s, metric: value}`` each.
     """
 
     network: nn.Module
@@ -38,10 +46,12 @@ class TrainingResult:
 
     @classmethod
     def from_bytes(cls, data: bytes, network: nn.Module) -> TrainingResult:
-        """Reads a checkpoint of ``TrainingState.to_bytes`` into a network of its kind.
+        """Load a checkpoint of ``TrainingState.to_bytes`` into a network of the same architecture.
+
+        No code in the checkpoint is executed.
 
         Raises:
-            ValueError: it is no checkpoint, or one of another network. Nothing in it is executed.
+            ValueError: the data are not a checkpoint, or the checkpoint is of another network.
         """
         with _checkpoint(data) as saved:
             averaged = {name.removeprefix("module."): value for name, value in saved["averaged"].items()}
@@ -51,13 +61,16 @@ class TrainingResult:
 
 
 class TrainingState:
-    """Everything that a run has to keep.
+    """The state that a run saves in a checkpoint.
 
     Attributes:
-        network, averaged, optimizer, penalty_weight: what is trained, and with what.
-        step: how many are done.
-        last_task_loss: of the step before, over all workers; NaN before the first.
-        history: every report so far, ``{"step": s, metric: value}``: a run that goes on from here has them all.
+        network: the network that is trained.
+        averaged: the network with the averaged weights.
+        optimizer: the optimizer.
+        penalty_weight: the weight of the penalty.
+        step: number of finished steps.
+        last_task_loss: task loss of the previous step over all workers; NaN before the first step.
+        history: all reports so far, ``{"step": s, metric: value}`` each. A resumed run thus has the earlier reports.
     """
 
     def __init__(
@@ -69,11 +82,8 @@ class TrainingState:
     ) -> None:
         self.network = network.to(worker.device).to(memory_format=worker.memory_format)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=ema_update(settings.ema_decay), use_buffers=True)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),  # a shorter memory of squares than 0.999 suits runs of some thousand steps
-            weight_decay=settings.weight_decay,
+        self.optimizer = settings.optimizer.build(
+            self.network.parameters(), settings.learning_rate, settings.weight_decay
         )
         self.penalty_weight = penalty_weight
         self.step = 0
@@ -81,10 +91,11 @@ class TrainingState:
         self.history: list[dict[str, float]] = []
 
     def to_bytes(self) -> bytes:
-        """A checkpoint. Who keeps it sees to its integrity."""
+        """Return a checkpoint. The caller that stores it is responsible for its integrity."""
         content = io.BytesIO()
         torch.save(
             {
+                KEY: FORMAT,
                 "network": self.network.state_dict(),
                 "averaged": self.averaged.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -98,10 +109,12 @@ class TrainingState:
         return content.getvalue()
 
     def from_bytes(self, data: bytes) -> None:
-        """Restores what ``to_bytes`` gave.
+        """Restore the state from a checkpoint of ``to_bytes``.
+
+        No code in the checkpoint is executed.
 
         Raises:
-            ValueError: it is no checkpoint, or one of another network. Nothing in it is executed.
+            ValueError: the data are not a checkpoint, or the checkpoint is of another network.
         """
         with _checkpoint(data) as saved:
             self.network.load_state_dict(saved["network"])
@@ -112,15 +125,16 @@ class TrainingState:
 
     @property
     def result(self) -> TrainingResult:
-        """The result of the run so far. Its network is the averaged one itself, not a copy."""
+        """The result of the run so far; its network is the averaged network itself, not a copy."""
         return TrainingResult(self.averaged.module, self.step, self.history)
 
 
 @contextmanager
 def _checkpoint(data: bytes) -> Iterator[dict[str, Any]]:
-    """What a checkpoint holds; whatever fails in reading or using it says that it does not fit."""
+    """Load a checkpoint; errors in loading or using its content become a ValueError that it does not fit this run."""
     try:
-        yield torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"a checkpoint that does not fit this run ({reason})") from error
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        check_format(saved, FORMAT, "it")
+        yield saved
+    except _UNFIT as error:
+        raise ValueError(f"a checkpoint that does not fit this run ({first_line(error)})") from error

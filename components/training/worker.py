@@ -1,4 +1,4 @@
-"""One of the processes that train together: its rank, its device, and the two things it does with the others."""
+"""One of the processes that train together: its rank, its device and the collective operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Worker:
-    """Rank 0 of 1 unless torch.distributed has been started, by Ray Train, torchrun or a test."""
+    """A training process; it is rank 0 of 1 unless Ray Train, torchrun or a test has started torch.distributed.
+
+    Attributes:
+        rank: rank of the process.
+        num_workers: number of processes that train together.
+        device: device of the network and the batches.
+    """
 
     rank: int
     num_workers: int
@@ -22,24 +28,24 @@ class Worker:
 
     @classmethod
     def current(cls) -> Worker:
-        """This process, on its GPU if there is one."""
+        """Return the worker of this process, on its GPU if there is one."""
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size(), device)
         return cls(0, 1, device)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network whose backward averages gradients over the workers.
+        """Wrap the network so that its backward pass averages the gradients over the workers.
 
-        ``find_unused_parameters`` keeps DDP from rebuilding its buckets after the first step: gradients are then
-        summed in one order in every step, and a resumed run repeats an uninterrupted one to the bit.
+        With ``find_unused_parameters``, DDP does not rebuild its buckets after the first step. Gradients are then
+        summed in the same order in every step, so a resumed run gives bit-identical results to an uninterrupted run.
         """
         if self.num_workers == 1:
             return network
         return DistributedDataParallel(network, find_unused_parameters=True, broadcast_buffers=False)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the workers, the same on each; detached."""
+        """Compute the mean of a tensor over the workers; the result is the same on each worker and detached."""
         value = value.detach().clone()
         if self.num_workers > 1:
             distributed.all_reduce(value)
@@ -47,11 +53,14 @@ class Worker:
         return value
 
     def accumulating(self, network: nn.Module) -> AbstractContextManager[object]:
-        """Backward passes within do not yet average: gradients add up until one outside does."""
+        """Return a context in which backward passes accumulate gradients without averaging over the workers.
+
+        The next backward pass outside the context averages the accumulated gradients.
+        """
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def from_first(self, data: bytes | None) -> bytes | None:
-        """What rank 0 has, on every worker; None where it has nothing."""
+        """Broadcast the data of rank 0 to every worker; None if rank 0 has no data."""
         if self.num_workers == 1:
             return data
         size = torch.tensor([-1 if data is None else len(data)], device=self.device)
@@ -65,7 +74,7 @@ class Worker:
         return data if self.rank == 0 else content.cpu().numpy().tobytes()
 
     def from_all(self, value: Any) -> list[Any]:
-        """A small value of every worker, in the order of their ranks, on each of them."""
+        """Gather a small value of every worker on every worker, in the order of ranks."""
         if self.num_workers == 1:
             return [value]
         values: list[Any] = [None] * self.num_workers
@@ -74,9 +83,10 @@ class Worker:
 
     @torch.no_grad()
     def share_statistics(self, network: nn.Module) -> None:
-        """Gives every worker the mean of all workers' buffers: of batch normalisation's running statistics.
+        """Set the buffers of every worker (running statistics of batch normalisation) to their mean over the workers.
 
-        So that workers validate the same network, and one that resumes from rank 0's checkpoint lacks nothing.
+        All workers then validate the same network. A run that resumes from the checkpoint of rank 0 has complete
+        statistics.
         """
         buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         if self.num_workers > 1 and buffers:
@@ -85,10 +95,10 @@ class Worker:
                 buffer.copy_(mean.view_as(buffer))
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 on a GPU, nothing on a CPU."""
+        """Return the autocast context: bf16 on a GPU, none on a CPU."""
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """channels_last on a GPU, where bf16 convolutions want it; contiguous on a CPU."""
+        """Memory format: channels_last on a GPU, which suits bf16 convolutions; contiguous on a CPU."""
         return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format

@@ -1,7 +1,7 @@
-"""What of ours runs in the process of Ray Train's controller.
+"""Callbacks and policies that run in the process of Ray Train's controller.
 
-Workers start only after the controller has imported what it was given. Neither torch nor the networks are imported
-here, nor in what this imports: that took seven seconds of one core, while all others waited.
+The controller imports them before it starts the workers. This module and its imports must therefore not import torch or
+the networks: that import took seven seconds of one core, while all other cores waited.
 """
 
 from __future__ import annotations
@@ -10,21 +10,28 @@ from typing import Any
 
 from ray.exceptions import OutOfDiskError
 from ray.train import TrainingFailedError, UserCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.queue import Queue
+
+from pipeline.compat import (
+    ControllerCallback,
+    DefaultFailurePolicy,
+    FailureDecision,
+    FixedScalingPolicy,
+    WorkerGroupCallback,
+    cause_of,
+)
 
 
 class LossWatcher(UserCallback):
-    """Tells the driver that workers were lost."""
+    """Sends a message to the driver when workers are lost."""
 
     def __init__(self, mailbox: Queue) -> None:
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Sends the first error that is not a consequence of another worker's error."""
         if any(map(is_full_disk, worker_exceptions.values())):
-            return  # no worker was lost, and the run ends with this
+            return  # no worker was lost, and the full disk ends the run
         ranks = sorted(worker_exceptions, key=lambda rank: (_is_consequence(worker_exceptions[rank]), rank))
         error = worker_exceptions[ranks[0]]
         reason = "no longer reaches another worker" if _is_consequence(error) else last_line(error)
@@ -32,56 +39,59 @@ class LossWatcher(UserCallback):
 
 
 class StartWatcher(ControllerCallback):
-    """Tells the driver that workers are to be started, at first, after a loss or in another number."""
+    """Sends a message to the driver when workers are about to start: at first, after a loss, or in another number."""
 
     def __init__(self, mailbox: Queue) -> None:
         self._mailbox = mailbox
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Sends the message."""
         self._mailbox.put(("starting", None))
 
 
 class LossPolicy(DefaultFailurePolicy):
-    """Tries again after a loss of workers, but not where a disk is full."""
+    """Restarts the workers after a loss, but not after a full disk."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """RAISE if a worker found a full disk; otherwise the decision of Ray's default policy."""
         if any(map(is_full_disk, getattr(training_failed_error, "worker_failures", {}).values())):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 
 class NoDatasets(WorkerGroupCallback):
-    """Workers are told that there are no data sets of Ray Data."""
+    """Gives the workers no data sets of Ray Data."""
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        """The arguments of each worker's training context: no provider of data sets."""
         return {"dataset_shard_provider": [None] * len(workers)}
 
 
 class FixedHere(FixedScalingPolicy):
-    """So many workers, without requests to an autoscaler."""
+    """A fixed number of workers, without requests to an autoscaler."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Nothing is requested."""
+        """Requests nothing."""
 
     def _maybe_send_resource_request(self) -> None:
-        """Nothing is requested."""
+        """Requests nothing."""
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a worker failed because a disk is full, which another try would find so."""
+    """Whether a worker failed because a disk is full. Another try would fail in the same way."""
     from pipeline.errors import FULL, FullDiskError
 
-    error = getattr(error, "_base_exc", error)  # what Ray's UserExceptionWithTraceback holds
+    error = cause_of(error)
     is_full = isinstance(error, OSError) and error.errno in FULL
     return is_full or isinstance(error, FullDiskError | OutOfDiskError)
 
 
 def _is_consequence(error: BaseException) -> bool:
-    """Whether a worker only failed because it no longer reached another."""
+    """Whether a worker failed only because it could no longer reach another worker."""
     return any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
 
 
 def last_line(error: BaseException) -> str:
-    """Of its message, 300 characters at most."""
+    """The last line of the error's message, at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

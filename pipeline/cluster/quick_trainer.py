@@ -1,34 +1,33 @@
-"""Ray Train without what a training of ours has no use for, so that it starts sooner.
+"""A Ray Train trainer that starts faster, because it leaves out processes that eqreg does not need.
 
-Beside the workers and their controller, Ray Train 2.60 starts a process for data sets of Ray Data, one that asks an
-autoscaler for nodes, one that watches for nodes that will be taken away, and one that frees the workers' room if the
-controller dies. Each of them is a Python that imports Ray, and more; the controller waits for the second before it
-starts the workers. Nothing here has data sets of Ray, and where Ray was started on this machine alone, there are no
-other nodes to ask for or to lose, and all room is free when the command ends.
-``benchmarks/start.py`` measures what it saves.
+Beside the workers and their controller, Ray Train 2.60 starts four processes. The first serves data sets of Ray Data.
+The second requests nodes from an autoscaler. The third watches for nodes that will be preempted. The fourth frees the
+workers' resources if the controller dies. Each is a Python process that imports Ray and other packages, and the
+controller waits for the second before it starts the workers. eqreg uses no data sets of Ray. If Ray was started on this
+machine only, there are no other nodes to request or to lose, and all resources are freed when the command ends.
+``benchmarks/start.py`` measures the time saved.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
 
 from pipeline.cluster.controller import FixedHere, LossPolicy, NoDatasets
+from pipeline.compat import ENABLE_PREEMPTION_WATCHER, DatasetsCallback, PlacementGroupCleanerCallback
+from pipeline.process_state import changed_environment
 
 
 class QuickTrainer(TorchTrainer):
-    """A TorchTrainer without data sets, which does not try again where a disk is full.
+    """A TorchTrainer without data sets, which does not restart workers after a full disk.
 
-    With ``is_local`` it is also without an autoscaler, and outside of trials without a cleaner.
+    With ``is_local`` it also sends no requests to an autoscaler, and outside of trials it starts no process that frees
+    the workers' resources.
 
-    Private parts of Ray 2.60 are replaced: two callbacks, the policy that sends requests to the autoscaler and the one
-    that says whether to try again. A test holds their names.
+    It replaces private parts of Ray 2.60: two callbacks, the scaling policy that sends requests to the autoscaler, and
+    the failure policy that decides whether to restart. A test checks their names.
     """
 
     def __init__(self, *arguments: Any, is_local: bool, **options: Any) -> None:
@@ -36,7 +35,7 @@ class QuickTrainer(TorchTrainer):
         self._is_local = is_local and not self.scaling_config.elasticity_enabled
 
     def _create_default_callbacks(self) -> list[Any]:
-        is_trial = ray.get_runtime_context().get_actor_id() is not None  # then others may need its room
+        is_trial = ray.get_runtime_context().get_actor_id() is not None  # other trials may need its resources
         return [
             NoDatasets() if isinstance(callback, DatasetsCallback) else callback
             for callback in super()._create_default_callbacks()
@@ -48,12 +47,5 @@ class QuickTrainer(TorchTrainer):
         if not self._is_local:
             return super()._initialize_and_run_controller(**parts)
         parts["scaling_policy"] = FixedHere(self.scaling_config)
-        before = os.environ.get(ENABLE_PREEMPTION_WATCHER_ENV_VAR)
-        os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # Ray hands it on to the controller
-        try:
+        with changed_environment({ENABLE_PREEMPTION_WATCHER: "0"}):  # Ray passes it to the controller
             return super()._initialize_and_run_controller(**parts)
-        finally:
-            if before is None:
-                del os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR]
-            else:
-                os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = before

@@ -1,4 +1,7 @@
-"""Ray, started for one stage and ended with it. Nothing outside ``pipeline.cluster`` imports Ray."""
+"""The Ray session of one stage: it starts with the stage and ends with it.
+
+Nothing outside ``pipeline.cluster`` imports Ray.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,20 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from components.brief import first_line
 from pipeline.cluster.loopback import on_loopback
+from pipeline.config.sections import Cluster
 from pipeline.errors import UserError, described, path_of
-from pipeline.params import Cluster
+from pipeline.process_state import changed_environment
 
 _CODE = Path(__file__).parents[2]
 KEPT_MEMORY = {"MMAP_THRESHOLD": 1 << 29, "TRIM_THRESHOLD": 1 << 30, "TOP_PAD": 1 << 26}
-"""glibc's settings, in bytes, with which a training process keeps freed memory.
+"""Settings of glibc's malloc, in bytes, so that a training process keeps freed memory.
 
-Without them every step on a CPU hands it to the kernel and gets it back page by page, which costs a plain step some
-per cent and the regulariser more (benchmarks/overhead.py --malloc default).
+Without them, every step on a CPU returns its memory to the kernel and requests it again page by page. That costs a few
+per cent of a step without the regulariser, and more with it (benchmarks/overhead.py --malloc default).
 """
-# What workers must have in their environment.
+# Environment variables that every worker needs.
 _WORKER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "GLOG_minloglevel": "2",
@@ -33,39 +38,42 @@ _WORKER_ENVIRONMENT = {
     **{f"MALLOC_{name}_": str(size) for name, size in KEPT_MEMORY.items()},
 }
 _DRIVER_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how fast the end of a worker is seen
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often Ray checks whether a worker has ended
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its handler ends a sweep on Ctrl-C as if it had been completed
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # its handler ends a sweep after Ctrl-C as if it were complete
     "RAY_DISABLE_METRICS_COLLECTION": "1",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",  # it would show the arguments of workers, with credentials among them
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",  # it would show the workers' arguments, which hold credentials
 }
-# The user's settings that workers on other machines must have, too.
+# The user's environment variables that workers on other machines also need.
 _FORWARDED = re.compile(r"(GLOO|NCCL|TORCH|OMP|MKL|ONEDNN|ATEN)_\w+|EQREG_(DEBUG|FUSED)|AWS_(REGION|DEFAULT_REGION)")
 _SECRET = re.compile(r"(AWS|MLFLOW_(TRACKING|REGISTRY))_\w+|PG[A-Z]+")
 
 
+_SET_BY_RAY = ("PYTHONBREAKPOINT", "RAY_AUTH_MODE", "RAY_CLIENT_MODE")
+"""Variables that ``ray.init`` sets."""
+
 _open: list[tuple[str, bool]] = []
-"""The session of this process, if there is one: its address, and whether it has a dashboard."""
+"""The open session of this process, if there is one: its address, and whether it has a dashboard."""
 
 
 @contextmanager
 def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     """Connects to a Ray cluster, or starts one on this machine ("local") that ends with the block.
 
-    Workers run the code of this checkout: on this machine from where it lies, on a cluster from a copy that Ray
-    carries to each node once. Inside another session of this process with the same address, that one is used.
+    Workers run the code of this checkout. On this machine they import it from the checkout; on a cluster Ray copies it
+    to each node once. A session inside another session of this process with the same address reuses that session.
 
     Args:
-        cluster: of the params; its address is "local", "auto" (a running cluster on this machine) or HOST:PORT.
-        dashboard: start it with a local Ray. Sweeps whose trials have several workers need it: without, a trial that
-            is stopped early leaks its placement group and the sweep hangs (Ray 2.60).
+        cluster: section of the params; its address is "local", "auto" (a running cluster on this machine) or HOST:PORT.
+        dashboard: whether a local Ray starts its dashboard. Sweeps whose trials have several workers need it: without
+            it, a trial that is stopped early leaks its placement group, and the sweep hangs (Ray 2.60).
 
     Raises:
-        UserError: no cluster answers at the address, or one of other versions; this process is in a session with
-            another cluster; Ray finds no place here for its files.
+        UserError: no cluster answers at the address, or the versions differ; this process is in a session with another
+            cluster; Ray cannot write its files on this machine.
     """
     address = cluster.address
     if _open:
@@ -76,12 +84,14 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
         yield
         return
     runtime: dict[str, Any] | None = None
+    ours = _WORKER_ENVIRONMENT | _DRIVER_ENVIRONMENT
+    changes = {name: value for name, value in ours.items() if name not in os.environ}
     if address == "local":
-        # Workers inherit the environment of this process: with one that Ray makes for them, each starts a second
-        # later, and none of those that Ray has ready can be used.
+        # Workers inherit the environment of this process. With a runtime environment, each worker would start a second
+        # later, and Ray could not use the processes that it starts in advance.
         paths = dict.fromkeys([str(_CODE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        if shlex.quote(sys.executable) != sys.executable:  # Ray gives it to a shell as it is, where workers have one
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        if shlex.quote(sys.executable) != sys.executable:  # Ray passes it to a shell without quotes
             runtime = {"py_executable": shlex.quote(sys.executable)}
     else:
         forwarded = {name: value for name, value in os.environ.items() if _FORWARDED.fullmatch(name)}
@@ -90,13 +100,22 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
             "py_modules": [str(_CODE / "components"), str(_CODE / "pipeline")],
             "excludes": ["**/__pycache__"],
         }
-    for name, value in (_WORKER_ENVIRONMENT | _DRIVER_ENVIRONMENT).items():
-        os.environ.setdefault(name, value)
+    with changed_environment(changes, _SET_BY_RAY), _connected(address, runtime, dashboard):
+        sessions = _open  # kept, because a test may replace the global list before the session ends
+        sessions.append((address, dashboard or address != "local"))
+        try:
+            yield
+        finally:
+            sessions.pop()
+
+
+@contextmanager
+def _connected(address: str, runtime: dict[str, Any] | None, dashboard: bool) -> Iterator[None]:
     if address not in ("local", "auto"):
         try:
-            reach(address)  # Ray's own client waits for minutes
+            reach(address)  # Ray's client would wait for minutes
         except (OSError, ValueError) as error:
-            raise _refusal(address, error) from error
+            raise _connection_error(address, error) from error
     warnings.filterwarnings("ignore", module="ray")
     import ray
 
@@ -111,41 +130,39 @@ def ray_session(cluster: Cluster, *, dashboard: bool) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise _refusal(address, error) from error
-    sessions = _open  # kept, because a test may replace the global list before the session ends
-    sessions.append((address, dashboard or address != "local"))
+        raise _connection_error(address, error) from error
     try:
         yield
     finally:
-        sessions.pop()
         ray.shutdown()
 
 
 def check_temporary_folder() -> None:
-    """Refuses a place of Ray's files in which its sockets cannot lie: too long a path, or one that is not ASCII.
+    """Checks that Ray can make its sockets in its temporary folder.
 
     Raises:
-        UserError: what to set instead.
+        UserError: the path is too long, or is not ASCII; the message names the variable to set.
     """
-    from ray._common.utils import get_default_ray_temp_dir
+    from pipeline.compat import temporary_folder
 
-    key = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    # As Ray names it; the number is that of this process.
-    folder = get_default_ray_temp_dir()
+    key = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    # Ray's name for the socket; the number is that of this process.
+    folder = temporary_folder()
     socket_path = f"{folder}/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     too_long = len(os.fsencode(socket_path)) - (103 if sys.platform == "darwin" else 107)
     if too_long > 0 or not socket_path.isascii():
         reason = f"{too_long} bytes too long" if too_long > 0 else "has letters beyond ASCII"
+        named = f"{key}: {os.environ[key]}" if key else folder
         raise UserError(
-            f"{key}: {os.environ[key]}: {reason} for the sockets of Ray: set RAY_TMPDIR to a folder with a short path "
-            "in ASCII, as /tmp"
+            f"{named}: {reason} for the sockets of Ray: set RAY_TMPDIR to a folder with a short path in ASCII, as /tmp"
         )
 
 
 def secret_environment() -> dict[str, str]:
-    """Credentials and addresses of this process for storage and tracking; an address may hold a password.
+    """The environment variables with the credentials and addresses of storage and tracking.
 
-    Workers get them as arguments, which Ray shows nobody; its runtime environment is on the dashboard and in its logs.
+    An address may hold a password. Workers receive these variables as arguments, which Ray does not show. Ray shows the
+    runtime environment on its dashboard and in its logs.
     """
     return {name: value for name, value in os.environ.items() if _is_secret(name)}
 
@@ -155,32 +172,36 @@ def _is_secret(name: str) -> bool:
 
 
 def reach(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT, ValueError where it is none."""
+    """Connects to HOST:PORT and closes the connection.
+
+    Raises:
+        OSError: nothing listens there.
+        ValueError: the address is not HOST:PORT.
+    """
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _refusal(address: str, error: Exception) -> UserError:
-    """What Ray says of an address, in one or two lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+def _connection_error(address: str, error: Exception) -> UserError:
+    """The error message for a failed connection to an address, in one or two lines."""
     if "ersion mismatch" in str(error):
         return UserError(
-            f"cluster.address: {address}: {' '.join(lines)[:300]}\n"
+            f"cluster.address: {address}: {' '.join(str(error).split())[:300]}\n"
             "use the same versions of Ray and Python here and on the cluster (constraints.txt)"
         )
     if address == "local":
-        reason = described(error) if isinstance(error, OSError) else lines[0]
+        reason = described(error) if isinstance(error, OSError) else first_line(error)
         return UserError(f"cluster.address: local: Ray does not start on this machine ({reason}){_place_hint(error)}")
     return UserError(
-        f"cluster.address: {address}: no Ray cluster answers there ({lines[0]}); "
+        f"cluster.address: {address}: no Ray cluster answers there ({first_line(error)}); "
         "start one with 'ray start --head', or use cluster.address: local"
     )
 
 
 def _place_hint(error: Exception) -> str:
-    """What to set where an error is about Ray's own files."""
-    from ray._common.utils import get_default_ray_temp_dir
+    """A hint which variable to set, if an error is about Ray's own files; otherwise empty."""
+    from pipeline.compat import temporary_folder
 
     path = path_of(error) if isinstance(error, OSError) else None
-    is_rays = path is not None and path.is_relative_to(get_default_ray_temp_dir())
+    is_rays = path is not None and path.is_relative_to(temporary_folder())
     return "\nset RAY_TMPDIR to a folder that can be written and has room, with a short path" if is_rays else ""

@@ -1,8 +1,9 @@
-"""A sweep: Ray Tune runs the trials of a study, on all of a cluster, and does with each what the study says.
+"""A sweep: Ray Tune runs the trials of a study on the whole cluster. The study decides which trials start and stop.
 
-Ray's ``OptunaSearch`` is not used: it can neither take over a trial whose driver died, nor record one as stopped, nor
-ask twice for the control, and a driver that comes back would propose the first points again. Ray's own record of the
-sweep is scratch for the same reason: ``Tuner.restore`` begins interrupted trials anew.
+Ray's ``OptunaSearch`` is not used, for four reasons. It cannot take over a trial whose driver died. It cannot record a
+trial as stopped. It cannot ask twice for the control. A driver that is restarted would propose the first points again.
+Ray's own record of the sweep is temporary for the same reason: ``Tuner.restore`` restarts interrupted trials from the
+beginning.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ import ray.tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.cluster.identity import auto_name, study_identity
 from pipeline.cluster.session import secret_environment
-from pipeline.cluster.study import Rules, Study, Trial
-from pipeline.cluster.study_storage import StudyStorage
-from pipeline.cluster.trial import Rows, TrialTask, run_trial
-from pipeline.cluster.trial_room import TrialRoom, find_room
+from pipeline.cluster.trial import Reports, TrialTask, run_trial
+from pipeline.cluster.trial_resources import TrialResources, find_trial_resources
+from pipeline.config.schema import Params
 from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.params import check_params
 from pipeline.paths import SCRATCH
-from pipeline.spaces import Space
-from pipeline.sqlite import sqlite_address
-from pipeline.storage.delivery import Delivery
-from pipeline.storage.places import open_place
+from pipeline.search_space.space import Space
+from pipeline.storage.databases import sqlite_address
+from pipeline.storage.open_store import open_store
+from pipeline.storage.staged_packs import StagedPacks
+from pipeline.study.database import StudyStorage
+from pipeline.study.fingerprint import auto_name, study_fingerprint
+from pipeline.study.study import Rules, Study, Trial
 
-OnResult = Callable[[Trial, Rows], None]
+OnResult = Callable[[Trial, Reports], None]
 _POLL_S = 2.0
-_ASK_AGAIN_S = 0.5  # Ray asks for trials ten times a second
+_ASK_AGAIN_S = 0.5  # Ray requests trials ten times a second
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,21 @@ class SweepSettings:
     """How a sweep is run.
 
     Attributes:
-        study: its name, or "auto": one for each data, params, space, rules and code.
-        study_storage: address of the database; None: SQLite in ``.eqreg``.
-        num_trials: beside the control; of a grid, its first so many points.
-        steps, grace_steps, reduction_factor: of each trial; before one is stopped; of as many at a rung one goes on.
-        objectives: score, and what a Pareto front has beside it.
-        num_workers, gpu_share: of each trial; of a GPU for each worker, where there are any.
-        concurrent: trials at a time, or "auto": one a core or GPU.
-        seed: of the search.
-        max_failures: how often a trial that loses its process goes on.
-        storage: address of the place of checkpoints and measured rows.
-        measures: whether trials are measured on the test images, too.
+        study: name of the study; "auto" for a study of its own for each combination of data, params, space, rules and
+            code.
+        study_storage: address of the database; None for SQLite in ``.eqreg``.
+        num_trials: number of trials beside the control; of a grid, the number of points, from the first on.
+        steps: training steps of each trial.
+        grace_steps: steps before which no trial is stopped.
+        reduction_factor: one of this many trials at a rung continues.
+        objectives: the score, and the further objectives of a Pareto front.
+        num_workers: worker processes of each trial.
+        gpu_share: fraction of a GPU for each worker, if there are GPUs.
+        concurrent: number of trials at a time; "auto" for one for each core or GPU.
+        seed: seed of the search.
+        max_failures: how often a trial is restarted after its process was lost.
+        storage: address of the artifact store for checkpoints and measurements.
+        measures: whether trials are also measured on the test images.
     """
 
     study: str
@@ -74,51 +79,59 @@ class SweepSettings:
     measures: bool
 
 
-def open_study(values: dict[str, Any], data: str, space: Space, settings: SweepSettings) -> Study:
-    """The study of a sweep; ``data`` is the hash of the packs (``Delivery.hash``).
+def open_study(params: Params, data: str, space: Space, settings: SweepSettings) -> Study:
+    """Opens or creates the study of a sweep.
+
+    Args:
+        params: of the trials.
+        data: hash of the packs (``StagedPacks.hash``).
+        space: the search space.
+        settings: of the sweep.
 
     Raises:
-        UserError: the database does not answer, or a study of this name is of something else.
+        UserError: the database does not answer, or the study of this name has another fingerprint.
     """
     rules = Rules(settings.objectives, settings.steps, settings.grace_steps, settings.reduction_factor, settings.seed)
     told = {**rules.__dict__, "num_workers": settings.num_workers}
-    identity = study_identity(values, data, space, told, settings.measures)
-    name = auto_name(values["task"], identity) if settings.study == "auto" else settings.study
+    identity = study_fingerprint(params, data, space, told, settings.measures)
+    name = auto_name(params.task, identity) if settings.study == "auto" else settings.study
     address = settings.study_storage or sqlite_address((SCRATCH / "tune" / "studies.db").resolve())
     return Study(StudyStorage(address), name, identity, space, rules)
 
 
 def sweep(
-    values: dict[str, Any],
-    delivery: Delivery,
+    params: Params,
+    staged: StagedPacks,
     space: Space,
     settings: SweepSettings,
     on_result: OnResult,
     study: Study | None = None,
 ) -> list[Trial]:
-    """Runs what the study lacks of its trials; gives all that it has, by number. Inside a ``ray_session``.
+    """Runs the missing trials of a study. It must be called inside a ``ray_session``.
 
     Args:
-        values: plain params; each trial changes those that the space names.
-        delivery: of the packs.
-        space: what is searched.
-        settings: how.
-        on_result: hears, in this process, of every report and of every end of a trial: the trial as it stands, and
-            the reports that are new, or are told again after it went on from a checkpoint.
-        study: if the caller has opened it.
+        params: of the trials; each trial changes those that the space names.
+        staged: the staged packs.
+        space: the search space.
+        settings: of the sweep.
+        on_result: called in this process at every report and every end of a trial, with the current state of the trial
+            and its new reports. Reports can repeat after a trial resumed from a checkpoint.
+        study: the study, if the caller has opened it already.
+
+    Returns:
+        All trials of the study, by number.
 
     Raises:
-        UserError: a trial finds no room in the cluster; the database or the place does not answer.
+        UserError: the cluster lacks the resources for one trial; the database or the artifact store does not answer.
     """
-    study = study or open_study(values, delivery.hash, space, settings)
-    place = open_place(settings.storage)
-    place.check()
-    cluster = check_params(values, "params").cluster
-    room = find_room(cluster, settings.num_workers, settings.gpu_share, settings.concurrent)
+    study = study or open_study(params, staged.hash, space, settings)
+    artifact_store = open_store(settings.storage)
+    artifact_store.check()
+    room = find_trial_resources(params.cluster, settings.num_workers, settings.gpu_share, settings.concurrent)
     task = TrialTask(
-        values,
-        delivery,
-        place,
+        params,
+        staged,
+        artifact_store,
         f"sweeps/{study.key}",
         room.each,
         settings.num_workers,
@@ -131,10 +144,11 @@ def sweep(
         _forget_ended(study, task)
         _tune(study, task, settings, room, on_result)
         is_waiting = False
-        # The table is whole when other drivers' trials have ended, too; those of one that dies are taken over.
-        study.settle()
-        while study.waits_for_others():
-            study.settle()
+        # The results are complete when the trials of other drivers have also ended. If another driver dies, this driver
+        # takes over its trials.
+        study.make_decisions()
+        while study.others_have_trials():
+            study.make_decisions()
             if study.has_orphan():
                 _tune(study, task, settings, room, on_result)
                 continue
@@ -142,41 +156,48 @@ def sweep(
                 console.print("waiting for trials that another command runs")
             is_waiting = True
             time.sleep(_POLL_S)
-        study.settle()
+        study.make_decisions()
         _forget_ended(study, task)
         trials = study.trials()
     if settings.measures:
-        trials = [replace(trial, rows=None if trial.failure else task.read_rows(trial.number)) for trial in trials]
+        trials = [
+            replace(trial, measurements=None if trial.failure else task.read_measurements(trial.number))
+            for trial in trials
+        ]
     return trials
 
 
 def _forget_ended(study: Study, task: TrialTask) -> None:
-    """Removes the checkpoints of trials that ended while their driver died."""
+    """Deletes the checkpoints of ended trials that are left because a driver died."""
     ended = {str(trial.number) for trial in study.trials()}
-    left = {name.removeprefix(f"{task.prefix}/trials/").split("/")[0] for name in task.place.names(task.prefix)}
+    left = {
+        name.removeprefix(f"{task.prefix}/trials/").split("/")[0] for name in task.artifact_store.names(task.prefix)
+    }
     for number in ended & left:
         task.checkpoints(int(number)).discard()
 
 
-def _tune(study: Study, task: TrialTask, settings: SweepSettings, room: TrialRoom, on_result: OnResult) -> None:
+def _tune(study: Study, task: TrialTask, settings: SweepSettings, room: TrialResources, on_result: OnResult) -> None:
     """Runs trials until the study has none left for this driver."""
-    desk = _Desk(study, task, settings.num_trials, on_result)
+    adapter = _TuneAdapter(study, task, settings.num_trials, on_result)
     with tempfile.TemporaryDirectory(prefix="eqreg-", ignore_cleanup_errors=True) as records:
-        _tuner(desk, task, settings, room, records).fit()
-    if desk.error:
-        raise desk.error
+        _tuner(adapter, task, settings, room, records).fit()
+    if adapter.error:
+        raise adapter.error
 
 
-def _tuner(desk: _Desk, task: TrialTask, settings: SweepSettings, room: TrialRoom, records: str) -> ray.tune.Tuner:
-    """``records`` is a folder of this machine for what Ray writes down, which nothing is read from."""
+def _tuner(
+    adapter: _TuneAdapter, task: TrialTask, settings: SweepSettings, room: TrialResources, records: str
+) -> ray.tune.Tuner:
+    """Ray's tuner. It writes its own records into ``records``, a local folder; nothing is read from there."""
     return ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(run_trial, task=task), room.as_ray()),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Search(desk),
-            scheduler=_Obey(desk),
+            search_alg=_Search(adapter),
+            scheduler=_AdapterScheduler(adapter),
             num_samples=-1,
             max_concurrent_trials=room.concurrent,
-            # Workers of a trial that is stopped end with its process.
+            # A trial with several workers needs its own process: if the trial is stopped, its workers end with it.
             reuse_actors=settings.num_workers == 1,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -185,7 +206,7 @@ def _tuner(desk: _Desk, task: TrialTask, settings: SweepSettings, room: TrialRoo
             name="sweep",
             storage_path=records,
             verbose=0,
-            stop=_StopAll(desk),
+            stop=_StopAll(adapter),
             failure_config=ray.tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )
@@ -195,28 +216,28 @@ def _name(trial: Any) -> str:
     return f"trial-{trial.config['number']}"
 
 
-class _Desk:
-    """Where Ray Tune's searcher and scheduler meet the study. An error of the study ends the sweep."""
+class _TuneAdapter:
+    """The adapter between the study and Ray Tune's searcher and scheduler. An error of the study ends the sweep."""
 
     def __init__(self, study: Study, task: TrialTask, num_trials: int, on_result: OnResult) -> None:
         self._study, self._task, self._num_trials, self._on_result = study, task, num_trials, on_result
         self.error: UserError | None = None
         self._numbers: dict[str, int] = {}
         self._given_up: set[int] = set()
-        self._through: set[int] = set()  # did all their steps, and are not judged yet
+        self._done_training: set[int] = set()  # have ended their training, and wait for the study's decision
         self._asked_at = -math.inf
         self._last_words: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps pickles of a sweep; nothing goes on from them."""
+        """An empty state: Ray pickles the sweep, and eqreg never restores such a pickle."""
         return {}
 
     def next(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of the next trial; None where Ray is to ask again; or Ray's word for none."""
+        """The config of the next trial; None if Ray should ask again later; ``Searcher.FINISHED`` if there is none."""
         if time.monotonic() - self._asked_at < _ASK_AGAIN_S:
             return None
         try:
-            trial = self._study.next(self._num_trials)
+            trial = self._study.claim_next(self._num_trials)
             self._hear_of_judged()
         except UserError as error:
             self.error = error
@@ -229,15 +250,15 @@ class _Desk:
         self._numbers[trial_id] = trial.number
         return {"number": trial.number, "params": json.dumps(trial.params)}
 
-    def hear(self, number: int, result: dict[str, Any]) -> bool:
-        """Records a report of a trial, and says whether it goes on."""
-        rows: Rows = [(int(step), metrics) for step, metrics in result.get("rows", [])]
+    def on_report(self, number: int, result: dict[str, Any]) -> bool:
+        """Records a report of a trial, and returns whether the trial continues."""
+        reports: Reports = [(int(step), metrics) for step, metrics in result.get("reports", [])]
         try:
-            decision = self._study.report(number, rows, result.get("resumed_at", 0), result.get("clock"))
+            decision = self._study.report(number, reports, result.get("resumed_at", 0), result.get("clock"))
             if decision == "lost":
                 self._given_up.add(number)
                 return False
-            self._on_result(self._study.trial(number), rows)
+            self._on_result(self._study.trial(number), reports)
             if "failure" in result:
                 self._end(number, lambda: self._study.fail(number, result["failure"]))
             elif "end" in result:
@@ -251,14 +272,18 @@ class _Desk:
         return self.error is None
 
     def broken(self, number: int, text: str) -> None:
-        """A trial's process broke off; Ray may start it again."""
+        """Records why a trial's process was lost; Ray may restart it."""
         self._last_words[number] = text
 
     def leave(self, trial_id: str) -> None:
-        """A trial is over for Ray; one that is not for the study, and was not given up, has failed."""
+        """Handles the end of a trial in Ray.
+
+        The trial has failed if it has not ended in the study, does not wait for its decision, and still belongs to this
+        driver.
+        """
         number = self._numbers[trial_id]
         try:
-            is_left = number not in self._given_up and number not in self._through
+            is_left = number not in self._given_up and number not in self._done_training
             if not self.error and is_left and not self._study.trial(number).has_ended:
                 reason = self._last_words.get(number, "it ended without a word")
                 self._end(number, lambda: self._study.fail(number, reason))
@@ -267,69 +292,69 @@ class _Desk:
 
     def _end(self, number: int, end: Callable[[], None]) -> None:
         end()
-        self._through.add(number)
+        self._done_training.add(number)
         self._hear_of_judged()
 
     def _hear_of_judged(self) -> None:
-        """Tells of trials that are through and have been judged meanwhile, and forgets their checkpoints."""
-        for number in sorted(self._through):
+        """Reports the waiting trials that the study has ended meanwhile, and deletes their checkpoints."""
+        for number in sorted(self._done_training):
             if (trial := self._study.trial(number)).has_ended:
-                self._through.remove(number)
+                self._done_training.remove(number)
                 self._on_result(trial, [])
                 self._task.checkpoints(number).discard()
 
 
 class _Search(Searcher):
-    """Asks the study for trials."""
+    """Ray Tune's searcher: requests trials from the study."""
 
-    def __init__(self, desk: _Desk) -> None:
+    def __init__(self, adapter: _TuneAdapter) -> None:
         super().__init__()
-        self._desk = desk
+        self._adapter = adapter
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        return self._desk.next(trial_id)
+        return self._adapter.next(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._desk.leave(trial_id)
+        self._adapter.leave(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what it knows is in the study."""
+        """Saves nothing: the study holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: what it knows is in the study."""
+        """Restores nothing: the study holds the state."""
 
 
-class _Obey(FIFOScheduler):
-    """Stops the trials that the study says."""
+class _AdapterScheduler(FIFOScheduler):
+    """Ray Tune's scheduler: stops a trial when the study decides so."""
 
-    def __init__(self, desk: _Desk) -> None:
+    def __init__(self, adapter: _TuneAdapter) -> None:
         super().__init__()
-        self._desk = desk
+        self._adapter = adapter
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        goes_on = self._desk.hear(trial.config["number"], result)
+        goes_on = self._adapter.on_report(trial.config["number"], result)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         text = Path(trial.error_file).read_text() if trial.error_file else ""
-        self._desk.broken(trial.config["number"], _why_lost(text, trial.run_metadata.num_failures))
+        self._adapter.broken(trial.config["number"], _why_lost(text, trial.run_metadata.num_failures))
 
 
 class _StopAll(ray.tune.Stopper):
-    """Ends the sweep when the study does not answer; its trials stay as they are."""
+    """Stops the sweep after an error of the study. The trials of the study stay unchanged."""
 
-    def __init__(self, desk: _Desk) -> None:
-        self._desk = desk
+    def __init__(self, adapter: _TuneAdapter) -> None:
+        self._adapter = adapter
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return self.stop_all()
 
     def stop_all(self) -> bool:
-        return self._desk.error is not None
+        return self._adapter.error is not None
 
 
 def _why_lost(text: str, times: int) -> str:
-    """One line of what Ray says of a process that broke off so many times."""
+    """One line that says why Ray lost a trial's process, and how often."""
     if "low on memory" in text or "OutOfMemory" in text:
         return f"out of memory: Ray ended its process (times: {times})"
     if "died" in text or "dead" in text:

@@ -1,8 +1,8 @@
-"""Checkpoints of one run at a place, of which there is a good one whatever happens.
+"""Checkpoints of one run in an artifact store; after the first save there is always a valid one.
 
-A checkpoint is one object; its name holds step, score and SHA-256, so one atomic write is all there is to commit:
+A checkpoint is one object, whose name holds its step, score and SHA-256. A single atomic write therefore commits it:
 
-    PREFIX/step-00000200_29.2413_<64 hexadecimal digits>.pt          _none_ where there is no score
+    PREFIX/step-00000200_29.2413_<64 hexadecimal digits>.pt          _none_ if there is no score
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.storage.places import Place
+from pipeline.storage.store import ArtifactStore
 
 _NAME = re.compile(r"step-(\d{8,})_(none|-?\d+(?:\.\d+)?(?:e[+-]\d+)?)_([0-9a-f]{64})\.pt")
 
@@ -27,40 +27,41 @@ class _Record:
 
 
 class Checkpoints:
-    """What a run goes on from. One process saves; any may read.
+    """The checkpoints that a run resumes from. One process saves them; any process may read them.
 
     Args:
-        place: where they are.
-        prefix: of their names, the run's own.
-        keep_best: how many of those with the largest scores are kept beside the newest two.
+        artifact_store: store of the checkpoints.
+        prefix: prefix of their names, which is unique to the run.
+        keep_best: number of checkpoints with the largest scores that are kept beside the newest two.
 
     Attributes:
-        damaged: names of those that were passed over, their bytes not having the SHA-256 of their name.
+        damaged: names of checkpoints that were skipped because their bytes do not have the SHA-256 in their name.
     """
 
-    def __init__(self, place: Place, prefix: str, keep_best: int) -> None:
-        self.place, self.prefix, self.keep_best = place, prefix, keep_best
+    def __init__(self, artifact_store: ArtifactStore, prefix: str, keep_best: int) -> None:
+        self.artifact_store, self.prefix, self.keep_best = artifact_store, prefix, keep_best
         self.damaged: list[str] = []
-        self._good: set[str] = set()  # names of those that this process has written or verified
+        self._good: set[str] = set()  # names of the checkpoints that this process has written or verified
 
     def save(self, step: int, data: bytes, score: float | None) -> None:
-        """Writes a checkpoint, in place of an earlier one of this step; then removes what need not be kept.
+        """Writes a checkpoint, replaces an earlier one of the same step, and removes checkpoints that are not kept.
 
-        Kept are this one, the newest older one that is good, and the ``keep_best`` with the largest scores. Those of
-        later steps are left alone unless they are known to be damaged.
+        This checkpoint, the newest older valid one, and the ``keep_best`` with the largest scores are kept. Checkpoints
+        of later steps are kept, too, unless they are known to be damaged.
 
         Args:
-            step: that it was made after.
-            data: its bytes.
-            score: the larger, the better; None, and what is not finite, is never among the best.
+            step: number of training steps before the checkpoint.
+            data: bytes of the checkpoint.
+            score: score of the checkpoint; larger is better. A checkpoint whose score is None or not finite is never
+                among the best.
 
         Raises:
-            UserError: the place refuses.
+            UserError: the artifact store refuses or does not answer.
         """
         score = None if score is None or not math.isfinite(score) else float(score)
         sha256 = hashlib.sha256(data).hexdigest()
         written = _Record(f"step-{step:08d}_{'none' if score is None else score}_{sha256}.pt", step, score, sha256)
-        self.place.write(self._object(written), data)
+        self.artifact_store.write(self._object(written), data)
         self._good.add(written.name)
         if written.name in self.damaged:
             self.damaged.remove(written.name)
@@ -72,13 +73,13 @@ class Checkpoints:
         kept.update(_best(others | {written})[: self.keep_best])
         for record in records:
             if record not in kept:
-                self.place.delete(self._object(record))
+                self.artifact_store.delete(self._object(record))
 
     def newest(self) -> tuple[int, bytes] | None:
-        """(step, bytes) of the newest checkpoint that is good; None where there is none.
+        """Returns (step, bytes) of the newest valid checkpoint; None if there is none.
 
         Raises:
-            UserError: the place refuses.
+            UserError: the artifact store refuses or does not answer.
         """
         for record in self._records():
             if (data := self._read(record)) is not None:
@@ -86,16 +87,16 @@ class Checkpoints:
         return None
 
     def discard(self) -> None:
-        """Removes all checkpoints of the run, so that it begins anew."""
-        for record in reversed(self._records()):  # the oldest first: what is left after an interruption makes sense
-            self.place.delete(self._object(record))
+        """Removes all checkpoints of the run, so that it starts from the beginning."""
+        for record in reversed(self._records()):  # oldest first, so that an interruption leaves the newest checkpoints
+            self.artifact_store.delete(self._object(record))
         self.damaged.clear()
         self._good.clear()
 
     def _records(self) -> list[_Record]:
-        """The newest first; what is called otherwise is no checkpoint."""
+        """Lists the checkpoints, the newest first; objects with other names are ignored."""
         records = []
-        for name in self.place.names(self.prefix):
+        for name in self.artifact_store.names(self.prefix):
             if found := _NAME.fullmatch(name.removeprefix(f"{self.prefix}/")):
                 step, score, sha256 = found.groups()
                 records.append(_Record(found[0], int(step), None if score == "none" else float(score), sha256))
@@ -105,11 +106,14 @@ class Checkpoints:
         return record.name in self._good or (record.name not in self.damaged and self._read(record) is not None)
 
     def _read(self, record: _Record) -> bytes | None:
-        """The bytes, if they are there and good. What seems damaged is read once more: it may be the way here."""
+        """Reads a checkpoint; None if it is missing or damaged.
+
+        A damaged checkpoint is read once more, because the transfer may have damaged the bytes.
+        """
         for _ in range(2):
             try:
-                data = self.place.read(self._object(record))
-            except FileNotFoundError:  # removed since it was listed
+                data = self.artifact_store.read(self._object(record))
+            except FileNotFoundError:  # it was removed after the listing
                 return None
             if hashlib.sha256(data).hexdigest() == record.sha256:
                 self._good.add(record.name)
@@ -124,6 +128,6 @@ class Checkpoints:
 
 
 def _best(records: Iterable[_Record]) -> list[_Record]:
-    """Those with a score, the best first, of equals the newest."""
+    """Sorts the checkpoints that have a score, the best first; of equal scores the newest first."""
     scored = [(record.score, record.step, record) for record in records if record.score is not None]
     return [record for _, _, record in sorted(scored, key=lambda each: each[:2], reverse=True)]

@@ -1,4 +1,4 @@
-"""What an error of an MLflow store asks for: a server and a database fail in ways of their own."""
+"""Hints for errors of an MLflow store, which is a server or a database."""
 
 from __future__ import annotations
 
@@ -18,19 +18,26 @@ _SERVER = {
     ),
     r"CERTIFICATE|SSL": "its certificate is not trusted here: name its file in MLFLOW_TRACKING_SERVER_CERT_PATH",
 }
-"""Pattern of an error's code and text -> what to do about it."""
+"""Pattern of an error's code and text -> hint."""
 
+S3_LIBRARIES = ("boto3", "botocore", "s3transfer")
+_S3 = (
+    "its artifacts are in S3: check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE), and MLFLOW_S3_ENDPOINT_URL for a "
+    "server that is not AWS"
+)
 _NO_ADDRESS = "that is no address of a store: check MLFLOW_TRACKING_URI (unset it to use mlflow.db here)"
 
 
-def remedy(uri: str, error: Exception, reason: str) -> str:
-    """What to do about an error, in one line.
+def hint(uri: str, error: Exception, reason: str) -> str:
+    """The hint for an error, in one line.
 
     Args:
-        uri: of the store, without passwords.
-        error: of MLflow, or of what MLflow stands on.
-        reason: its text.
+        uri: address of the store, without passwords.
+        error: raised by MLflow or by a library that MLflow uses.
+        reason: text of the error.
     """
+    if type(error).__module__.split(".")[0] in S3_LIBRARIES:
+        return _S3
     if uri.startswith(("http://", "https://")):
         text = f"{getattr(error, 'error_code', '')} {reason}"
         return next((advice for pattern, advice in _SERVER.items() if re.search(pattern, text)), _NOBODY)
@@ -41,16 +48,16 @@ def remedy(uri: str, error: Exception, reason: str) -> str:
         )
     import sqlalchemy
 
-    from pipeline.storage.databases import database_remedy
+    from pipeline.storage.databases import database_hint
 
     try:
         url = sqlalchemy.make_url(uri)
         url.get_dialect()
-    except sqlalchemy.exc.ArgumentError:  # no such dialect is one, too
+    except sqlalchemy.exc.ArgumentError:  # also raised for an unknown dialect
         return _NO_ADDRESS
-    return database_remedy(url, reason) or _NOBODY
+    return database_hint(url, reason) or _NOBODY
 
 
 def restore_command(uri: str, experiment_id: str) -> str:
-    """The command that takes an experiment out of MLflow's bin."""
+    """The command that restores a deleted experiment of MLflow."""
     return f"MLFLOW_TRACKING_URI='{uri}' mlflow experiments restore --experiment-id {experiment_id}"

@@ -1,20 +1,22 @@
-"""MLflow's model registry: versions of ``eqreg-TASK`` and their aliases."""
+"""MLflow's model registry: the versions of the model ``eqreg-TASK`` and their aliases."""
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from pipeline.errors import FULL, UserError, described
-from pipeline.sqlite import sqlite_file
+from pipeline.errors import UserError, fault_of_machine
+from pipeline.model_file import load_model
+from pipeline.provenance.code_hash import deciding_hash
+from pipeline.storage.databases import sqlite_file
 from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
 
 if TYPE_CHECKING:
@@ -23,12 +25,22 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON = "eqreg.reason"
-_OF_THIS_MACHINE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+UNCHANGED = "the registry was not changed: run 'eqreg register' again later, or delete the alias champion to replace it"
+"""What to do if nothing shows whether a version can be used."""
+
+_CODE = "eqreg.network_code"
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""Codes with which MLflow says that a version or an alias does not exist."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version: its number as text, and the aliases that point to it."""
+    """A registered version.
+
+    Attributes:
+        number: its number as text.
+        aliases: the aliases that point to it.
+    """
 
     number: str
     aliases: tuple[str, ...]
@@ -38,7 +50,7 @@ class Registry:
     """The versions of one model in the registry of a store.
 
     Raises:
-        UserError: from every method, where the server does not answer.
+        UserError: the server does not answer; raised by every method.
     """
 
     def __init__(self, store: Store) -> None:
@@ -46,7 +58,11 @@ class Registry:
         self.name = f"eqreg-{store.task}"
 
     def find(self, model_sha256: str) -> Version | None:
-        """The version with this model, if its files are there."""
+        """The version that holds this model; None if there is none with its files present.
+
+        Raises:
+            UserError: the files cannot be listed.
+        """
         with answering(self.store.uri):
             condition = f"name='{self.name}' and tags.`{MODEL_TAG}`='{model_sha256}'"
             found = self.store.client.search_model_versions(condition)
@@ -57,37 +73,60 @@ class Registry:
         return None
 
     def champion(self) -> Version | None:
-        """The version that the alias points to; None if there is no such alias."""
+        """The version to which the alias "champion" points; None if the alias does not exist."""
         from mlflow.exceptions import MlflowException
 
         with answering(self.store.uri):
             try:
                 version = self.store.client.get_model_version_by_alias(self.name, CHAMPION)
             except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                if error.error_code in _MISSING:
                     return None
                 raise
         return Version(str(version.version), (CHAMPION,))
 
     def load(self, version: Version) -> nn.Module | None:
-        """The network of a version, on the CPU; None if it cannot be loaded.
+        """The network of a version, on the CPU; None if its files are gone, damaged or not those of a network.
 
         Raises:
-            UserError: also where this machine has no room for it, which says nothing of the version.
+            UserError: the files cannot be reached, or this machine or this version of torch cannot read them. That does
+                not show that the version is damaged.
         """
-        try:
-            return _network(f"models:/{self.name}/{version.number}", "cpu")
-        except Exception as error:
-            # Out of reach is not out of order: nobody is dethroned by a network that is down, or by a full disk.
-            if type(error).__module__.split(".")[0] in ("requests", "urllib3", "botocore"):
-                raise UserError(f"{self.name} version {version.number} cannot be reached ({error})") from error
-            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE):
-                reason = described(error) if isinstance(error, OSError) else "out of memory"
-                raise UserError(f"{self.name} version {version.number} cannot be read here ({reason})") from error
-            return None
+        from mlflow.artifacts import download_artifacts
 
-    def add(self, run_id: str, network: nn.Module, model_sha256: str, tags: Mapping[str, str]) -> Version:
-        """Logs the network to a run and registers it; it then loads with mlflow and torch alone, for any image size."""
+        if (location := self._location(version)) is None or not self._lists(version, location):
+            return None
+        with self._reading(version), TemporaryDirectory() as folder:
+            files = Path(download_artifacts(location, dst_path=folder))
+            try:
+                return _exported(files, "cpu")
+            except Exception as error:
+                if fault_of_machine(error):
+                    raise
+                written, here = _writer(files), _torch_version()
+                if written not in (None, here):
+                    raise UserError(
+                        f"{self._title(version)} does not load with torch {here}, and torch {written} wrote it: "
+                        f"install that one\n{UNCHANGED}"
+                    ) from error
+                return None
+
+    def add(
+        self, run_id: str, network: nn.Module, model_sha256: str, tags: Mapping[str, str], file: Path | None = None
+    ) -> Version:
+        """Logs the network to a run and registers it. It can then be loaded with mlflow and torch, for any image size.
+
+        Args:
+            run_id: the run.
+            network: the network to register.
+            model_sha256: stored as a tag, by which ``find`` finds the version.
+            tags: further tags of the version.
+            file: file of the network, which the version then also holds. ``eqreg restore`` loads it faster than the
+                exported program, as long as the code of the network is the same.
+
+        Returns:
+            The new version, without aliases.
+        """
         import mlflow
         import mlflow.pytorch
         import numpy as np
@@ -99,9 +138,9 @@ class Registry:
         classes = getattr(network, "classes", None)
         result = (-1, classes) if classes else (-1, int(network.out_channels), -1, -1)  # type: ignore[arg-type]
         outputs = Schema([TensorSpec(np.dtype(np.float32), result)])
-        # Two images of unequal sides: torch.export takes a dimension of 1, or equal ones, for fixed.
+        # Two images whose height and width differ: torch.export treats a size of 1, or equal sizes, as fixed.
         example = np.random.default_rng(0).random((2, channels, 64, 48), dtype=np.float32)
-        # MLflow prints what it did to stderr.
+        # MLflow prints messages to stderr.
         with answering(self.store.uri), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             for name in ("mlflow", "torch.export", "torch._export"):
@@ -114,6 +153,8 @@ class Registry:
                     input_example=example,
                     pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_torch_version()}"],
                     registered_model_name=self.name,
+                    extra_files=[str(file)] if file else None,
+                    metadata={_CODE: network_code(network)} if file else None,
                 )
         version = str(info.registered_model_version)
         for key, value in {**tags, MODEL_TAG: model_sha256}.items():
@@ -126,7 +167,7 @@ class Registry:
             self.store.client.set_model_version_tag(self.name, version, key, value)
 
     def reason(self, version: str) -> str:
-        """Why a version got its alias; empty where nobody said."""
+        """The reason why a version has its alias; empty if none is stored."""
         with answering(self.store.uri):
             tags: dict[str, str] = self.store.client.get_model_version(self.name, version).tags
         return tags.get(REASON, "")
@@ -137,13 +178,54 @@ class Registry:
             self.store.client.set_registered_model_alias(self.name, alias, version)
 
     def has_files(self, version: Version) -> bool:
-        """Whether the files of a version are where the registry says."""
-        import mlflow.artifacts
+        """Whether the files of a version exist at the location in the registry.
 
+        Raises:
+            UserError: they cannot be listed, or they may be on another machine.
+        """
+        location = self._location(version)
+        return location is not None and self._lists(version, location)
+
+    def _location(self, version: Version) -> str | None:
+        """The address of the files of a version; None if the version or its model was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        with answering(self.store.uri):
+            try:
+                return str(self.store.client.get_model_version_download_uri(self.name, version.number))
+            except MlflowException as error:
+                if error.error_code in _MISSING:
+                    return None
+                raise
+
+    def _lists(self, version: Version, location: str) -> bool:
+        from mlflow.artifacts import list_artifacts
+
+        with self._reading(version):
+            if list_artifacts(location):
+                return True
+            # Other machines may use the same server or database; only a database in a file is on this machine.
+            if urlsplit(location).scheme in ("", "file") and not sqlite_file(self.store.uri):
+                raise UserError(
+                    f"{self._title(version)}: {location} is not on this machine; it may be on the one that registered "
+                    f"it\n{UNCHANGED}"
+                )
+        return False
+
+    @contextmanager
+    def _reading(self, version: Version) -> Iterator[None]:
+        """Raises a ``UserError`` for any error in the block: it does not show that the version is damaged."""
         try:
-            return bool(mlflow.artifacts.list_artifacts(f"models:/{self.name}/{version.number}"))
-        except Exception:
-            return False
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            fault = fault_of_machine(error)
+            reason = f"cannot be read here ({fault})" if fault else f"cannot be reached ({_one_line(error)})"
+            raise UserError(f"{self._title(version)} {reason}\n{UNCHANGED}") from error
+
+    def _title(self, version: Version) -> str:
+        return f"{self.name} version {version.number}"
 
     def _aliases(self, version: Any) -> tuple[str, ...]:
         with answering(self.store.uri):
@@ -151,31 +233,49 @@ class Registry:
         return tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(version)))
 
 
-def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.Module:
-    """The network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, on a device.
+def check_store(uri: str, store_uri: str) -> None:
+    """Checks that the database of the store exists; a server is not asked. MLflow would create an empty database.
 
-    Do not move it by ``.to()``: torch does not support that for the module of an exported program.
+    Args:
+        uri: of the model that is to be loaded.
+        store_uri: address of the MLflow store.
 
     Raises:
-        UserError: there is no such model, or the registry does not answer.
+        UserError: the database does not exist.
+    """
+    if (file := sqlite_file(store_uri)) and not file.exists():
+        shown = without_password(store_uri)
+        raise UserError(f"--model {uri}: there is no {shown}; run 'eqreg register' or set MLFLOW_TRACKING_URI")
+
+
+def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.Module:
+    """Loads the network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` onto a device.
+
+    Do not move it with ``.to()``: torch does not support that for the module of an exported program.
+
+    Args:
+        uri: of the model.
+        store_uri: address of the MLflow store.
+        device: of the network.
+
+    Raises:
+        UserError: the model does not exist, or the registry does not answer.
     """
     from pipeline.tracking.store import quiet_mlflow
 
-    shown = without_password(store_uri)
-    if (file := sqlite_file(store_uri)) and not file.exists():
-        # MLflow would make one.
-        raise UserError(f"--model {uri}: there is no {shown}; run 'eqreg register' or set MLFLOW_TRACKING_URI")
+    check_store(uri, store_uri)
     quiet_mlflow()
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    make_tables(store_uri)  # where another process is just making them
+    make_tables(store_uri)  # waits if another process is making them
     mlflow.set_tracking_uri(store_uri)
     with answering(store_uri):
         try:
             return _network(uri, device)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                shown = without_password(store_uri)
                 known = ", ".join(model.name for model in mlflow.MlflowClient().search_registered_models()) or "none"
                 reason = " ".join(str(error).split())
                 raise UserError(f"--model {uri}: no such model in {shown} ({reason}); registered: {known}") from error
@@ -183,30 +283,84 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
 
 
 def _network(uri: str, device: torch.device | str) -> nn.Module:
-    """A registered network on a device, from the store that MLflow is set to.
+    """Loads a registered network onto a device, from the store that MLflow is set to."""
+    from mlflow.artifacts import download_artifacts
 
-    MLflow loads it onto the CPU and refuses an archive with pickles, but cannot move an exported program: what it gives
-    is a module already, whose operations may name the CPU. The program is read once more and moved as a whole.
+    with TemporaryDirectory() as folder:
+        files = Path(download_artifacts(uri, dst_path=folder))
+        network = _rebuilt(files)
+        return _exported(files, device) if network is None else network.to(device)
+
+
+def _rebuilt(files: Path) -> nn.Module | None:
+    """Builds the network of a version with the code of this checkout, without ``torch.export``, which loads slowly.
+
+    Returns:
+        None if the version does not hold its model file, or if its network was of other code.
+    """
+    from mlflow.models import Model
+
+    code = (Model.load(str(files)).metadata or {}).get(_CODE)
+    file = next(files.glob("extra_files/*.safetensors"), None)
+    if code is None or file is None:
+        return None
+    try:
+        network, _ = load_model(file)
+    except ValueError:  # this checkout has no such network
+        return None
+    return network if network_code(network) == code else None
+
+
+def network_code(network: nn.Module) -> str:
+    """A hash of the code of a network, 12 hexadecimal digits; comments and docstrings do not change it.
+
+    It covers the modules of the project that define the network and its layers, those that they import, and
+    ``build_network``. The same weights in networks of the same hash compute the same function.
+    """
+    modules = {type(layer).__module__ for layer in network.modules()}
+    return deciding_hash(
+        "components.networks.build", *sorted(name for name in modules if name.startswith("components."))
+    )
+
+
+def _exported(files: Path, device: torch.device | str) -> nn.Module:
+    """Loads the exported program of a version.
+
+    MLflow loads the network onto the CPU and rejects an archive with pickles. It cannot move an exported program: it
+    returns a module, whose operations may name the CPU. For another device the program is therefore loaded once more
+    and moved as a whole.
     """
     import mlflow.pytorch
     import torch
+
+    network: nn.Module = mlflow.pytorch.load_model(str(files))
+    if torch.device(device).type == "cpu":
+        return network
+    archive = next(files.rglob("model.pt2"), None)
+    if archive is None:  # not registered by eqreg, but as a plain module
+        return network.to(device)
     from torch.export.passes import move_to_device_pass
 
-    with TemporaryDirectory() as folder:
-        network: nn.Module = mlflow.pytorch.load_model(uri, dst_path=folder)
-        if torch.device(device).type == "cpu":
-            return network
-        archive = next(Path(folder).rglob("model.pt2"), None)
-        if archive is None:  # registered by others, as a plain module
-            return network.to(device)
-        return move_to_device_pass(torch.export.load(archive), str(device)).module()
+    return move_to_device_pass(torch.export.load(archive), str(device)).module()
+
+
+def _writer(files: Path) -> str | None:
+    """The version of torch that wrote a registered network; None if its files do not say."""
+    from mlflow.models import Model
+
+    try:
+        return _release(str(Model.load(str(files)).flavors["pytorch"]["pytorch_version"]))
+    except Exception:  # damaged, or of another kind
+        return None
 
 
 def registered_shapes(uri: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of what a registered model takes and gives, -1 where any size will do. After `load_registered`.
+    """The input shape and the output shape of a registered model; -1 stands for any size.
+
+    Call `load_registered` first.
 
     Raises:
-        UserError: it was registered without them.
+        UserError: the model was registered without its shapes.
     """
     import mlflow.models
 
@@ -219,4 +373,13 @@ def registered_shapes(uri: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _torch_version() -> str:
     import torch
 
-    return str(torch.__version__).split("+")[0]
+    return _release(str(torch.__version__))
+
+
+def _release(version: str) -> str:
+    """A version of torch without its build, such as ``+cpu``."""
+    return version.split("+")[0]
+
+
+def _one_line(error: Exception) -> str:
+    return without_password(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -1,4 +1,7 @@
-"""Puts results/train and results/evaluate into MLflow, so that a new or emptied store is filled from files alone."""
+"""Logs results/train and results/evaluate to MLflow.
+
+The files suffice to fill a store that is new or was emptied.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,22 @@ from typing import Any
 
 import yaml
 
-from pipeline.lineage import UNKNOWN, Lineage
-from pipeline.model_hash import model_metadata, model_sha256
+from components.brief import short_digest
+from pipeline.model_file import model_metadata, model_sha256
 from pipeline.paths import EVALUATE, MODEL, TRAIN, existing
+from pipeline.provenance.lineage import UNKNOWN, Lineage
+from pipeline.provenance.training_fingerprint import TrainingFingerprint
 from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store, flatten
-from pipeline.training_identity import TrainingIdentity
 
 _LOGGED = "eqreg.evaluated"
 
 
 def log_results(store: Store) -> str:
-    """Gives the id of the run that belongs to results/train, with its history, test figures and pictures in it."""
+    """Logs the history, the test metrics and the comparison images to the run that belongs to results/train.
+
+    Returns:
+        The id of the run.
+    """
     run_id = training_run(store)
     resolved = (TRAIN / "params.yaml").read_text()
     store.log_params(run_id, yaml.safe_load(resolved), resolved)
@@ -28,11 +36,11 @@ def log_results(store: Store) -> str:
             store.log(run_id, step, metrics)
     if (EVALUATE / "metrics.json").exists():
         text = (EVALUATE / "metrics.json").read_text()
-        if store.tag(run_id, _LOGGED) != _digest(text):
+        if store.tag(run_id, _LOGGED) != short_digest(text):
             figures = {key: value for key, value in flatten(json.loads(text)).items() if isinstance(value, int | float)}
             store.log(run_id, 0, figures)
             store.log_files(run_id, EVALUATE, "evaluate")
-            store.set_tag(run_id, _LOGGED, _digest(text))
+            store.set_tag(run_id, _LOGGED, short_digest(text))
     store.end(run_id)
     return run_id
 
@@ -40,14 +48,14 @@ def log_results(store: Store) -> str:
 def training_run(store: Store) -> str:
     """The id of the run that trained results/train/model.safetensors.
 
-    It is found by the SHA-256 of the model, also where the file came from the cache of DVC. If the store was out
-    of reach when the training ended, it is the run of a training of the same data, params and code. If the store knows
-    neither, a run is begun, whose commit is "unknown".
+    The run is found by the SHA-256 of the model, also if the file came from DVC's cache. If the store could not be
+    reached when the training ended, it is the run of a training with the same data, params and code. If the store has
+    neither, a new run is created, whose commit is "unknown".
     """
     sha256 = model_sha256(existing(MODEL, "train"))
-    # Files of earlier versions say nothing of what made them.
+    # Files of earlier versions of eqreg hold no hashes.
     hashes = model_metadata(MODEL).get("hashes") or dict.fromkeys(("data", "params", "code"), UNKNOWN)
-    training = TrainingIdentity(**hashes).id
+    training = TrainingFingerprint(**hashes).id
     if known := store.run_of_model(sha256, training):
         return known
     found = store.find({"eqreg.kind": "pipeline", TRAINING_TAG: training})
@@ -61,15 +69,9 @@ def training_run(store: Store) -> str:
 
 
 def lineage_tags(store: Store, run_id: str) -> dict[str, str]:
-    """What made the model of a run, as its tags say: commit, data, params."""
+    """The lineage of a run's model from the tags of the run: commit, data, params and training."""
     tags = store.tags(run_id)
     return {key: tags[key] for key in (*Lineage("", "", "", "").tags(), TRAINING_TAG) if key in tags}
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _history() -> list[tuple[int, dict[str, float]]]:

@@ -1,4 +1,7 @@
-"""MLflow's runs: one parent a lineage, trials nested under it. Nothing outside ``pipeline.tracking`` imports MLflow."""
+"""The runs in MLflow: one parent run for each lineage, with the runs of trials nested under it.
+
+Nothing outside ``pipeline.tracking`` imports MLflow.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, described
-from pipeline.lineage import main_checkout
-from pipeline.sqlite import sqlite_address, sqlite_file
-from pipeline.tracking.failures import remedy, restore_command
+from pipeline.process_state import interrupts_ignored
+from pipeline.provenance.lineage import main_checkout
+from pipeline.storage.databases import alone, sqlite_address, sqlite_file
+from pipeline.tracking.failures import S3_LIBRARIES, hint, restore_command
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -25,18 +29,24 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 TRAINING_TAG = "eqreg.training"
 MODEL_TAG = "eqreg.model_sha256"
-"""Of a training's run and of a model version: what both are found by."""
-_MOST_TRAININGS = 1000  # of one lineage that are looked at
+"""Tag of a training's run and of a model version; both are found by it."""
+_LIBRARIES = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", *S3_LIBRARIES)
+"""Libraries whose errors are about the store."""
+_MOST_TRAININGS = 1000  # largest number of runs of one lineage that are read
 
 
 def tracking_uri(root: Path | None = None) -> str:
-    """``MLFLOW_TRACKING_URI``, or ``mlflow.db`` (SQLite) at the root of the main checkout, as an absolute path."""
+    """The address of the store.
+
+    It is ``MLFLOW_TRACKING_URI`` or, if that is not set, the absolute path of ``mlflow.db`` (SQLite) at the root of the
+    main checkout.
+    """
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
     return chosen or sqlite_address(main_checkout(root or Path.cwd()) / "mlflow.db")
 
 
 def quiet_mlflow() -> None:
-    """Settings that must stand before MLflow is imported: no telemetry, no pickles, no chatter, quick failure."""
+    """Sets what MLflow must find before its import: no telemetry, no pickles, no log messages, short timeouts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -53,7 +63,7 @@ class Store:
     """The runs of one task in one MLflow experiment, ``eqreg-TASK``.
 
     Raises:
-        UserError: from every method, where the server does not answer.
+        UserError: the server does not answer; raised by every method.
     """
 
     def __init__(self, task: str, uri: str | None = None) -> None:
@@ -62,7 +72,7 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client, connected, with all tables in the database."""
+        """MLflow's client; the tables of a database are made first."""
         quiet_mlflow()
         import mlflow
 
@@ -76,7 +86,10 @@ class Store:
 
     @cached_property
     def experiment_id(self) -> str:
-        """The experiment of the task, made if need be; with the default store its artifacts lie in ``mlartifacts``."""
+        """The id of the task's experiment, which is created if it is missing.
+
+        With an SQLite store, its artifacts are in the folder ``mlartifacts`` beside the database.
+        """
         name, client = f"eqreg-{self.task}", self.client
         from mlflow.exceptions import MlflowException
 
@@ -96,7 +109,7 @@ class Store:
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:
-                made = client.get_experiment_by_name(name)  # by another process, meanwhile
+                made = client.get_experiment_by_name(name)  # another process has created it meanwhile
                 if made is None:
                     raise
                 return str(made.experiment_id)
@@ -111,58 +124,84 @@ class Store:
             return list(self.client.search_runs([self.experiment_id], conditions, max_results=most))
 
     def parent_run(self, lineage: Mapping[str, str]) -> str:
-        """The id of the run that holds everything of one lineage (``Lineage.tags()``), found again or begun.
+        """The id of the parent run of one lineage (``Lineage.tags()``), which is created if it is missing.
 
-        One lineage may be trained twice with different params, as a sweep in between can choose others: with
-        ``TRAINING_TAG`` in ``lineage`` it is the run of that training, without it the newest.
+        One lineage can have several trainings with different params, because a sweep in between can choose others. With
+        ``TRAINING_TAG`` in ``lineage`` it is the run of that training; without it, the newest run.
         """
-        tags = {"eqreg.kind": "pipeline", "eqreg.lineage": lineage["eqreg.lineage"]}
+        found = self._parent(lineage)
+        if found is None:
+            tags = {"eqreg.kind": "pipeline", "eqreg.lineage": lineage["eqreg.lineage"]}
+            return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
+        if TRAINING_TAG in lineage and TRAINING_TAG not in found.data.tags:
+            self.set_tag(found.info.run_id, TRAINING_TAG, lineage[TRAINING_TAG])
+        return str(found.info.run_id)
+
+    def _parent(self, lineage: Mapping[str, str]) -> Run | None:
+        """The parent run of one lineage; with a training, also one that a sweep created and that is not trained yet."""
         training = lineage.get(TRAINING_TAG)
+        tags = {"eqreg.kind": "pipeline", "eqreg.lineage": lineage["eqreg.lineage"]}
         found = self._search(tags, _MOST_TRAININGS)
-        for run in found:
-            if training is None or run.data.tags.get(TRAINING_TAG) == training:
-                return str(run.info.run_id)
-        for run in found:
-            if training is not None and TRAINING_TAG not in run.data.tags:  # begun by a sweep, not trained yet
-                self.set_tag(run.info.run_id, TRAINING_TAG, training)
-                return str(run.info.run_id)
-        return self.begin(f"{self.task}-{lineage['eqreg.lineage']}", {**lineage, **tags}, {})
+        trained = (run for run in found if training is None or run.data.tags.get(TRAINING_TAG) == training)
+        untrained = (run for run in found if TRAINING_TAG not in run.data.tags)
+        return next(trained, next(untrained, None))
 
     def run_of_model(self, sha256: str, training: str) -> str | None:
         """The id of the newest run that trained this model; None if no run says so.
 
         Args:
-            sha256: of ``pipeline.model_hash``.
-            training: ``TrainingIdentity.id``, of which a run is preferred: two trainings may end with the same weights.
+            sha256: from ``pipeline.model_file.model_sha256``.
+            training: ``TrainingFingerprint.id``. A run of this training is preferred, because two trainings can end
+                with the same weights.
         """
         of_model = {"eqreg.kind": "pipeline", MODEL_TAG: sha256}
         found = self.find(of_model | {TRAINING_TAG: training}) or self.find(of_model)
         return None if found is None else str(found.info.run_id)
 
     def log_params(self, run_id: str, values: Mapping[str, Any], resolved: str) -> None:
-        """Logs what a run was made with, once: nested values under dotted keys, and the same as ``params.yaml``."""
+        """Logs the params of a run, unless they are logged already.
+
+        Args:
+            run_id: the run.
+            values: nested params; they are logged under dotted keys.
+            resolved: text of the same params, which is logged as the artifact ``params.yaml``.
+        """
         from mlflow.entities import Param
 
         with answering(self.uri):
             if self.client.get_run(run_id).data.params:
                 return
-            # The params come last: where they are, the text is too.
+            # The params are logged last: if a run has params, it also has the text.
             self.client.log_text(run_id, resolved, "params.yaml")
             params = [Param(key, str(value)[:6000]) for key, value in flatten(values).items()]
             self.client.log_batch(run_id, params=params)
 
     def begin(self, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
-        """Begins a run and logs its params; gives its id."""
+        """Creates a run, logs its params, and returns its id. The run also has MLflow's own tags.
+
+        Args:
+            name: name of the run.
+            tags: its tags.
+            params: its params.
+        """
         from mlflow.entities import Param
 
         with answering(self.uri):
-            run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+            run = self.client.create_run(
+                self.experiment_id, run_name=name, tags={**_standard_tags(), **_commit(tags), **tags}
+            )
             values = [Param(key, str(value)[:6000]) for key, value in params.items()]
             self.client.log_batch(run.info.run_id, params=values)
         return str(run.info.run_id)
 
     def log(self, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one value to the history of each metric."""
+        """Adds one value to the history of each metric.
+
+        Args:
+            run_id: the run.
+            step: of the values.
+            metrics: name -> value.
+        """
         import time
 
         from mlflow.entities import Metric
@@ -172,12 +211,18 @@ class Store:
             self.client.log_batch(run_id, [Metric(key, value, now, step) for key, value in metrics.items()])
 
     def last_step(self, run_id: str, metric: str) -> int:
-        """The last step at which the metric was logged, so that a resumed run does not log it twice; -1 for none."""
+        """The last step at which the metric was logged; -1 if it was not. A resumed run logs only later steps."""
         with answering(self.uri):
             return max((entry.step for entry in self.client.get_metric_history(run_id, metric)), default=-1)
 
     def log_files(self, run_id: str, folder: Path, artifact_path: str) -> None:
-        """Keeps all files of a folder as artifacts."""
+        """Logs all files of a folder as artifacts.
+
+        Args:
+            run_id: the run.
+            folder: the folder.
+            artifact_path: folder among the run's artifacts.
+        """
         with answering(self.uri):
             self.client.log_artifacts(run_id, str(folder), artifact_path)
 
@@ -187,7 +232,7 @@ class Store:
             return dict(self.client.get_run(run_id).data.tags)
 
     def tag(self, run_id: str, key: str) -> str | None:
-        """The value of a run's tag; None where it has none."""
+        """The value of a run's tag; None if the run does not have the tag."""
         return self.tags(run_id).get(key)
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
@@ -201,19 +246,49 @@ class Store:
             self.client.set_terminated(run_id, status)
 
     @contextmanager
-    def ended_if_broken_off(self, run_ids: Iterable[str]) -> Iterator[None]:
-        """Marks runs as FAILED, or KILLED by Ctrl-C, if the block is left by an error; else none of them would end."""
+    def running(self, lineage: Mapping[str, str]) -> Iterator[str]:
+        """Gives the id of the parent run of a lineage (``parent_run``) to the block.
+
+        After an error in the block, it marks the run as FAILED; after Ctrl-C, as KILLED. Without this, the run would
+        never end in MLflow.
+        """
+        run_id = ""
         try:
-            yield
+            run_id = self.parent_run(lineage)
+            yield run_id
         except BaseException as error:
-            with suppress(Exception):  # the error on its way may be that the store does not answer
-                for run_id in run_ids:
-                    self.end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            # A second Ctrl-C must not interrupt this, and an error here must not replace the error of the block.
+            with interrupts_ignored(), suppress(Exception):
+                if isinstance(error, Exception):
+                    if run_id:
+                        self.end(run_id, "FAILED")
+                # The run is searched: an interrupt can come between the creation of a run and the record of its id.
+                elif (found := self._parent(lineage)) and found.info.status == "RUNNING":
+                    self.end(str(found.info.run_id), "KILLED")
             raise
 
 
+@cache
+def _standard_tags() -> dict[str, str]:
+    """The tags that MLflow's pages show as user and source; its client sets none by itself.
+
+    MLflow would take the commit from the folder of the program. The one of the lineage is the project's.
+    """
+    from mlflow.tracking.context.git_context import GitRunContext
+    from mlflow.tracking.context.registry import resolve_tags
+
+    tags: dict[str, str] = resolve_tags(ignore=[GitRunContext])
+    return tags
+
+
+def _commit(tags: Mapping[str, str]) -> dict[str, str]:
+    """MLflow's tag of the commit, from the tags of a lineage; {} if there is no commit."""
+    commit = tags.get("eqreg.git_commit", "")
+    return {"mlflow.source.git.commit": commit} if re.fullmatch("[0-9a-f]{40}", commit) else {}
+
+
 def make_tables(uri: str) -> None:
-    """Makes the tables of a fresh database: one process does it, the others wait, and no half of them is ever seen.
+    """Makes the tables of a new database. One process makes them, the others wait, and none sees incomplete tables.
 
     Raises:
         UserError: the database cannot be made or opened.
@@ -224,43 +299,41 @@ def make_tables(uri: str) -> None:
     import sqlalchemy
     from mlflow import MlflowClient
 
-    from pipeline.storage.databases import alone, sqlite_file
-
     with answering(uri):
         url = sqlalchemy.make_url(uri)
         if url.drivername == "postgresql":
-            url = url.set(drivername="postgresql+psycopg")  # which is installed
+            url = url.set(drivername="postgresql+psycopg")  # the driver that is installed
         with alone(url, "tables.lock"):
             file = sqlite_file(url)
             if file and not file.exists():
                 _make_file(url, file)
-            # MLflow itself tries for minutes to open what cannot be opened.
+            # Fails at once if the database cannot be opened; MLflow would try for minutes.
             with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
                 sqlalchemy.inspect(connection).get_table_names()
             MlflowClient(uri)
 
 
 def _make_file(url: sqlalchemy.URL, file: Path) -> None:
-    """A new SQLite database with MLflow's tables, whole or not at all."""
+    """Makes a new SQLite database with MLflow's tables. The file appears only when it is complete."""
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     new = file.with_name(f".{file.name}.new")
-    new.unlink(missing_ok=True)  # of a process that was killed
+    new.unlink(missing_ok=True)  # left by a process that was killed
     address = url.set(database=f"{(url.database or '').removesuffix(file.name)}{new.name}")
     store = SqlAlchemyStore(address.render_as_string(hide_password=False), DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
     store.engine.dispose()
     try:
         os.link(new, file)
-    except FileExistsError:  # of a process that does not wait, as mlflow ui
+    except FileExistsError:  # made by a process that does not take the lock, such as mlflow ui
         pass
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         new.replace(file)
     new.unlink(missing_ok=True)
 
 
 class answering:  # noqa: N801 - used as a with statement, like contextlib.suppress
-    """Turns the many errors of an MLflow server that does not answer, or refuses, into one line."""
+    """Raises a ``UserError`` of two lines for errors of an MLflow store that does not answer or rejects a request."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -272,25 +345,28 @@ class answering:  # noqa: N801 - used as a with statement, like contextlib.suppr
         if error is None or not isinstance(error, Exception) or isinstance(error, UserError):
             return
         module = type(error).__module__.split(".")[0]
-        if module in ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3") or isinstance(error, OSError):
+        if module in _LIBRARIES or isinstance(error, OSError):
             if isinstance(error, OSError) and error.filename:
                 shown = without_password(self.uri)
                 raise UserError(f"{described(error)}\nit belongs to what the MLflow store {shown} keeps") from error
             text = re.split(r"\[SQL: |\(Background on this error", str(error))[0]
             reason, shown = without_password(" ".join(text.split())), without_password(self.uri)
             raise UserError(
-                f"the MLflow store {shown} does not answer as it should: {reason[:200]}\n{remedy(shown, error, reason)}"
+                f"the MLflow store {shown} does not answer as it should: {reason[:200]}\n{hint(shown, error, reason)}"
             ) from error
 
 
 def without_password(text: str) -> str:
-    """A text with the user and password of every address in it left out, and the passwords of its query."""
+    """A text without the user and the password of every address in it, and without the passwords in queries."""
     text = re.sub(r"(\w://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
     return re.sub(r"(?i)([?&](?:password|passwd|token)=)[^&\s]*", r"\1...", text)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings -> dotted keys; a mapping with a key that MLflow does not take (``down.*``) stays whole."""
+    """Flattens nested mappings to dotted keys.
+
+    A mapping with a key that MLflow rejects (``down.*``) stays one value.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value and all(re.fullmatch(r"[\w./ :-]+", name) for name in value):

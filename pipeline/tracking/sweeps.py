@@ -1,6 +1,7 @@
-"""A sweep in MLflow: one run for the study, nested under the pipeline's, and one nested under it for each trial.
+"""A sweep in MLflow: one run for the study and one run for each trial.
 
-Runs are found again by their tags, so that a sweep that goes on, a second driver or an added trial doubles nothing.
+The run of the study is nested under the pipeline's run; the runs of the trials are nested under the run of the study.
+Runs are found again by their tags. A sweep that is continued, a second driver or an added trial creates no duplicates.
 """
 
 from __future__ import annotations
@@ -10,103 +11,135 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.brief import first_line
 from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.interrupts import deaf_to_interrupts
+from pipeline.process_state import interrupts_ignored
 from pipeline.tracking.store import PARENT_TAG, Store, answering
 
 if TYPE_CHECKING:
-    from pipeline.cluster.study import Trial
+    from pipeline.study.study import Trial
 
 _STUDY, _NUMBER, _KIND = "eqreg.study", "eqreg.trial", "eqreg.kind"
-_MEASURED = ("equivariance_error", "layer_error", "step_time")  # at a trial's end
-_MOST_RUNS = 1000  # a page of MLflow's
+_MEASURED = ("equivariance_error", "layer_error", "step_time")  # measured at a trial's end
+_MOST_RUNS = 1000  # in one page of MLflow's search
 
 
 class SweepLog:
-    """The runs of one study.
+    """The MLflow runs of one study. All methods are called inside the block ``running``.
 
     Args:
-        store: of the task.
-        lineage: tags of what is swept now (``Lineage.tags()``).
-        name: of the study.
-        key: of the study; no other has the same.
-        locked: alone with the study, so that two drivers do not begin its run twice.
+        store: the store of the task.
+        lineage: tags of the sweep's current lineage (``Lineage.tags()``).
+        name: name of the study.
+        key: unique key of the study.
+        locked: lock of the study, so that two drivers do not create its run twice.
     """
 
     def __init__(
         self, store: Store, lineage: Mapping[str, str], name: str, key: str, locked: AbstractContextManager[None]
     ) -> None:
-        self._store, self._lineage, self._key = store, lineage, key
-        tags = {_KIND: "sweep", _STUDY: key}
-        with locked:
-            parent = store.parent_run(lineage)
-            found = store.find(tags)
-            self.run_id = str(found.info.run_id) if found else store.begin(f"sweep-{name}", {**lineage, **tags}, {})
-        # A trial that was added has another lineage: the sweep moves to the newest.
-        for tag, value in {**lineage, PARENT_TAG: parent}.items():
-            store.set_tag(self.run_id, tag, value)
-        self._set_status(self.run_id, "RUNNING")
+        self._store, self._lineage, self._name, self._key, self._locked = store, lineage, name, key, locked
+        self._tags = {_KIND: "sweep", _STUDY: key}
+        self.run_id = ""
         self._runs: dict[int, str] = {}
         self._status: dict[int, str] = {}
         self._last_steps: dict[int, int] = {}
-        self._read_runs()
         self._own: set[int] = set()
         self._is_silent = False
 
-    def add(self, trial: Trial, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Logs reports of a trial that are not there yet, and its end. A store that fails is told of once."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Begins the run of the sweep.
+
+        After an error in the block, it marks the sweep and the trials of this process as FAILED; after Ctrl-C, as
+        KILLED.
+        """
+        try:
+            self._begin()
+            yield
+        except BaseException as error:
+            # A second Ctrl-C must not interrupt this, and an error here must not replace the error of the block.
+            with interrupts_ignored(), suppress(Exception):
+                if not isinstance(error, Exception):
+                    self._break_off("KILLED")
+                elif self.run_id:  # otherwise the store does not answer
+                    self._break_off("FAILED")
+            raise
+
+    def add(self, trial: Trial, reports: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Logs the new reports of a trial, and its end. An error of the store is printed once, and ends the logging."""
         if self._is_silent:
             return
         try:
-            self._add(trial, rows)
+            self._add(trial, reports)
         except UserError as error:
             self._is_silent = True
-            console.print(f"{str(error).splitlines()[0]}\nthe sweep goes on; its end will log what is missing")
+            console.print(f"{first_line(error)}\nthe sweep goes on; its end will log what is missing")
 
     def end(self, trials: Sequence[Trial], scores: Mapping[int, Sequence[tuple[int, float]]], folder: Path) -> None:
-        """Marks all trials as what they became, fills in what is missing, and keeps the sweep's tables and figures."""
+        """Logs the final status of all trials, missing reports, and the tables and figures of the sweep.
+
+        Args:
+            trials: all trials of the study.
+            scores: number of a trial -> (step, validation score) of each report.
+            folder: holds the tables and figures.
+        """
         self._read_runs()
         for trial in trials:
             self._add(trial, [(step, {"val_score": score}) for step, score in scores.get(trial.number, [])])
         self._store.log_files(self.run_id, folder, "tune")
         self._set_status(self.run_id, "FINISHED")
 
-    @contextmanager
-    def ended_if_broken_off(self) -> Iterator[None]:
-        """Marks the sweep, and what of it this process ran, as FAILED, or KILLED by Ctrl-C, if the block breaks off."""
-        try:
-            yield
-        except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            # A second Ctrl-C would break this off with a traceback; what fails here must not hide the error.
-            with deaf_to_interrupts(), suppress(Exception):
-                for number in self._own:
-                    if self._status.get(number) == "RUNNING":
-                        self._set_status(self._runs[number], status)
-                self._set_status(self.run_id, status)
-            raise
+    def _begin(self) -> None:
+        """Creates or finds the run of the sweep, and marks it as RUNNING."""
+        with self._locked:
+            parent = self._store.parent_run(self._lineage)
+            found = self._store.find(self._tags)
+            self.run_id = (
+                str(found.info.run_id)
+                if found
+                else self._store.begin(f"sweep-{self._name}", {**self._lineage, **self._tags}, {})
+            )
+        # If trials were added, the lineage may have changed: the run of the sweep moves to the newest lineage.
+        for tag, value in {**self._lineage, PARENT_TAG: parent}.items():
+            self._store.set_tag(self.run_id, tag, value)
+        self._set_status(self.run_id, "RUNNING")
+        self._read_runs()
 
-    def _add(self, trial: Trial, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def _break_off(self, status: str) -> None:
+        """Ends the runs of the sweep and of the trials of this process.
+
+        The runs are read again: an interrupt can come between the creation of a run and the record of its id.
+        """
+        self._read_runs()
+        for number in self._own & self._runs.keys():
+            if self._status[number] == "RUNNING":
+                self._become(number, status)
+        if (found := self._store.find(self._tags)) and found.info.status == "RUNNING":
+            self._set_status(str(found.info.run_id), status)
+
+    def _add(self, trial: Trial, reports: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         number = trial.number
-        run_id = self._run_of(trial)
         if not trial.has_ended:
             self._own.add(number)
+        run_id = self._run_of(trial)
+        if not trial.has_ended:
             self._become(number, "RUNNING")
-        # A run that has ended has all there is.
+        # A run that has ended is complete.
         elif self._status[number] in ("FINISHED", "FAILED") or (
             self._status[number] == "KILLED" and number in self._own
         ):
             return
         if number not in self._last_steps:
             self._last_steps[number] = self._store.last_step(run_id, "val_score")
-        for step, metrics in rows:
+        for step, metrics in reports:
             if step > self._last_steps[number]:
                 self._store.log(run_id, step, metrics)
                 self._last_steps[number] = step
         if trial.has_ended:
             measured = {key: value for key, value in trial.metrics.items() if key in _MEASURED}
-            # One write holds all of them: a driver that was killed after it has logged them all.
+            # All metrics are logged in one request: if the first is there, all are.
             if measured and self._store.last_step(run_id, next(iter(measured))) < trial.steps:
                 self._store.log(run_id, trial.steps, measured)
             if trial.failure:
@@ -115,7 +148,7 @@ class SweepLog:
             self._become(number, "FAILED" if trial.failure else "KILLED" if trial.stopped_early else "FINISHED")
 
     def _run_of(self, trial: Trial) -> str:
-        """The trial's run, which another driver may have begun."""
+        """The id of the trial's run, which another driver may have created."""
         number = trial.number
         if number not in self._runs:
             tags = {_KIND: "trial", _STUDY: self._key, _NUMBER: str(number)}
@@ -130,7 +163,7 @@ class SweepLog:
         return self._runs[number]
 
     def _read_runs(self) -> None:
-        """All trials' runs that there are, with few questions."""
+        """Reads the ids and the status of all trials' runs, with few requests."""
         condition = f"tags.`{_STUDY}` = '{self._key}' and tags.`{_KIND}` = 'trial'"
         token: str | None = None
         while True:

@@ -61,6 +61,15 @@ def test_a_line_cut_short_is_dropped_and_the_others_are_kept(tmp_path: Path) -> 
     assert [json.loads(line)["arm"] for line in path.read_text().splitlines()] == ["plain", "pairs"]
 
 
+def test_a_second_process_is_refused_while_the_first_writes(tmp_path: Path) -> None:
+    first = Records(tmp_path / "runs.jsonl")
+    with pytest.raises(ValueError, match=r"runs\.jsonl: another process is writing it; wait for it, or give another"):
+        Records(tmp_path / "runs.jsonl")
+    first.add(finished_run("plain"))
+    del first
+    assert [run.arm for run in Records(tmp_path / "runs.jsonl").finished] == ["plain"]
+
+
 def test_a_weight_is_chosen_when_all_of_its_arm_have_finished() -> None:
     runs = [finished_run("regular", w, validation=30 - abs(w - 0.01)) for w in CANDIDATES["regular"]]
     assert chosen_weight("regular", runs) == 0.01

@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks import gpu
 from benchmarks.overhead import default_options
+from components.equivariance import EquivarianceConfig
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -165,4 +166,4 @@ def test_a_difference_is_relative_to_the_tensor_or_for_a_negligible_gradient_to_
 
 def test_its_default_is_that_of_params_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert default_options() == gpu.DEFAULT
+    assert default_options() == vars(EquivarianceConfig(**gpu.DEFAULT))

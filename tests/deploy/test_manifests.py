@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.cli import app
-from pipeline.cluster.jobs import STAGES
+from pipeline.cluster.jobs.submit import STAGES
 
 pytestmark = pytest.mark.process
 
@@ -147,6 +147,9 @@ def test_versions_are_those_of_the_constraints_and_of_the_project() -> None:
     assert image[1] == launched[1]
     assert image[1] in SpecifierSet(project["requires-python"])
     assert all(spec["containers"][0]["image"].endswith(f":{project['version']}") for spec in PODS.values())
+    copied = re.search(r"^COPY \S+ (.*) \./$", dockerfile, re.MULTILINE)
+    assert copied
+    assert {project["readme"], *project["license-files"]} <= set(copied[1].split())  # pip refuses to build without them
     # Both install what the constraints pin, and nothing besides.
     assert re.findall(r"pip install (.*)", dockerfile) == ["--no-cache-dir -c constraints.txt -e ."]
     installs = [command for command in LAUNCHER["setup_commands"] if "pip install" in command]
@@ -157,7 +160,7 @@ def test_the_commands_of_the_manifests_and_of_their_description_exist() -> None:
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert set(STAGES) - {"repro"} <= commands
     program, _, module, folder, stage = shlex.split(RAYJOB["spec"]["entrypoint"])
-    assert (program, module) == ("python", "pipeline.cluster.stage_folder")
+    assert (program, module) == ("python", "pipeline.cluster.jobs.entry_point")
     assert stage in STAGES
     assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
     assert any(

@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from pipeline.cluster.session import ray_session
-from pipeline.fetch import fetch
-from pipeline.params import Params, load_params, read_values, set_value
-from pipeline.preprocess import preprocess
+from pipeline.config.schema import Params, load_params
+from pipeline.config.values import read_values, set_value
+from pipeline.stages.fetch import fetch
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.tune import tune
 from pipeline.tracking.store import Store
-from pipeline.tune import tune
 from tests.pipeline.workspace import SMALL
 
 ROOT = Path(__file__).parents[2]

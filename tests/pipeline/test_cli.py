@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
@@ -13,7 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
+from components.networks import build_network
+from pipeline.config.schema import check_params, load_params
+from pipeline.model_file import save_model
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.process
@@ -66,22 +71,59 @@ def test_help_names_every_stage_within_a_second_or_so(project: Project) -> None:
     assert statistics.median(seconds) < 3  # promised: 1 s on a machine with nothing else to do
 
 
-def test_the_command_line_itself_imports_nothing_heavy(project: Project) -> None:
-    finished = _run(code="import sys, pipeline.cli; print(*sys.modules)")
-    modules = set(finished.stdout.split())
-    assert "typer" in modules
-    assert not modules & {
-        "torch",
-        "ray",
-        "mlflow",
-        "numpy",
-        "PIL",
-        "skimage",
-        "matplotlib",
-        "optuna",
-        "yaml",
-        "pydantic",
-    }
+IMPORTED = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from pipeline.cli import main; main()"
+SERVICES = {"ray", "mlflow", "optuna", "boto3", "dvc"}
+"""Libraries that stages alone need."""
+
+IMAGES = {"numpy", "PIL"}
+HEAVY = {"torch", "skimage", "scipy", "sklearn", "matplotlib", "pandas", "yaml", "sqlalchemy"} | SERVICES
+TRAINING = {"components.equivariance", "components.training.loop", "pipeline.training_job"}
+
+
+@pytest.mark.parametrize(
+    ("command", "needless"),
+    [
+        ("--help", HEAVY | IMAGES | {"pydantic"}),  # typer itself imports it for a command
+        ("--version", HEAVY | IMAGES | {"pydantic"}),
+        ("restore --help", HEAVY | IMAGES),
+        ("fecth", HEAVY | IMAGES),
+        ("restore in.png", HEAVY | IMAGES),
+        ("restore nowhere.png out.png", HEAVY | TRAINING),
+        ("restore in.png out.png --model nowhere.safetensors", HEAVY | TRAINING),
+        ("restore in.png out.png --model models:/a@champion", (HEAVY | TRAINING) - {"sqlalchemy"}),
+        (
+            "restore in.png out.png --model model.safetensors",
+            (HEAVY | TRAINING | {"pipeline.config.schema"}) - {"torch"},
+        ),
+        (
+            "summary",
+            (SERVICES | TRAINING | {"sklearn", "matplotlib", "pandas", "sqlalchemy"}) - {"components.equivariance"},
+        ),  # the schema reads the names of the penalties
+    ],
+)
+def test_a_command_imports_nothing_heavy_that_it_does_not_need(
+    project: Project, command: str, needless: set[str]
+) -> None:
+    settings = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
+    save_model(Path("model.safetensors"), build_network(**settings), {"network": settings, "task": "denoise"})
+    Image.new("RGB", (16, 16)).save("in.png")
+    _measured()
+    finished = _run(*command.split(), code=IMPORTED)
+    *_, modules = finished.stdout.splitlines()
+    assert "typer" in modules.split()
+    assert finished.returncode in (0, 2), finished.stderr
+    assert set(modules.split()) & needless == set()
+
+
+def _measured() -> None:
+    """results/evaluate, as far as the summary reads it."""
+    scores = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6}
+    gain = {key: {"over_input": {"mean": 1.0, "low": 0.5, "high": 1.5}} for key in scores}
+    test = {"scenes": 2, "input": scores, "classical": scores, "restored": scores, "gain": gain}
+    Path("results/evaluate").mkdir(parents=True)
+    Path("results/evaluate/metrics.json").write_text(
+        json.dumps({"test": test, "classical_method": {"name": "median"}, "equivariance_error": {"output": 0.1}})
+    )
 
 
 @pytest.mark.parametrize("stage", ["fetch", "preprocess"])
@@ -118,7 +160,9 @@ def test_an_error_worded_by_a_component_is_the_users_too(project: Project) -> No
 
 def test_params_are_printed_as_training_would_use_them_with_their_origin(project: Project) -> None:
     printed = _run("params").stdout
-    assert yaml.safe_load(printed) == yaml.safe_load(Path("params.yaml").read_text())
+    assert yaml.safe_load(printed) == load_params().resolved
+    assert check_params(yaml.safe_load(printed), "printed").resolved == load_params().resolved
+    assert yaml.safe_load(printed)["network"] == {"name": "unet", "width": 24, "depth": 3, "norm": "batch"}
     Path("results/tune").mkdir(parents=True)
     Path("results/tune/best.yaml").write_text("params: {equivariance.weight: 0.125}\n")
     project.set({"tune.apply": True})
@@ -128,10 +172,10 @@ def test_params_are_printed_as_training_would_use_them_with_their_origin(project
 
 
 RAISING = """
-import pipeline.fetch
+import pipeline.stages.fetch
 def stage(params):
     {body}
-pipeline.fetch.fetch = stage
+pipeline.stages.fetch.fetch = stage
 from pipeline.cli import main
 main()
 """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import getpass
 import json
+import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -17,7 +20,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.repeated import SPREAD_DB
+from benchmarks.golden import golden, names
+from docs.generate.files import fields_of, files
+from pipeline.provenance.same_bytes import SPREAD_DB
 from tests.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.ray
@@ -65,7 +70,61 @@ def test_every_stage_leaves_what_it_promises(workspace: Workspace) -> None:
     assert "equivariance.weight" in yaml.safe_load((results / "tune/best.yaml").read_text())["params"]
     for picture in ("tune/trials.png", "evaluate/equivariance.png"):
         Image.open(results / picture).verify()
-    assert len(list((results / "evaluate").glob("strip-*.png"))) == 1
+    assert len(list((results / "evaluate").glob("comparison-*.png"))) == 1
+
+
+def test_files_tensors_metrics_and_tags_have_the_names_of_the_fixed_point(workspace: Workspace) -> None:
+    """And the summary its words; the numbers are left out."""
+    summary = re.sub(r"\d+(\.\d+)?", "N", workspace.run("eqreg", "summary")).splitlines()
+    found = {**names(workspace.folder), "summary": summary}
+    if folder := os.environ.get("EQREG_GOLDEN"):
+        (Path(folder) / "names.json").write_text(json.dumps(found))
+        return
+    expected = golden("names")
+    assert found.keys() == expected.keys()
+    for each in (found, expected):  # spaces, line breaks and signs depend on the numbers and on longer words
+        each["summary"] = re.sub(r"[+-]N", "N", " ".join(each["summary"])).split()
+    for kind in expected:  # sorted again: a renamed word stands elsewhere
+        assert sorted(found[kind]) == sorted(expected[kind]), kind
+    assert found["model"] == expected["model"]
+
+
+def test_dvc_shows_eight_numbers_of_the_test_images_and_what_each_stage_does(workspace: Workspace) -> None:
+    metrics = json.loads((workspace.folder / "results/evaluate/metrics.json").read_text())
+    shown = json.loads(workspace.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    over_classical = metrics["test"]["gain"]["psnr"]["over_classical"]
+    assert shown["results/evaluate/summary.json"]["data"] == {
+        "test_psnr": metrics["test"]["restored"]["psnr"],
+        "rotated_psnr": metrics["rotated"]["restored"]["psnr"],
+        "out_of_distribution_psnr": metrics["out_of_distribution"]["restored"]["psnr"],
+        "gain_over_input": metrics["test"]["gain"]["psnr"]["over_input"]["mean"],
+        "gain_over_classical": over_classical["mean"],
+        **{f"gain_over_classical_{end}": over_classical[end] for end in ("low", "high") if over_classical[end]},
+        "equivariance_error": metrics["equivariance_error"]["output"],
+    }
+    assert "Trains the network" in workspace.run("dvc", "stage", "list")
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name is that of a pattern of the reference, in which words in capitals stand for any name."""
+    return re.fullmatch(re.sub(r"[A-Z]{2,}", "[^/]+", re.escape(pattern)), name) is not None
+
+
+def test_the_reference_names_every_file_column_and_key_of_the_outputs(workspace: Workspace) -> None:
+    described = files()
+    for name, data in outputs(workspace).items():
+        (pattern,) = (pattern for pattern in described if matches(name, pattern))
+        fields = fields_of(pattern, described[pattern])
+        if name.endswith(".csv"):
+            found = next(csv.reader(data.decode().splitlines()))
+        elif pattern in ("results/train/params.yaml", "results/tune/best.yaml") or name.endswith(".json"):
+            found = list(yaml.safe_load(data)) if fields else []
+        else:
+            continue
+        assert [each for each in found if not any(matches(each, field) for field in fields)] == [], name
+        if name.endswith(".csv"):
+            fixed = {field for field in fields if not re.search(r"[A-Z]{2,}", field)}
+            assert fixed - set(found) <= {"step_time"}, name  # a measured time, if it is an objective
 
 
 def test_the_control_is_among_the_trials_and_ran_to_its_end(workspace: Workspace) -> None:
@@ -131,6 +190,15 @@ def test_a_run_from_nothing_at_another_commit_gives_every_byte_again(workspace: 
     first, _, last = workspace.run("git", "log", "--format=%H").split()[::-1]
     tagged = "select value from model_version_tags where key = 'eqreg.git_commit'"
     assert rows(workspace, tagged) == [(first,)] != [(last,)]
+
+
+def test_dvc_lends_the_model_of_a_version_by_its_name(workspace: Workspace, tmp_path: Path) -> None:
+    """`dvc.lock` was committed by the test above."""
+    workspace.run("gto", "register", "restorer")
+    workspace.run("dvc", "artifacts", "get", ".", "restorer", "-o", str(tmp_path / "lent.safetensors"))
+    model = workspace.folder / "results/train/model.safetensors"
+    assert (tmp_path / "lent.safetensors").read_bytes() == model.read_bytes()
+    assert workspace.run("git", "status", "--porcelain") == ""
 
 
 def test_no_output_names_the_commit_the_machine_the_user_or_the_time(workspace: Workspace) -> None:

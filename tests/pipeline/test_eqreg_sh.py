@@ -6,9 +6,11 @@ The path of the checkout has a space.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,28 @@ def test_a_copy_that_dvc_makes_finds_the_environment_and_the_relative_folder_of_
     assert "3 files (0.0 MB) of 'data/mine' in data/raw/images" in said.stdout, said.stderr
 
 
+def test_a_queued_experiment_finds_the_environment_and_the_relative_folder_of_the_checkout(
+    workspace: Workspace, programs: Path, other_python: Path, tmp_path: Path
+) -> None:
+    """``dvc queue start`` calls ``dvc`` by its name, so the PATH has that, and nothing else of the environment."""
+    photos = workspace.folder / "data/queued"
+    photos.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photos / "a.png")
+    (tmp_path / "dvc").symlink_to(workspace.folder / ".venv/bin/dvc")
+    variables = {name: value for name, value in workspace.environment().items() if name.startswith("GIT_")}
+
+    def dvc(*arguments: str) -> str:
+        return run(["dvc", *arguments], workspace.folder, tmp_path, other_python, programs, **variables).stdout
+
+    dvc("exp", "run", "--queue", "--name", "queued", "-S", "fetch.source=data/queued", "--single-item", "fetch")
+    dvc("queue", "start")
+    end = time.monotonic() + 120
+    while not (ended := re.search(r"queued .*(Success|Failed)", dvc("queue", "status"))):
+        assert time.monotonic() < end, "the queue does not end"
+    assert ended[1] == "Success", dvc("queue", "logs", "queued")
+    assert "1 files (0.0 MB) of 'data/queued' in data/raw/images" in dvc("queue", "logs", "queued")
+
+
 def test_a_job_on_a_cluster_runs_its_stages_with_its_own_python(
     workspace: Workspace, programs: Path, other_python: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +194,6 @@ def test_a_job_on_a_cluster_runs_its_stages_with_its_own_python(
     (upload / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stages["fetch"]}}))
     link_environment(tmp_path / "of the node")
     python = tmp_path / "of the node/bin/python"
-    command = [python, "-m", "pipeline.cluster.stage_folder", tmp_path / "folder", "repro"]
+    command = [python, "-m", "pipeline.cluster.jobs.entry_point", tmp_path / "folder", "repro"]
     run([*command], upload, other_python, programs)
     assert (tmp_path / "folder/data/raw/manifest.json").exists()

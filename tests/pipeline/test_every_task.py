@@ -12,22 +12,23 @@ import torch
 from PIL import Image
 
 from components.data.packs import Pack
-from components.tasks import TASKS
+from components.tasks import TASKS, task_class
 from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingState
 from components.training.worker import Worker
-from pipeline.evaluate import evaluate
-from pipeline.fetch import fetch
-from pipeline.job import TrainingJob, load_model
-from pipeline.lineage import data_hash
-from pipeline.params import load_params
+from pipeline.commands.summary import summary
+from pipeline.config.schema import load_params
+from pipeline.model_file import load_model
 from pipeline.paths import EVALUATE, MODEL, PACKED, TRAIN, replaced_folder
-from pipeline.preprocess import preprocess
-from pipeline.step_cost import recorded_step_cost
-from pipeline.summary import summary
+from pipeline.provenance.lineage import data_hash
+from pipeline.provenance.training_fingerprint import TrainingFingerprint
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.fetch import fetch
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.step_cost import recorded_step_cost
+from pipeline.stages.train import write_results
 from pipeline.tracking.store import Store
-from pipeline.train import write_results
-from pipeline.training_identity import TrainingIdentity
+from pipeline.training_job import TrainingJob
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.process
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.process
 SMALL: dict[str, Any] = {
     "fetch.source": "source",
     "preprocess.crop": 48,
-    "preprocess.draws": {"train": 1, "val": 1, "test": 1},
+    "preprocess.realizations": {"train": 1, "val": 1, "test": 1},
     "preprocess.splits": {"train": ["train*"], "val": ["val*"], "test": ["test*"]},
     "network.width": 8,
     "network.depth": 2,
@@ -47,7 +48,7 @@ SMALL: dict[str, Any] = {
     "train.report_every": 2,
     "equivariance.warmup_steps": 0,
     "tune.trials": 0,
-    "evaluate.pictures": 1,
+    "evaluate.comparison_images": 1,
 }
 
 
@@ -105,7 +106,7 @@ def test_a_task_runs_from_files_to_figures(
 ) -> None:
     source = Path("source")
     source.mkdir()
-    DATA[TASKS[name].reads](source)
+    DATA[task_class(name).input_kind](source)
     project.set({**SMALL, "task": name, **OF_TASK.get(name, {})})
     params = load_params()
     fetch(params)
@@ -134,7 +135,7 @@ def test_a_task_runs_from_files_to_figures(
     assert all(np.isfinite(value) for metrics in history.values() for value in metrics.values())
     assert {"val_score", "penalty", "task_loss"} <= history[4].keys()
 
-    identity = TrainingIdentity.of(job, data_hash(PACKED))
+    identity = TrainingFingerprint.of(job.deciding_params(), job.params.modules, data_hash(PACKED))
     with replaced_folder(TRAIN) as folder:
         write_results(folder, job, (1, 1), identity, state.result)
     loaded, _ = load_model(MODEL)
@@ -153,7 +154,7 @@ def test_a_task_runs_from_files_to_figures(
         conditions = metrics["out_of_distribution"].get("conditions")
         assert set(conditions) == others if len(others) > 1 else conditions is None
     assert np.isfinite(metrics["equivariance_error"]["output"])
-    assert len(list(EVALUATE.glob("strip-*.png"))) == (0 if name == "classify" else 1)
+    assert len(list(EVALUATE.glob("comparison-*.png"))) == (0 if name == "classify" else 1)
     summary(params)
     cost = recorded_step_cost()
     assert cost is not None
@@ -179,7 +180,7 @@ def test_the_score_of_validation_is_that_of_a_network_that_does_nothing(project:
     network = job.network()  # its residual is zero at first: it enlarges by bicubic interpolation
     ((inputs, reference, _),) = _batches(job)
     enlarged = torch.nn.functional.interpolate(inputs, scale_factor=2, mode="bicubic", align_corners=False)
-    expected = job.task.scores(enlarged, inputs, torch.from_numpy(reference)[None]).item()
+    expected = job.task.compute_score(enlarged, inputs, torch.from_numpy(reference)[None]).item()
     assert job.validate(network, Worker.current())["val_score"] == pytest.approx(expected, abs=1e-3)
 
     with torch.no_grad():

@@ -15,9 +15,9 @@ from PIL import Image
 from components.data.items import _flat
 from components.data.packs import Pack
 from pipeline.errors import UserError
-from pipeline.fetch import fetch
 from pipeline.paths import PACKED
-from pipeline.preprocess import preprocess
+from pipeline.stages.fetch import fetch
+from pipeline.stages.preprocess import preprocess
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.unit
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 SETTINGS: dict[str, Any] = {
     "fetch.source": "source",
     "preprocess.crop": 32,
-    "preprocess.draws": {"train": 1, "val": 1, "test": 1},
+    "preprocess.realizations": {"train": 1, "val": 1, "test": 1},
     "preprocess.splits": {"train": ["a*"], "val": ["b*"], "test": ["c*"]},
     "train.patch_size": 16,
 }
@@ -222,7 +222,7 @@ def test_clean_images_that_were_not_cut_before_they_were_shrunk_are_cut(project:
 def test_what_draws_nothing_is_degraded_once(project: Project) -> None:
     for name in NAMES:
         _save(f"{name}.png", _pixels(name))
-    _packed(project, {"task": "super_resolution", "preprocess.draws": {"train": 1, "val": 2, "test": 3}})
+    _packed(project, {"task": "super_resolution", "preprocess.realizations": {"train": 1, "val": 2, "test": 3}})
     assert len(Pack(PACKED / "test")) == 1
     assert len(Pack(PACKED / "out_of_distribution/noisy")) == 3
 
@@ -321,7 +321,7 @@ def _masks(project: Project, files: dict[str, int]) -> dict[str, set[int]]:
     changes = {
         "task": "inpaint",
         "fetch.auxiliary": "masks",
-        "tasks.inpaint.degradation": {"holes": "auxiliary", "share": [0.01, 0.2]},
+        "tasks.inpaint.degradation": {"masks": "auxiliary", "share": [0.01, 0.2]},
         "tasks.inpaint.out_of_distribution": {},
     }
     _packed(project, changes)
@@ -338,6 +338,13 @@ def test_auxiliary_data_keep_the_split_that_their_folders_state(
     files = {f"train/{n}.png": n for n in range(4)} | {f"test/{n}.png": n for n in range(10, 14)}
     assert _masks(project, files) == {"train": {0, 1, 2, 3}, "fixed": {10, 11, 12, 13}}
     assert "8 masks of 'masks', split by their folders" in capsys.readouterr().out
+
+
+def test_many_auxiliary_data_of_one_content_are_refused_with_the_reason(project: Project) -> None:
+    with pytest.raises(
+        UserError, match=r"fetch\.auxiliary: masks: all 101 masks are for '(train|fixed)', by their folders or"
+    ):
+        _masks(project, {f"{n}.png": 1 for n in range(101)})
 
 
 def test_the_same_auxiliary_data_under_several_names_are_in_one_part(project: Project) -> None:

@@ -15,13 +15,15 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.params import Params, load_params, set_value
+from pipeline.config.schema import Params, load_params
+from pipeline.config.values import set_value
+from tests.messages import note
 
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
     "preprocess.crop": 64,
-    "preprocess.draws": {"train": 1, "val": 1, "test": 2},
+    "preprocess.realizations": {"train": 1, "val": 1, "test": 2},
     "network.name": "dncnn",
     "network.width": 8,
     "network.depth": 4,
@@ -37,7 +39,7 @@ SMALL = {
     "tune.trials": 2,
     "tune.steps": 8,
     "tune.grace_steps": 2,
-    "evaluate.pictures": 1,
+    "evaluate.comparison_images": 1,
 }
 
 
@@ -120,6 +122,8 @@ class Workspace:
         process = self.start(*command, **variables)
         output, _ = process.communicate(timeout=540)
         assert process.returncode == expect, f"{' '.join(command)}: exit code {process.returncode}\n{output}"
+        if expect:
+            note(f"exit code {expect}: {output}")
         return output
 
 

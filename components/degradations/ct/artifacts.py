@@ -1,6 +1,6 @@
-"""Metal artifacts as a scanner makes them: from a clean slice to what networks get and should restore.
+"""Simulation of metal artifacts: from a clean slice to the inputs and the reference of a network.
 
-Legend: H rows and columns of a slice, S of an image, V views, D bins, F fine bins a bin.
+Legend: H rows and columns of a slice, S rows and columns of an image, V views, D bins, F fine bins per bin.
 """
 
 from __future__ import annotations
@@ -26,24 +26,35 @@ from components.degradations.ct.metal import LARGEST_AREA, SMALLEST_AREA, body_o
 from components.degradations.ct.projection import project
 from components.degradations.ct.reconstruction import filtered_back_projection
 
-WHITE = 0.5  # 1/cm: attenuation shown as 1, that is 1604 HU; the scale of the SynDeepLesion data is this unit, 1/cm
-FINE = 3  # rays a bin where there is metal
-SOFT_TISSUE, BONE = 100.0, 1500.0  # HU: all water up to the first, all bone from the second, a mixture between
-MATERIALS = {"titanium": 0.7, "iron": 0.3}  # odds; iron is near steel and cobalt-chrome, gold and copper are in teeth
+WHITE = 0.5  # 1/cm: attenuation shown as 1, that is 1604 HU; the SynDeepLesion data use the same unit, 1/cm
+FINE = 3  # rays per bin where there is metal
+SOFT_TISSUE, BONE = 100.0, 1500.0  # HU: only water up to the first, only bone from the second, a mixture between them
+# Odds. Iron is close to steel and cobalt-chrome; gold and copper occur in teeth.
+MATERIALS = {"titanium": 0.7, "iron": 0.3}
 
 
 @dataclass(frozen=True)
 class MetalArtifactCase:
-    """A slice with metal in it. Images are ``(1, S, S)`` float32 in [0, 1], attenuation / 0.5 per cm, clipped.
+    """A slice with metal in it.
+
+    Images are ``(1, S, S)`` float32 in [0, 1]: the attenuation divided by 0.5 per cm and clipped.
 
     Attributes:
         clean: the slice without metal.
         artifact: filtered back-projection of the measured sinogram.
-        linear_interpolation: that of the sinogram interpolated across the metal trace (LI).
-        mask: 1 where metal fills half of the pixel or more, or half of what it fills of the fullest pixel; else 0.
+        linear_interpolation: filtered back-projection of the sinogram interpolated across the metal trace (LI).
+        mask: 1 where the metal coverage of the pixel is at least 1/2, or at least half of the highest coverage of the
+            slice if that is lower; else 0.
         trace: ``(V, D)`` bool, bins in which a ray meets metal.
-        sinogram, interpolated_sinogram: ``(V, D)`` float32, line integrals of attenuation, without unit.
-        material: of the metal.
+        sinogram: ``(V, D)`` float32, line integrals of attenuation, without unit.
+        interpolated_sinogram: the sinogram interpolated across the metal trace, likewise.
+        material: name of the metal.
+
+    Example:
+        >>> image, sinogram = np.zeros((1, 16, 16), dtype=np.float32), np.zeros((8, 12), dtype=np.float32)
+        >>> case = MetalArtifactCase(image, image + 1, image, image, sinogram > 0, sinogram, sinogram, "iron")
+        >>> case.inputs.shape, float(case.inputs[1].mean())  # LI, artifact image, mask
+        ((3, 16, 16), 1.0)
     """
 
     clean: np.ndarray
@@ -57,22 +68,30 @@ class MetalArtifactCase:
 
     @property
     def inputs(self) -> np.ndarray:
-        """What networks take: LI, the artifact image and the mask, ``(3, S, S)`` float32."""
+        """Inputs of the networks: LI, the artifact image and the mask, ``(3, S, S)`` float32."""
         return np.concatenate([self.linear_interpolation, self.artifact, self.mask])
 
 
 @dataclass(frozen=True)
 class MetalArtifacts:
-    """A CT scan of a patient with an implant, simulated; see `scan` for the physics.
+    """Simulation of a CT scan of a patient with an implant; see `scan` for the physics.
 
     Attributes:
-        geometry: of the scanner and the image; `FanBeam.scaled` gives smaller ones.
-        photons: that reach a bin through air, per view.
+        geometry: geometry of the scanner and the image; `FanBeam.scaled` returns smaller ones.
+        photons: number of photons that reach a bin through air, per view.
         area: range of the metal's area in pixels of a 416 x 416 image, log-uniform (`metal.draw_metal`).
-        materials: odds of each metal, of titanium, iron, copper and gold.
+        materials: odds of each metal: titanium, iron, copper or gold.
 
     Raises:
         ValueError: a setting is impossible.
+
+    Example:
+        >>> scanner = MetalArtifacts(FanBeam(size=32, views=16, detectors=48), area=(400, 800))
+        >>> hu = np.full((32, 32), -1000.0)
+        >>> hu[4:28, 4:28] = 40  # a body of soft tissue in air
+        >>> case = scanner.simulate(hu, pixel_spacing_mm=None, generator=np.random.default_rng(0))
+        >>> case.inputs.shape, case.clean.shape, bool(case.mask.any())
+        ((3, 32, 32), (1, 32, 32), True)
     """
 
     geometry: FanBeam = field(default_factory=FanBeam)
@@ -98,12 +117,14 @@ class MetalArtifacts:
     def simulate(
         self, hu: np.ndarray, pixel_spacing_mm: float | None, generator: np.random.Generator
     ) -> MetalArtifactCase:
-        """Metal of a drawn shape, size, place and material in a clean slice, scanned.
+        """Simulate a scan of a clean slice with metal of a random shape, size, position and material.
 
         Args:
-            hu: ``(H, H)`` in Hounsfield units, any H; without metal. Below -1000 (outside the scan) is air.
-            pixel_spacing_mm: of this slice. None: the field of the geometry, whatever the body's true size, as the
-                published data sets do it.
+            hu: ``(H, H)`` in Hounsfield units, any H; without metal. Values below -1000 (outside the scan) are set to
+                air.
+            pixel_spacing_mm: pixel spacing of this slice. If None, the slice fills the field of the geometry, whatever
+                the true size of the body is. The published data sets do the same.
+            generator: source of the random metal and of the photon noise.
 
         Raises:
             ValueError: the slice is not square, not finite, or shows no body; or the spacing is not positive.
@@ -126,7 +147,7 @@ class MetalArtifacts:
 
 
 def resize(hu: np.ndarray, size: int) -> np.ndarray:
-    """The slice at ``(S, S)`` float32, bilinear, averaged where it shrinks; never below air."""
+    """Resize a slice to ``(S, S)`` float32 by antialiased bilinear interpolation; values below air are set to air."""
     pixels = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32)).clamp(min=-1000)[None, None]
     if hu.shape[0] != size:
         pixels = functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
@@ -141,24 +162,38 @@ def scan(
     photons: float,
     generator: np.random.Generator,
 ) -> MetalArtifactCase:
-    """The physics: what a scanner measures of this slice with this metal, and the images made of it.
+    """Simulate the measurement of a slice with metal, and reconstruct the images.
 
-    A pixel of tissue is a mixture of water and bone (`tissue_densities`), displaced by the metal in proportion to
-    its coverage. The mass paths of water, bone and metal along the rays are found once; for a ray
+    1. A pixel of tissue is a mixture of water and bone (`tissue_densities`). The metal displaces the tissue in
+       proportion to its coverage. The mass paths of water, bone and metal along the rays are computed once.
+    2. The transmission of a ray is ``T = sum_E N(E) exp(-sum_m mu_m(E) L_m)`` over the spectrum (beam hardening). The
+       T of a bin is the mean over its rays. A bin has three rays where metal is near, because metal often covers only
+       a part of a bin (partial volume).
+    3. The detector counts ``Poisson(photons T)``. A count of 0 becomes 1.
+    4. ``-log(counts / photons)`` is converted to a length of water (`water_equivalent`) times 0.192 / cm. Water alone
+       therefore gives no artifact.
+    5. The images are filtered back-projections of the result.
 
-        ``T = sum_E N(E) exp(-sum_m mu_m(E) L_m)`` over the spectrum (beam hardening),
-
-    a bin's T is the mean of its rays, three where metal is near, as metal often covers a part of a bin only
-    (partial volume). The detector counts ``Poisson(photons T)``, no count taken as one; ``-log(counts / photons)`` is
-    turned into a path of water (`water_equivalent`) times 0.192 / cm, so that water alone gives no artifact. Images are
-    filtered back-projections of it. No scatter.
+    Scatter is not simulated.
 
     Args:
-        hu: ``(S, S)``.
+        hu: the slice in Hounsfield units, ``(S, S)``.
         coverage: share of each pixel that metal fills, ``(S, S)`` in [0, 1].
+        material: name of the metal.
+        geometry: geometry of the scanner and the image.
+        photons: number of photons that reach a bin through air, per view.
+        generator: source of the photon noise.
 
     Source: Zhang and Yu, *Convolutional Neural Network Based Metal Artifact Reduction in X-Ray Computed Tomography*,
     IEEE TMI 2018.
+
+    Example:
+        >>> hu, coverage = np.full((16, 16), 40, dtype=np.float32), np.zeros((16, 16), dtype=np.float32)
+        >>> coverage[7:9, 7:9] = 1
+        >>> geometry = FanBeam(size=16, views=8, detectors=24)
+        >>> case = scan(hu, coverage, "titanium", geometry, photons=1e6, generator=np.random.default_rng(0))
+        >>> case.artifact.shape, case.sinogram.shape, int(case.mask.sum())
+        ((1, 16, 16), (8, 24), 4)
     """
     water, bone = tissue_densities(hu)
     tissue = np.stack([water, bone]) * (1 - coverage)
@@ -191,10 +226,10 @@ def scan(
 
 
 def tissue_densities(hu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Density of water and of cortical bone in g/cm^3, each of the shape of the slice.
+    """Return the densities of water and of cortical bone in g/cm^3, each of the shape of the slice.
 
-    The share of bone in a pixel's attenuation grows linearly from 0 at 100 HU to 1 at 1500 HU; both together attenuate
-    as much as the Hounsfield unit says at 70 keV, ``(1 + HU / 1000)`` times water.
+    The share of bone in a pixel's attenuation grows linearly from 0 at 100 HU to 1 at 1500 HU. At 70 keV both together
+    attenuate ``(1 + HU / 1000)`` times as much as water, as the Hounsfield unit is defined.
     """
     attenuations = np.maximum(1 + hu / 1000, 0)
     bone = np.clip((hu - SOFT_TISSUE) / (BONE - SOFT_TISSUE), 0, 1)
@@ -202,5 +237,5 @@ def tissue_densities(hu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shown(attenuation: Tensor) -> np.ndarray:
-    """An image of attenuation in 1/cm as the case gives it: ``clip(attenuation / 0.5, 0, 1)``, ``(1, S, S)``."""
+    """Scale an image of attenuation in 1/cm to [0, 1]: ``clip(attenuation / 0.5, 0, 1)``, ``(1, S, S)``."""
     return (attenuation / WHITE).clamp(0, 1).float().numpy()[None]

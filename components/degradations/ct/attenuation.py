@@ -1,6 +1,6 @@
-"""How water, bone and metals weaken the X-rays of a 120 kV tube.
+"""Attenuation of the X-rays of a 120 kV tube by water, bone and metals.
 
-Legend: E bins of photon energy, M materials. A mass path is density times length along a ray, in g/cm^2.
+Legend: E bins of photon energy. A mass path is density times length along a ray, in g/cm^2.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 # Bins of 5 keV, 16-20 to 116-120: mean energy in keV, share of the photons, and the mass attenuation coefficients with
-# coherent scattering in cm^2/g, averaged over the photons of the bin from tables of 1 keV. Against those tables,
-# -log(transmission) up to 16, alone or behind water, is within 0.1 % (water), 0.4 % (bone, titanium, iron, copper) and
-# 1.1 % (gold). Sources: coefficients from Hubbell and Seltzer, *Tables of X-Ray Mass Attenuation
-# Coefficients*, NISTIR 5632 (NIST Standard Reference Database 126) and XCOM, bone as cortical bone of ICRU-44; photons
-# from the 120 kV spectrum of a GE CT tube of the usual metal artifact simulation (Zhang and Yu, IEEE TMI 2018).
+# coherent scattering in cm^2/g. The coefficients are averages over the photons of the bin, from tables of 1 keV. The
+# table reproduces -log(transmission) up to 16 of those tables, for a material alone or behind water, within 0.1 %
+# (water), 0.4 % (bone, titanium, iron, copper) and 1.1 % (gold). Sources: the coefficients are from Hubbell and
+# Seltzer, *Tables of X-Ray Mass Attenuation Coefficients*, NISTIR 5632 (NIST Standard Reference Database 126) and XCOM;
+# bone is cortical bone of ICRU-44. The photons are from the 120 kV spectrum of a GE CT tube, which the usual metal
+# artifact simulation uses (Zhang and Yu, IEEE TMI 2018).
 COLUMNS = ("water", "bone", "titanium", "iron", "copper", "gold")
 TABLE = np.array(
     [
@@ -45,13 +46,14 @@ TABLE = np.array(
     ]
 )
 DENSITIES = {"titanium": 4.54, "iron": 7.874, "copper": 8.96, "gold": 19.32}  # g/cm^3, NISTIR 5632, table 1
-WATER = 0.192  # 1/cm, of water in the reconstructed images: the scale of the SynDeepLesion data
-BONE_PER_WATER = 0.2570 / 0.1929  # mass attenuation at 70 keV, where water is near WATER; of the tables above
-LONGEST = 150.0  # cm of water: more than the darkest ray
+WATER = 0.192  # 1/cm: attenuation of water in the reconstructed images, the scale of the SynDeepLesion data
+# Ratio of the mass attenuations at 70 keV, from the sources above; at this energy water is near WATER.
+BONE_PER_WATER = 0.2570 / 0.1929
+LONGEST = 150.0  # cm of water: longer than the water equivalent of the darkest ray
 
 
 def attenuation(material: str) -> Tensor:
-    """Mass attenuation coefficients over the energies in cm^2/g, ``(E,)`` float32.
+    """Return the mass attenuation coefficients of a material at the energies, in cm^2/g, ``(E,)`` float32.
 
     Raises:
         ValueError: the table has no such material.
@@ -62,9 +64,10 @@ def attenuation(material: str) -> Tensor:
 
 
 def transmission(mass_paths: Mapping[str, Tensor]) -> Tensor:
-    """Share of the photons that reach the detector, of the shape of the mass paths given for each material.
+    """Compute the share T of the photons that reach the detector, for the mass path L of each material.
 
-    ``T = sum_E N(E) exp(-sum_m mu_m(E) L_m)`` with the shares N of the photons, which sum to 1.
+    ``T = sum_E N(E) exp(-sum_m mu_m(E) L_m)`` with the shares N of the photons, which sum to 1. T has the shape of the
+    mass paths.
     """
     photons = torch.from_numpy(TABLE[:, 1] / TABLE[:, 1].sum()).float()
     coefficients = {material: attenuation(material) for material in mass_paths}
@@ -78,9 +81,10 @@ def transmission(mass_paths: Mapping[str, Tensor]) -> Tensor:
 
 
 def water_equivalent(signals: np.ndarray) -> np.ndarray:
-    """The water in cm that weakens the beam as much as ``signals = -log(transmission)``, of the same shape.
+    """Return the length of water in cm with the attenuation ``signals = -log(transmission)``, of the same shape.
 
-    The exact correction of beam hardening in water, by a table of 0.1 cm: bodies of water get no cup.
+    This is the exact beam hardening correction for water, by a table with steps of 0.1 cm. Images of water therefore
+    show no cupping artifact.
     """
     lengths = np.linspace(0, LONGEST, int(10 * LONGEST) + 1)
     photons, coefficients = TABLE[:, 1] / TABLE[:, 1].sum(), TABLE[:, 2]

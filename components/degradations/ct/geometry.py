@@ -1,13 +1,13 @@
-"""Where the source, the rays and the pixels of a fan-beam scan are.
+"""Geometry of a fan-beam scan: positions of the source, the rays and the pixels.
 
-Legend: S rows and columns of the square image, V views, D detectors, β angle of a view, u place on the detector.
+Legend: S rows and columns of the square image, V views, D detectors, β angle of a view, u position on the detector.
 
-Conventions. x points right and y up, both in pixels from the centre of the image: the pixel in row r and column c is at
-``x = c - (S - 1) / 2, y = (S - 1) / 2 - r`` and fills the square of side 1 about it. In view v, at
+Conventions. x points right and y up, both in pixels from the centre of the image. The pixel in row r and column c is at
+``x = c - (S - 1) / 2, y = (S - 1) / 2 - r`` and fills the square of side 1 around this point. In view v, at
 ``β = 2 pi (v + 1/2) / V``, the central ray runs along ``(cos β, sin β)``. The source lies `source` pixels before the
-centre. The flat detector, scaled to lie at the centre, is the line along ``(sin β, -cos β)``; its bin d is
-at ``u = (d - (D - 1) / 2) pitch``. So turning an image by 90 degrees counter-clockwise moves its sinogram on by V / 4
-views. The sinograms of the SynDeepLesion files follow the same conventions.
+centre. The flat detector is scaled to lie at the centre; it is the line along ``(sin β, -cos β)``. Its bin d is at
+``u = (d - (D - 1) / 2) pitch``. A rotation of the image by 90 degrees counter-clockwise therefore shifts its sinogram
+by V / 4 views. The sinograms of the SynDeepLesion files follow the same conventions.
 """
 
 from __future__ import annotations
@@ -23,24 +23,30 @@ SMALLEST = 16  # pixels: below it, a pixel is larger than most metals
 
 @dataclass(frozen=True)
 class FanBeam:
-    """A full turn of a fan-beam scanner with a flat detector.
+    """A 360 degree scan of a fan-beam scanner with a flat detector.
 
     The defaults are the geometry of the SynDeepLesion data: 416 x 416 pixels of 512 / 416 x 0.3 mm, 640 views, 641
-    bins, the source 1075 pixels from the centre. (The field is thus 15 cm wide,
-    where that of a chest is some 36 cm.)
+    bins, and the source 1075 pixels from the centre. (The field is thus 15 cm wide. The field of a chest scan is about
+    36 cm wide.)
 
     Attributes:
         size: S, side of the image in pixels.
-        views: V, over 360 degrees; a multiple of 4, as a quarter of them serves for all (`projection.project`).
-        detectors: D, bins. Together they are as wide as the diagonal of the field, at its centre.
+        views: V, over 360 degrees. V is a multiple of 4, because the rays of a quarter of the views are used for all
+            views (`projection.project`).
+        detectors: D, number of bins. Scaled to the centre, all bins together are as wide as the diagonal of the field.
         field_cm: side of the image in cm.
-        distance: from the source to the centre, in sides of the image.
+        distance: distance from the source to the centre, in sides of the image.
 
     Raises:
         ValueError: a number is impossible, or the source is within the corners of the field.
 
     Source: Lin et al., *DuDoNet: Dual Domain Network for CT Metal Artifact Reduction*, CVPR 2019; Wang et al.,
     *InDuDoNet*, MICCAI 2021.
+
+    Example:
+        >>> geometry = FanBeam().scaled(52)
+        >>> geometry.size, geometry.views, geometry.detectors, geometry.field_cm
+        (52, 80, 80, 15.36)
     """
 
     size: int = 416
@@ -77,16 +83,16 @@ class FanBeam:
         return math.sqrt(2) * self.size / self.detectors
 
     def scaled(self, size: int) -> FanBeam:
-        """The same scanner and field at another resolution: pixels, views and bins in proportion."""
+        """Return the same scanner and field at another resolution; pixels, views and bins change in proportion."""
         share = size / self.size
         return replace(
             self, size=size, views=max(4, 4 * round(self.views * share / 4)), detectors=round(self.detectors * share)
         )
 
     def angles(self) -> Tensor:
-        """β of the views of the first quarter turn in radians, ``(V / 4,)`` float64."""
+        """Angles β of the views of the first quarter turn in radians, ``(V / 4,)`` float64."""
         return (torch.arange(self.views // 4, dtype=torch.float64) + 0.5) * (2 * math.pi / self.views)
 
     def bins(self) -> Tensor:
-        """u of the bins in pixels at the centre, ``(D,)`` float64."""
+        """Positions u of the bins in pixels, scaled to the centre, ``(D,)`` float64."""
         return (torch.arange(self.detectors, dtype=torch.float64) - (self.detectors - 1) / 2) * self.pitch

@@ -1,4 +1,4 @@
-"""Linear interpolation (LI): the usual first correction of metal artifacts, and an input of the networks."""
+"""Linear interpolation (LI): the standard first correction of metal artifacts, and an input of the networks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def linear_interpolation(sinogram: Tensor, trace: Tensor) -> Tensor:
-    """The sinogram with the bins of the metal trace replaced, view by view, by a line between their neighbours.
+    """Replace the bins of the metal trace in each view by linear interpolation between their neighbours.
 
-    A gap at an end of the detector takes the value of its one neighbour.
+    A gap at an end of the detector takes the value of its only neighbour.
 
     Shape: ``(..., V, D)`` float and bool -> the shape of the sinogram.
 
@@ -17,6 +17,11 @@ def linear_interpolation(sinogram: Tensor, trace: Tensor) -> Tensor:
         ValueError: the shapes differ, or the trace fills a whole view.
 
     Source: Kalender, Hebel, Ebersberger, *Reduction of CT artifacts caused by metallic implants*, Radiology 1987.
+
+    Example:
+        >>> sinogram = torch.tensor([[1.0, 9.0, 9.0, 4.0, 9.0]])
+        >>> linear_interpolation(sinogram, sinogram == 9)
+        tensor([[1., 2., 3., 4., 4.]])
     """
     if sinogram.shape != trace.shape or trace.dtype != torch.bool:
         raise ValueError(
@@ -26,7 +31,7 @@ def linear_interpolation(sinogram: Tensor, trace: Tensor) -> Tensor:
         raise ValueError("the metal trace fills a whole view: use less metal, nothing is left to interpolate from")
     detectors = sinogram.shape[-1]
     bins = torch.arange(detectors).expand(trace.shape)
-    left = torch.where(trace, -1, bins).cummax(dim=-1).values  # the last good bin at or before each
+    left = torch.where(trace, -1, bins).cummax(dim=-1).values  # the nearest bin at or before, outside the trace
     right = torch.where(trace, detectors, bins).flip(-1).cummin(dim=-1).values.flip(-1)
     left, right = torch.where(left < 0, right, left), torch.where(right == detectors, left, right)
     start, end = sinogram.gather(-1, left), sinogram.gather(-1, right)

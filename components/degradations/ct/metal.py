@@ -1,7 +1,8 @@
-"""Drawn metal: cross-sections of implants, of the shapes and sizes that are found in patients.
+"""Random metal: cross-sections of implants, with the shapes and sizes that are found in patients.
 
-Every shape is a union of rounded rectangles: a disc has no straight sides, a screw is one long rectangle, a wire a
-chain of them. Lengths are in pixels of the image; x points right and y down, from the centre of its first pixel.
+Every shape is a union of rounded rectangles. A disc is a rounded rectangle without straight sides, a screw is one long
+rectangle, and a wire is a chain of rectangles. Lengths are in pixels of the image. x points right and y down; the
+origin is the centre of the first pixel.
 Legend: N rectangles, S rows and columns.
 """
 
@@ -14,21 +15,23 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-CANVAS = 256  # pixels, to measure areas on
-STANDARD_SIZE = 416  # pixels: the side of the images that areas refer to
+CANVAS = 256  # pixels: side of the canvas on which areas are measured
+STANDARD_SIZE = 416  # pixels: side of the images to which areas refer
 SOFT_TISSUE = -300  # HU: a body is denser
 SMALLEST_BODY = 0.02  # share of the image
-TRIES = 24  # places drawn until one is inside of the body
-INSIDE = 0.98  # share of the metal that has to be
+TRIES = 24  # largest number of positions drawn until one is inside the body
+INSIDE = 0.98  # share of the metal that has to be inside the body
 
 
 @dataclass(frozen=True)
 class Rectangles:
-    """N rounded rectangles, ``(N,)`` an array.
+    """N rounded rectangles; each property is an ``(N,)`` array.
 
     Attributes:
-        x, y: the centres.
-        lengths, widths: half the sides, along and across.
+        x: columns of the centres.
+        y: rows of the centres.
+        lengths: half the sides along the rectangles.
+        widths: half the sides across the rectangles.
         corners: radii of the corners, at most the smaller half side.
         angles: radians from the x axis towards the y axis.
     """
@@ -41,14 +44,21 @@ class Rectangles:
     angles: np.ndarray
 
     def area(self) -> float:
-        """Of all together, overlaps counted once; measured on a canvas of 256 x 256, within about 1 %."""
+        """Area of the union of all rectangles, measured on a canvas of 256 x 256 pixels, within about 1 %."""
         reach = float((np.hypot(self.x, self.y) + np.hypot(self.lengths, self.widths)).max())
         scale = (CANVAS / 2 - 1) / reach
         middle = (CANVAS - 1) / 2
         return float(render(self.placed(scale, 0.0, middle, middle), CANVAS).sum()) / scale**2
 
     def placed(self, scale: float, turn: float, x: float, y: float) -> Rectangles:
-        """Scaled and turned about the origin, then moved to (x, y)."""
+        """Scale and rotate the rectangles about the origin, then move them to (x, y).
+
+        Args:
+            scale: factor of all lengths.
+            turn: rotation angle in radians, from the x axis towards the y axis.
+            x: column of the new origin.
+            y: row of the new origin.
+        """
         cosine, sine = math.cos(turn) * scale, math.sin(turn) * scale
         return Rectangles(
             x + self.x * cosine - self.y * sine,
@@ -61,12 +71,12 @@ class Rectangles:
 
 
 def render(rectangles: Rectangles, size: int) -> np.ndarray:
-    """The share of each pixel that metal fills, ``(S, S)`` float32 in [0, 1].
+    """Render the coverage: the share of each pixel that metal fills, ``(S, S)`` float32 in [0, 1].
 
-    ``clip(1/2 - distance, 0, 1)`` with the distance in pixels from the pixel's centre to the nearest border, negative
-    inside, less as much for the border on the other side of a thin rectangle: exact along straight edges that follow
-    the pixels. Small rectangles are drawn so on up to 8 x 8 parts of each pixel, and averaged. Where rectangles
-    overlap, the larger share counts.
+    The coverage is ``clip(1/2 - distance, 0, 1)``. The distance in pixels is from the pixel's centre to the nearest
+    border; it is negative inside. The same term for the opposite border is subtracted, which matters for a thin
+    rectangle. The coverage is exact along straight edges that are parallel to the pixel grid. Small rectangles are
+    rendered on up to 8 x 8 sub-pixels of each pixel and averaged. Where rectangles overlap, the larger share is used.
     """
     coverage = np.zeros((size, size), dtype=np.float32)
     for x, y, length, width, corner, angle in zip(*vars(rectangles).values(), strict=True):
@@ -89,16 +99,16 @@ def render(rectangles: Rectangles, size: int) -> np.ndarray:
 
 
 def _rounded(*boxes: tuple[float, float, float, float, float, float]) -> Rectangles:
-    """Rectangles from (x, y, length, width, roundness, angle) each, moved so that the mean of their centres is (0, 0).
+    """Build rectangles from (x, y, length, width, roundness, angle) each; the mean of their centres is moved to (0, 0).
 
-    Roundness 1 is a half circle at each end of a rectangle, 0 four right angles.
+    Roundness 1 is a half circle at each end of a rectangle. Roundness 0 is four right angles.
     """
     x, y, lengths, widths, roundness, angles = np.array(boxes, dtype=np.float64).T
     return Rectangles(x - x.mean(), y - y.mean(), lengths, widths, roundness * np.minimum(lengths, widths), angles)
 
 
 def _joint(generator: np.random.Generator) -> Rectangles:
-    """A prosthesis: the ball of a hip, a little oval where it is cut askew, most with a neck."""
+    """A prosthesis: the ball of a hip, slightly oval as in an oblique section, in most cases with a neck."""
     ball = (0, 0, 1, generator.uniform(0.85, 1), 1, 0)
     if generator.random() < 0.4:
         return _rounded(ball)
@@ -107,7 +117,7 @@ def _joint(generator: np.random.Generator) -> Rectangles:
 
 
 def _screws(generator: np.random.Generator) -> Rectangles:
-    """Pedicle screws: two, mirrored, pointing to one another, each with its head."""
+    """Pedicle screws: two mirrored screws that point to each other, each with a head."""
     lean, apart, width = generator.uniform(0.1, 0.7), generator.uniform(0.5, 1.2), generator.uniform(0.1, 0.2)
     screws: list[tuple[float, float, float, float, float, float]] = []
     for side in (-1, 1):
@@ -118,7 +128,7 @@ def _screws(generator: np.random.Generator) -> Rectangles:
 
 
 def _rods(generator: np.random.Generator) -> Rectangles:
-    """One to three rods or nails, cut across: discs and ovals."""
+    """Cross-sections of one to three rods or nails: discs and ovals."""
     boxes = []
     for number in range(generator.integers(1, 4)):
         place = number * generator.uniform(3, 6)
@@ -148,7 +158,7 @@ def _fillings(generator: np.random.Generator) -> Rectangles:
 
 
 def _clips(generator: np.random.Generator) -> Rectangles:
-    """Surgical clips: one to five small bars that lie about."""
+    """Surgical clips: one to five small bars at random positions."""
     return _rounded(
         *(
             (
@@ -164,7 +174,7 @@ def _clips(generator: np.random.Generator) -> Rectangles:
 
 
 def _wire(generator: np.random.Generator) -> Rectangles:
-    """A wire, lead or coil: a chain of short pieces along a curve that bends ever on, some to a spiral."""
+    """A wire, lead or coil: a chain of short pieces along a curve that bends continuously, sometimes into a spiral."""
     pieces, bend = int(generator.integers(8, 22)), generator.uniform(-0.5, 0.5)
     angles = np.cumsum(bend + generator.normal(0, 0.12, pieces))
     x, y = np.cumsum(np.cos(angles)), np.cumsum(np.sin(angles))
@@ -172,7 +182,7 @@ def _wire(generator: np.random.Generator) -> Rectangles:
     return _rounded(*((x[n], y[n], 0.5 + width, width, 1.0, angles[n]) for n in range(pieces)))
 
 
-# Each kind of implant with the areas in which it is found, in pixels of a 416 x 416 image.
+# Each kind of implant with its smallest and largest area, in pixels of a 416 x 416 image.
 KINDS: dict[str, tuple[Callable[[np.random.Generator], Rectangles], float, float]] = {
     "clips": (_clips, 8, 120),
     "wire": (_wire, 60, 400),
@@ -186,14 +196,16 @@ LARGEST_AREA = max(high for _, _, high in KINDS.values())
 
 
 def draw_metal(body: np.ndarray, area: tuple[float, float], generator: np.random.Generator) -> np.ndarray:
-    """The coverage of a drawn implant within the body, ``(S, S)`` float32 in [0, 1].
+    """Draw a random implant within the body and return its coverage, ``(S, S)`` float32 in [0, 1].
 
-    Its area is log-uniform between both limits, in pixels of a 416 x 416 image; its kind is any of those found in that
-    size; its angle is free. Of `TRIES` places about pixels of the body, it takes the first that has 98 % of the metal
-    in the body, otherwise the best; metal outside of the body is cut off.
+    The area of the implant is log-uniform between both limits. Its kind is drawn from the kinds that occur with this
+    area. Its angle is uniform. Up to `TRIES` positions are drawn among the pixels of the body. The first one with at
+    least 98 % of the metal inside the body is used, otherwise the best one. Metal outside the body is cut off.
 
     Args:
         body: ``(S, S)`` bool, see `body_of`.
+        area: smallest and largest area, in pixels of a 416 x 416 image.
+        generator: source of the random numbers.
     """
     size = body.shape[0]
     drawn = float(np.exp(generator.uniform(*np.log(area))))
@@ -215,10 +227,10 @@ def draw_metal(body: np.ndarray, area: tuple[float, float], generator: np.random
 
 
 def body_of(hu: np.ndarray) -> np.ndarray:
-    """The largest connected part denser than -300 HU, ``(S, S)`` bool; the lungs are no part of it.
+    """Find the body: the largest connected region denser than -300 HU, ``(S, S)`` bool, without the lungs.
 
     Raises:
-        ValueError: it fills less than 2 % of the slice.
+        ValueError: the region fills less than 2 % of the slice.
     """
     labels, _ = ndimage.label(hu > SOFT_TISSUE)
     sizes = np.bincount(labels.ravel())

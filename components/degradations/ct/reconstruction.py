@@ -1,4 +1,4 @@
-"""Filtered back-projection: the image whose sinogram was measured.
+"""Filtered back-projection: reconstruction of the image from its sinogram.
 
 Legend: B images, S rows and columns, V views, D bins, Q = V / 4 views of a quarter turn.
 """
@@ -13,23 +13,35 @@ from torch.nn import functional
 
 from components.degradations.ct.geometry import FanBeam
 
-VALUES_AT_ONCE = 2**23  # of the views at pixels, in memory at a time
+VALUES_AT_ONCE = 2**23  # number of interpolated values in memory at a time
 
 
 def filtered_back_projection(sinograms: Tensor, geometry: FanBeam) -> Tensor:
-    """Images in units of the sinogram / cm.
+    """Reconstruct images from sinograms, in units of the sinogram / cm.
 
-    ``f(x, y) = sum_β (2 pi / V) / U^2 (p_β * h)(u)`` with ``U = 1 + (x cos β + y sin β) / R`` the distance of the pixel
-    from the source along the central ray relative to R, the one of the centre; ``u = (x sin β - y cos β) / U`` its
-    place on the detector, between two bins linearly; ``p_β(u) = sinogram R / sqrt(R^2 + u^2)``. The filter h is half
-    the ramp cut off at the Nyquist frequency of the bins, with no further window (`ramp`).
+    ``f(x, y) = sum_β (2 pi / V) / U^2 (p_β * h)(u)`` with
+
+    - ``U = 1 + (x cos β + y sin β) / R``: the distance of the pixel from the source along the central ray, divided by
+      the distance R of the centre,
+    - ``u = (x sin β - y cos β) / U``: the position of the pixel on the detector, interpolated linearly between bins,
+    - ``p_β(u) = sinogram R / sqrt(R^2 + u^2)``,
+    - h: half the ramp filter, band-limited at the Nyquist frequency of the bins, without a further window (`ramp`).
 
     Shape: ``(B, V, D)`` float32 or float64 -> ``(B, S, S)``.
 
     Raises:
-        ValueError: the sinograms have another shape than the geometry's.
+        ValueError: the shape of the sinograms does not match the geometry.
 
     Source: Kak and Slaney, *Principles of Computerized Tomographic Imaging*, section 3.4.2, 1988.
+
+    Example:
+        >>> from components.degradations.ct.projection import project
+        >>> geometry = FanBeam(size=16, views=32, detectors=24)
+        >>> images = torch.zeros(1, 16, 16)
+        >>> images[:, 4:12, 4:12] = 1
+        >>> restored = filtered_back_projection(project(images, geometry), geometry)
+        >>> restored.shape, bool((restored - images)[:, 6:10, 6:10].abs().max() < 0.1)
+        (torch.Size([1, 16, 16]), True)
     """
     shape = (geometry.views, geometry.detectors)
     if sinograms.ndim != 3 or sinograms.shape[1:] != shape:
@@ -49,7 +61,7 @@ def filtered_back_projection(sinograms: Tensor, geometry: FanBeam) -> Tensor:
         source = geometry.source
         nearness = ((1 + right * cosine / source).to(dtype) + (up * sine / source).to(dtype)).reciprocal_()  # 1 / U
         points = torch.zeros(2, len(angles), size, size, dtype=dtype)
-        border = geometry.pitch * geometry.detectors / 2  # 1 for grid_sample
+        border = geometry.pitch * geometry.detectors / 2  # the coordinate 1 of grid_sample
         torch.add((right * sine / border).to(dtype), (-up * cosine / border).to(dtype), out=points[0])
         points[0] *= nearness
         values = functional.grid_sample(views[:, :, None], points.permute(1, 2, 3, 0), align_corners=False)
@@ -60,7 +72,7 @@ def filtered_back_projection(sinograms: Tensor, geometry: FanBeam) -> Tensor:
 
 
 def ramp(detectors: int, pitch: float) -> Tensor:
-    """The ramp filter cut off at the Nyquist frequency, at the offsets -(D - 1)..D - 1, ``(2 D - 1,)`` float64.
+    """The ramp filter, band-limited at the Nyquist frequency, at offsets -(D - 1)..D - 1, ``(2 D - 1,)`` float64.
 
     ``1 / (4 pitch^2)`` at 0, ``-1 / (pi n pitch)^2`` at odd n, 0 at other even n (Ramachandran and Lakshminarayanan).
     """
@@ -71,7 +83,7 @@ def ramp(detectors: int, pitch: float) -> Tensor:
 
 
 def _convolved(rows: Tensor, kernel: Tensor) -> Tensor:
-    """Rows ``(..., D)`` convolved with a kernel of offsets -(D - 1)..D - 1, by the Fourier transform."""
+    """Convolve rows ``(..., D)`` with a kernel of offsets -(D - 1)..D - 1, by the Fourier transform."""
     length = rows.shape[-1]
     padded = 2 ** math.ceil(math.log2(3 * length))
     spectrum = torch.fft.rfft(rows, padded) * torch.fft.rfft(kernel.to(rows.dtype), padded)

@@ -1,17 +1,16 @@
-"""Restoration without training, task by task: what a network has to beat.
+"""Classical baselines: restoration methods without training, for each task.
 
-The methods are pure functions, one file a task; `METHODS` names them, `CANDIDATES_BY_TASK` lists them with settings,
-and `choose_classical` picks the best of a list on validation pairs.
+The methods are pure functions, in one module per kind of degradation. `METHODS` maps names to methods. A task names its
+candidates, which are methods with settings. `choose_classical` chooses the best of a list on validation pairs.
 """
 
 from components.evaluation.classical.baseline import METHODS, ClassicalBaseline
-from components.evaluation.classical.candidates import CANDIDATES, CANDIDATES_BY_TASK, super_resolution_candidates
+from components.evaluation.classical.candidates import CANDIDATES, super_resolution_candidates
 from components.evaluation.classical.choice import CandidateScore, choose_classical, saved_psnr
 from components.evaluation.classical.denoising import noise_levels
 
 __all__ = [
     "CANDIDATES",
-    "CANDIDATES_BY_TASK",
     "METHODS",
     "CandidateScore",
     "ClassicalBaseline",

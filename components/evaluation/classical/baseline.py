@@ -1,4 +1,4 @@
-"""A classical method with its settings, by name: what a table can print and a file can keep."""
+"""A classical method as name and settings, which can be printed in a table and saved in a file."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ METHODS: dict[str, Callable[..., np.ndarray]] = {
     "linear_interpolation": metal.linear_interpolation,
     "smoothed_interpolation": metal.smoothed_interpolation,
 }
-"""Of all tasks; of methods that do equally well the earlier is chosen."""
+"""Methods of all tasks; among methods with equal scores the earlier one is chosen."""
 
 
 @dataclass(frozen=True)
 class ClassicalBaseline:
-    """A method with its settings: the inputs of a task in, float32 ``(C, H, W)`` out, not clipped; deterministic.
+    """A method with its settings: inputs of a task -> float32 ``(C, H, W)``, not clipped; it is deterministic.
 
     Attributes:
         name: a key of `METHODS`.
-        settings: its keyword arguments.
+        settings: keyword arguments of the method.
     """
 
     name: str
     settings: Mapping[str, float | str] = field(default_factory=dict)
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        """Restore an image from the inputs of a task."""
         restored = METHODS[self.name](inputs.astype(np.float32), **self.settings)
         return np.ascontiguousarray(restored, dtype=np.float32)

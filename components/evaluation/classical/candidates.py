@@ -1,4 +1,4 @@
-"""The classical methods that a network of each task has to beat, each from mild to strong."""
+"""The candidates for classical baselines, by kind of degradation; each method is listed from weak to strong."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ CANDIDATES: tuple[ClassicalBaseline, ...] = (
     *(ClassicalBaseline("wavelet", {"strength": s, "method": "VisuShrink"}) for s in (0.3, 3.0)),
     *(ClassicalBaseline("non_local_means", {"strength": strength}) for strength in (0.4, 0.6, 0.8, 8.0)),
 )
-"""From hardly to strongly: for Gaussian noise of 15 to 50 grey levels, and for rain streaks, which an
-estimate of the noise hardly sees (hence the strengths far above 1)."""
+"""Settings from weak to strong, for Gaussian noise of 15 to 50 grey levels and for rain streaks. Rain streaks hardly
+affect the noise estimate, so some strengths are far above 1."""
 
 _WIDTHS = (0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 4.0)
 
-_DEBLURRING: tuple[ClassicalBaseline, ...] = (
+DEBLURRING: tuple[ClassicalBaseline, ...] = (
     ClassicalBaseline("identity"),
     *(ClassicalBaseline("unsharp_mask", {"radius": r, "amount": a}) for r in (1.0, 2.0, 4.0) for a in (0.3, 0.6, 1.0)),
     *(ClassicalBaseline("wiener", {"sigma": s, "noise": n}) for s in _WIDTHS for n in (0.0001, 0.001, 0.01)),
     *(ClassicalBaseline("richardson_lucy", {"sigma": s, "iterations": i}) for s in _WIDTHS for i in (5, 20)),
 )
 
-_INPAINTING = tuple(ClassicalBaseline(name) for name in ("mean_fill", "harmonic", "biharmonic"))
+INPAINTING = tuple(ClassicalBaseline(name) for name in ("mean_fill", "harmonic", "biharmonic"))
 
-_DEBLOCKING: tuple[ClassicalBaseline, ...] = (
+DEBLOCKING: tuple[ClassicalBaseline, ...] = (
     ClassicalBaseline("identity"),
     *(ClassicalBaseline("total_variation", {"weight": weight}) for weight in (0.01, 0.02, 0.03, 0.05)),
     *(
@@ -40,7 +40,7 @@ _DEBLOCKING: tuple[ClassicalBaseline, ...] = (
     *(ClassicalBaseline("shifted_jpeg", {"quality": quality}) for quality in (10, 15, 20, 30, 40)),
 )
 
-_METAL: tuple[ClassicalBaseline, ...] = (
+METAL: tuple[ClassicalBaseline, ...] = (
     ClassicalBaseline("artifact"),
     ClassicalBaseline("linear_interpolation"),
     *(
@@ -49,17 +49,7 @@ _METAL: tuple[ClassicalBaseline, ...] = (
     ),
 )
 
-CANDIDATES_BY_TASK: dict[str, tuple[ClassicalBaseline, ...]] = {
-    "denoise": CANDIDATES,
-    "derain": CANDIDATES,
-    "deblur": _DEBLURRING,
-    "inpaint": _INPAINTING,
-    "jpeg": _DEBLOCKING,
-    "ct_mar": _METAL,
-}
-"""Super-resolution is not here, for its candidates depend on the scale: `super_resolution_candidates`."""
-
 
 def super_resolution_candidates(scale: int) -> tuple[ClassicalBaseline, ...]:
-    """The interpolations of `KERNELS`, to ``scale`` times the rows and columns."""
+    """Return the interpolations of `KERNELS` that enlarge an image by ``scale``."""
     return tuple(ClassicalBaseline("upsample", {"scale": scale, "kernel": kernel}) for kernel in KERNELS)

@@ -1,4 +1,4 @@
-"""Which of the candidates a network is compared with: the one that does best on validation pairs."""
+"""Choice of the classical baseline: the candidate with the best score on validation pairs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,36 @@ Pair = tuple[np.ndarray, np.ndarray]
 """The inputs of a task, ``(C', h, w)``, and the clean image, ``(C, H, W)``."""
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
-"""``score(restored, inputs, clean)``: the greater, the better."""
+"""``score(restored, inputs, clean)``: higher is better."""
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """The mean score of a candidate over the validation pairs."""
+    """The mean score of a candidate over the validation pairs.
+
+    Attributes:
+        baseline: the candidate.
+        score: its mean score.
+    """
 
     baseline: ClassicalBaseline
     score: float
 
     @property
     def psnr(self) -> float:
-        """The score, by the name of the default one: in dB."""
+        """The score under the name of the default score, in dB."""
         return self.score
 
 
 def saved_psnr(restored: np.ndarray, inputs: np.ndarray, clean: np.ndarray) -> float:
-    """The PSNR of two images ``(C, H, W)`` as saved, in 8 bits; the inputs have no part in it."""
-    # Copied: an image that comes from a file opened for reading or is a turned view would not do for torch.
+    """Compute the PSNR of an image as saved in 8 bits.
+
+    Args:
+        restored: the restored image, ``(C, H, W)``.
+        inputs: not used; `Score` requires this argument.
+        clean: the clean image, ``(C, H, W)``.
+    """
+    # The arrays are copied, because arrays of files opened for reading and rotated views are unsuitable for torch.
     image, truth = (torch.from_numpy(np.array(each, order="C")) for each in (restored, clean))
     return psnr(as_saved(image[None]), as_saved(truth[None])).item()
 
@@ -48,19 +59,19 @@ def choose_classical(
     score: Score = saved_psnr,
     num_workers: int = 1,
 ) -> tuple[ClassicalBaseline, list[CandidateScore]]:
-    """The candidate with the best mean score over validation pairs, and the scores of all.
+    """Choose the candidate with the best mean score over validation pairs.
 
-    Of candidates that score alike the one of the earlier method in `METHODS` wins (identity before all others), then
-    the one whose settings are smaller: the order of candidates has no say.
+    Ties are broken by the order of methods in `METHODS` (identity first), then by the settings in sorted order. The
+    order of the candidates does not matter.
 
     Args:
-        pairs: ``(inputs, clean)``: what a network of the task is given, and the truth.
-        candidates: to choose from.
-        score: of one pair; by default the PSNR of the images as saved.
-        num_workers: threads.
+        pairs: ``(inputs, clean)``: the inputs of a network of the task, and the reference.
+        candidates: the candidates.
+        score: score of one pair; by default the PSNR of the images as saved.
+        num_workers: number of threads.
 
     Returns:
-        The best one, and all scores, best first.
+        The best candidate, and the scores of all candidates, best first.
 
     Raises:
         ValueError: no pairs or candidates, or a score that is not a number.

@@ -1,4 +1,4 @@
-"""Taking the blocks and the ringing of JPEG off an image, not told its quality.
+"""Removal of the blocking and ringing artifacts of JPEG without knowledge of the quality.
 
 Legend: images are numpy ``(C, H, W)`` float32, C = 1 or 3.
 """
@@ -15,11 +15,16 @@ BLOCK = 8
 
 
 def bilateral(image: np.ndarray, sigma_color: float, sigma_spatial: float) -> np.ndarray:
-    """Means of near neighbours that look alike: Gaussian weights of distance and of contrast, the channels coupled.
+    """Bilateral filter: a mean with Gaussian weights of distance and of contrast; the channels are coupled.
 
-    ``u(p) = sum_q w x(q) / sum_q w``, ``w = exp(-|p - q|^2 / 2 sigma_spatial^2 - |x(p) - x(q)|^2 / 2 sigma_color^2)``,
-    over the q at most 2 sigma_spatial rows and columns away, the image mirrored beyond its border. (The spatial
-    weights of scikit-image 0.26 are askew: turned images give other values.)
+    ``u(p) = sum_q w x(q) / sum_q w``, ``w = exp(-|p - q|^2 / 2 sigma_spatial^2 - |x(p) - x(q)|^2 / 2 sigma_color^2)``.
+    The sum runs over the q at most 2 sigma_spatial rows and columns away. The image is extended by its mirror image.
+    (The spatial weights of scikit-image 0.26 are not symmetric, so rotated images give other values there.)
+
+    Args:
+        image: ``(C, H, W)``.
+        sigma_color: standard deviation of the weight of the contrast.
+        sigma_spatial: standard deviation of the weight of the distance, in pixels.
 
     Source: Tomasi, Manduchi, *Bilateral Filtering for Gray and Color Images*, ICCV 1998.
     """
@@ -39,11 +44,12 @@ def bilateral(image: np.ndarray, sigma_color: float, sigma_spatial: float) -> np
 
 
 def shifted_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """The mean of the image compressed again with all 64 shifts of the block grid, shifted back.
+    """Compress the image again with all 64 shifts of the block grid, shift the results back and average them.
 
-    A block's edge lies inside of the blocks of the other grids, which do not keep it; the mean keeps what most of them
-    do. A flat area can end some grey levels off, where all grids round it alike, if the quality is not that of the
-    image. Values are clipped to [0, 1] and rounded to 8 bits first, as JPEG has it; colour keeps its full resolution.
+    A block edge lies inside the blocks of most other grids. Compression with these grids removes the edge, and the
+    average suppresses it. If the quality differs from that of the image, all grids may round a flat area in the same
+    way. The area is then wrong by some grey levels. Values are first clipped to [0, 1] and rounded to 8 bits, as JPEG
+    requires. Colour keeps its full resolution.
 
     Source: Nosratinia, *Enhancement of JPEG-Compressed Images by Re-application of JPEG*, J. VLSI Signal Processing
     2001.
@@ -52,7 +58,7 @@ def shifted_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     levels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
     padded = np.pad(levels, ((0, 0), (BLOCK, BLOCK), (BLOCK, BLOCK)), mode="symmetric").transpose(1, 2, 0)  # (H, W, C)
     total = np.zeros((height, width, len(image)), dtype=np.uint32)
-    for down, right in product(range(BLOCK), repeat=2):  # of the grid: BLOCK - down rows precede the image
+    for down, right in product(range(BLOCK), repeat=2):  # shift of the grid: BLOCK - down rows precede the image
         compressed = _compress(padded[down:, right:], quality)
         top, left = BLOCK - down, BLOCK - right
         total += compressed[top : top + height, left : left + width]
@@ -60,7 +66,7 @@ def shifted_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _compress(levels: np.ndarray, quality: int) -> np.ndarray:
-    """``(H, W, C)`` uint8 through JPEG."""
+    """Compress and decompress levels ``(H, W, C)`` uint8 with JPEG."""
     file = io.BytesIO()
     picture = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
     picture.save(file, "JPEG", quality=quality, subsampling=0)

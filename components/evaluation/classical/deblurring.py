@@ -1,8 +1,8 @@
-"""Deblurring that is not told the kernel: it takes it for a Gaussian of an assumed width.
+"""Deblurring without knowledge of the kernel: the kernel is assumed to be a Gaussian of a given width.
 
-Beyond its border an image is taken to go on as its mirror image, the outermost pixels twice. A Gaussian is then
-diagonal in the cosine transform and its own adjoint, so that nothing rings at the border and nothing has to be padded
-(Ng, Chan, Tang, SIAM J. Sci. Comput. 1999). Legend: images are numpy ``(C, H, W)`` float32.
+An image is extended beyond its border by its mirror image, in which the outermost pixels occur twice. A Gaussian is
+then diagonal in the cosine transform and self-adjoint. There is no ringing at the border, and no padding is needed (Ng,
+Chan, Tang, SIAM J. Sci. Comput. 1999). Legend: images are numpy ``(C, H, W)`` float32.
 """
 
 from __future__ import annotations
@@ -12,18 +12,29 @@ from scipy import fft, ndimage
 from skimage import filters
 
 REACH = 4.0
-"""Where a Gaussian is cut off, in standard deviations: scipy's default."""
+"""Truncation of a Gaussian in standard deviations: scipy's default."""
 
 
 def unsharp_mask(image: np.ndarray, radius: float, amount: float) -> np.ndarray:
-    """``x + amount (x - G x)``, G a Gaussian of standard deviation ``radius`` pixels."""
+    """Compute ``x + amount (x - G x)`` with a Gaussian G.
+
+    Args:
+        image: x, ``(C, H, W)``.
+        radius: standard deviation of G in pixels.
+        amount: weight of the difference.
+    """
     return filters.unsharp_mask(image, radius=radius, amount=amount, channel_axis=0, preserve_range=True)
 
 
 def wiener(image: np.ndarray, sigma: float, noise: float) -> np.ndarray:
-    """``argmin_u |G u - x|^2 + noise |L u|^2``, G a Gaussian of ``sigma`` pixels, L the Laplacian of 4 neighbours.
+    """Compute ``argmin_u |G u - x|^2 + noise |L u|^2`` with a Gaussian G and the Laplacian L of 4 neighbours.
 
-    In the cosine transform ``u = g x / (g^2 + noise l^2)``, with the eigenvalues g of G and l of L.
+    In the cosine transform, ``u = g x / (g^2 + noise l^2)`` with the eigenvalues g of G and l of L.
+
+    Args:
+        image: x, ``(C, H, W)``.
+        sigma: standard deviation of G in pixels.
+        noise: weight of the regularisation.
 
     Source: Hunt, *The Application of Constrained Least Squares Estimation to Image Restoration*, IEEE Trans.
     Computers 1973.
@@ -36,7 +47,12 @@ def wiener(image: np.ndarray, sigma: float, noise: float) -> np.ndarray:
 
 
 def richardson_lucy(image: np.ndarray, sigma: float, iterations: int) -> np.ndarray:
-    """``u <- u G(x / G u)`` from ``u = x``, G a Gaussian of ``sigma`` pixels; what is negative in x counts as 0.
+    """Iterate ``u <- u G(x / G u)`` from ``u = x`` with a Gaussian G; negative values of x are set to 0.
+
+    Args:
+        image: x, ``(C, H, W)``.
+        sigma: standard deviation of G in pixels.
+        iterations: number of iterations.
 
     Source: Richardson, JOSA 1972; Lucy, Astronomical Journal 1974.
     """
@@ -50,7 +66,10 @@ def richardson_lucy(image: np.ndarray, sigma: float, iterations: int) -> np.ndar
 
 
 def gaussian_eigenvalues(length: int, sigma: float) -> np.ndarray:
-    """Of the Gaussian along a mirrored axis: ``sum_n k_n cos(pi n i / N)`` for the i-th cosine, ``(N,)``."""
+    """Return the eigenvalues of a Gaussian along a mirrored axis, ``(N,)``.
+
+    The eigenvalue of the i-th cosine is ``sum_n k_n cos(pi n i / N)``.
+    """
     reach = int(REACH * sigma + 0.5)
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,7 +1,7 @@
-"""Filters of scikit-image against noise and rain; the milder ones serve other tasks as well.
+"""Filters of scikit-image against noise and rain; other tasks use the weaker filters too.
 
-Legend: images are numpy ``(C, H, W)`` float32; noise makes them leave [0, 1]. No method is told the strength of the
-degradation: those that need it estimate it from the image they restore.
+Legend: images are numpy ``(C, H, W)`` float32; because of noise, values may leave [0, 1]. No method knows the strength
+of the degradation. Methods that need it estimate it from the image that they restore.
 """
 
 from __future__ import annotations
@@ -10,29 +10,38 @@ import numpy as np
 from skimage import filters, restoration
 
 MEDIAN_ABSOLUTE_DEVIATION = 0.6744897501960817
-"""Of a normal variable of standard deviation 1: its third quartile."""
+"""Median absolute deviation of a standard normal variable, which is its third quartile."""
 
 
 def identity(image: np.ndarray) -> np.ndarray:
-    """The degraded image itself."""
+    """Return a copy of the degraded image."""
     return image.copy()
 
 
 def median(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The median of ``height x width`` neighbours, by channel; ``1 x n`` takes away near-vertical streaks."""
+    """Compute the median of ``height x width`` neighbours for each channel; ``1 x n`` removes near-vertical streaks.
+
+    Args:
+        image: ``(C, H, W)``.
+        height: rows of the window.
+        width: columns of the window.
+    """
     return filters.median(image, np.ones((1, height, width)), mode="reflect")
 
 
 def total_variation(image: np.ndarray, weight: float) -> np.ndarray:
-    """``argmin_u |u - x|^2 / 2 + weight TV(u)``, in grey values, the channels coupled (Chambolle 2004)."""
+    """Compute ``argmin_u |u - x|^2 / 2 + weight TV(u)`` in grey values; the channels are coupled (Chambolle 2004)."""
     return restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=0)
 
 
 def wavelet(image: np.ndarray, strength: float, method: str) -> np.ndarray:
-    """Soft thresholds on db2 wavelets in YCbCr, for a noise of ``strength`` times the estimated level.
+    """Denoise by soft thresholds on db2 wavelets in YCbCr.
 
-    ``method``: "BayesShrink" (Chang, Yu, Vetterli 2000) adapts them to each sub-band; "VisuShrink" (Donoho,
-    Johnstone 1994) has one threshold, stronger.
+    Args:
+        image: ``(C, H, W)``.
+        strength: assumed noise level, as a multiple of the estimated level.
+        method: "BayesShrink" (Chang, Yu, Vetterli 2000) adapts the threshold to each sub-band. "VisuShrink" (Donoho,
+            Johnstone 1994) uses one threshold, which is stronger.
     """
     levels = noise_levels(image)
     if not any(levels):
@@ -48,12 +57,12 @@ def wavelet(image: np.ndarray, strength: float, method: str) -> np.ndarray:
 
 
 def non_local_means(image: np.ndarray, strength: float) -> np.ndarray:
-    """Means over similar 5 x 5 patches at most 6 pixels away, ``h = strength * noise level``, as estimated.
+    """Average over similar 5 x 5 patches at most 6 pixels away; ``h = strength * estimated noise level``.
 
     Source: Buades, Coll, Morel, *Non-Local Means Denoising*, 2011; Darbon et al. 2008 for the fast form.
     """
     level = float(np.mean(noise_levels(image)))
-    # scikit-image loses a single channel and turns the image over, so a grey image goes in without its axis.
+    # scikit-image drops a single channel axis and transposes the image, so a grey image is passed without the axis.
     is_grey = len(image) == 1
     restored = restoration.denoise_nl_means(
         image[0] if is_grey else image,
@@ -68,14 +77,14 @@ def non_local_means(image: np.ndarray, strength: float) -> np.ndarray:
 
 
 def noise_levels(image: np.ndarray) -> list[float]:
-    """The standard deviation of the noise in each channel, estimated; 0 where nothing of it is seen.
+    """Estimate the standard deviation of the noise in each channel; 0 for a channel without visible noise.
 
-    ``median |d| / 0.6745`` of the nonzero diagonal details d of the finest db2 wavelets. It is scikit-image's
-    estimate_sigma, which gives NaN and a warning for a flat channel.
+    The estimate is ``median |d| / 0.6745`` of the nonzero diagonal details d of the finest db2 wavelets. This equals
+    scikit-image's estimate_sigma, except that estimate_sigma returns NaN and warns for a flat channel.
 
     Source: Donoho, Johnstone, *Ideal Spatial Adaptation by Wavelet Shrinkage*, Biometrika 1994, section 4.2.
     """
-    import pywt  # here, because those who restore with a network need not have it
+    import pywt  # imported here, because restoration with a network does not need it
 
     levels = []
     for channel in image:

@@ -1,7 +1,7 @@
-"""Inpainting by smoothness: what is missing from what is known around it.
+"""Inpainting by smoothness: missing pixels are computed from the known pixels around them.
 
-Legend: inputs are numpy ``(C + 1, H, W)`` float32, the last channel the mask, 1 = missing; every method gives
-``(C, H, W)`` back, the known pixels as they are.
+Legend: inputs are numpy ``(C + 1, H, W)`` float32; the last channel is the mask, 1 = missing. Every method returns
+``(C, H, W)`` and does not change the known pixels.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from skimage import restoration
 
 
 def mean_fill(inputs: np.ndarray) -> np.ndarray:
-    """Every missing pixel is the mean of the known ones, by channel."""
+    """Set every missing pixel to the mean of the known pixels of its channel."""
     image, missing = _split(inputs)
     means = image[:, ~missing].mean(axis=1)
     return np.where(missing, means[:, None, None], image)
 
 
 def harmonic(inputs: np.ndarray) -> np.ndarray:
-    """Every missing pixel is the mean of its 2 to 4 neighbours in the image: ``laplacian u = 0``, by channel.
+    """Make every missing pixel the mean of its 2 to 4 neighbours in the image: ``laplacian u = 0``, for each channel.
 
     Source: Chan, Shen, *Mathematical Models for Local Nontexture Inpaintings*, SIAM J. Applied Math. 2002.
     """
     image, missing = _split(inputs)
     height, width = missing.shape
     numbers = np.arange(height * width).reshape(height, width)
-    pairs = np.concatenate(  # (E, 2) of neighbours
+    pairs = np.concatenate(  # (E, 2), pairs of neighbours
         [
             np.stack([numbers[:-1].ravel(), numbers[1:].ravel()], axis=1),
             np.stack([numbers[:, :-1].ravel(), numbers[:, 1:].ravel()], axis=1),
@@ -49,9 +49,9 @@ def harmonic(inputs: np.ndarray) -> np.ndarray:
 
 
 def biharmonic(inputs: np.ndarray) -> np.ndarray:
-    """``laplacian^2 u = 0`` in the missing pixels: continues slopes as well as values, and may overshoot them.
+    """Solve ``laplacian^2 u = 0`` in the missing pixels, which continues values and slopes and may overshoot.
 
-    scikit-image cuts what overshoots off at the range of the known pixels.
+    scikit-image clips the result to the range of the known pixels.
 
     Source: Damelin, Hoang, *On Surface Completion and Image Inpainting by Biharmonic Functions*, 2018.
     """
@@ -60,7 +60,7 @@ def biharmonic(inputs: np.ndarray) -> np.ndarray:
 
 
 def _split(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The image ``(C, H, W)`` and the missing pixels ``(H, W)``, boolean."""
+    """Split inputs into the image ``(C, H, W)`` and the boolean mask of missing pixels ``(H, W)``."""
     image, missing = inputs[:-1], inputs[-1] > 0.5
     if missing.all():
         raise ValueError("nothing is known of an image: every pixel of its mask is 1; leave it out")

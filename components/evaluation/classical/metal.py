@@ -1,7 +1,7 @@
-"""What metal artifact reduction has without training: the two images that the network is given.
+"""Metal artifact reduction without training: the two images that are inputs of the network.
 
-Legend: inputs are numpy ``(3, H, W)`` float32: the image from the sinogram with the metal's trace interpolated
-linearly, the image with artifacts, and the mask of the metal; every method gives ``(1, H, W)`` back.
+Legend: inputs are numpy ``(3, H, W)`` float32: the image from the sinogram with the metal trace interpolated linearly,
+the image with artifacts, and the mask of the metal. Every method returns ``(1, H, W)``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from components.evaluation.classical.denoising import total_variation
 
 
 def artifact(inputs: np.ndarray) -> np.ndarray:
-    """The image as reconstructed from what was measured."""
+    """Return the image reconstructed from the measured sinogram."""
     return inputs[1:2].copy()
 
 
 def linear_interpolation(inputs: np.ndarray) -> np.ndarray:
-    """The image from the interpolated sinogram.
+    """Return the image reconstructed from the interpolated sinogram.
 
     Source: Kalender, Hebel, Ebersberger, *Reduction of CT Artifacts Caused by Metallic Implants*, Radiology 1987.
     """
@@ -25,5 +25,5 @@ def linear_interpolation(inputs: np.ndarray) -> np.ndarray:
 
 
 def smoothed_interpolation(inputs: np.ndarray, weight: float) -> np.ndarray:
-    """`linear_interpolation` with less total variation: fewer of the streaks it leaves, and less detail."""
+    """Apply total variation denoising to `linear_interpolation`, which reduces its streaks and also its detail."""
     return total_variation(inputs[:1], weight)

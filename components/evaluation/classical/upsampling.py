@@ -1,8 +1,7 @@
-"""Up-sampling by interpolation, what super-resolution is compared with.
+"""Up-sampling by interpolation, the baselines of super-resolution.
 
 Pixels are areas: the centre of pixel i of the small image is at ``scale (i + 1/2)`` in the large one, as in MATLAB's
-imresize. Beyond its border an image is taken to go on as its mirror image. Legend: images are numpy ``(C, h, w)``
-float32.
+imresize. An image is extended beyond its border by its mirror image. Legend: images are numpy ``(C, h, w)`` float32.
 """
 
 from __future__ import annotations
@@ -18,16 +17,20 @@ KERNELS = {
 }
 
 BORDER = 4
-"""Pixels mirrored on every side: more than the widest kernel reaches."""
+"""Number of mirrored pixels on every side: more than the radius of the widest kernel."""
 
 
 def upsample(image: np.ndarray, scale: int, kernel: str) -> np.ndarray:
-    """``(C, h, w) -> (C, scale h, scale w)``, not clipped: bicubic and Lanczos overshoot at edges.
+    """Enlarge an image: ``(C, h, w) -> (C, scale h, scale w)``, not clipped; bicubic and Lanczos overshoot at edges.
 
-    ``kernel``: a key of `KERNELS`. "bicubic" is that of Keys with a = -1/2, as in MATLAB; "lanczos" has three lobes.
+    Args:
+        image: ``(C, h, w)``.
+        scale: factor of the enlargement.
+        kernel: a key of `KERNELS`. "bicubic" is the kernel of Keys with a = -1/2, as in MATLAB. "lanczos" has three
+            lobes.
 
     Raises:
-        ValueError: the scale is not a whole number from 1 on, or the kernel is unknown.
+        ValueError: the scale is not an integer of 1 or more, or the kernel is unknown.
 
     Source: Keys, *Cubic Convolution Interpolation for Digital Image Processing*, IEEE TASSP 1981; Duchon, *Lanczos
     Filtering in One and Two Dimensions*, J. Applied Meteorology 1979.

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from scipy import fft
 
-from components.data.images import read_image
 from components.data.near_duplicates import Fingerprint, _basis, _bits, fingerprint, near_duplicates
-from pipeline.storage.builtin import BuiltinPhotographs
+from components.data.readers.images import read_image
+from pipeline.sources.kinds.builtin import BuiltinPhotographs
 
 pytestmark = pytest.mark.unit
 

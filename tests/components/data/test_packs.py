@@ -116,6 +116,17 @@ def test_a_damaged_index_is_named(folder: Path, index: bytes) -> None:
         Pack(folder)
 
 
+def test_a_pack_without_a_format_is_read_and_a_newer_one_is_refused_by_name(folder: Path) -> None:
+    names = [entry.name for entry in Pack(folder).entries]
+    index = json.loads((folder / "index.json").read_text())
+    assert index.pop("format") == 1
+    (folder / "index.json").write_text(json.dumps(index))
+    assert [entry.name for entry in Pack(folder).entries] == names
+    (folder / "index.json").write_text(json.dumps({**index, "format": 2}))
+    with pytest.raises(ValueError, match=r"has format 2, and this eqreg reads formats up to 1: use the eqreg that"):
+        Pack(folder)
+
+
 def test_an_index_of_other_pixels_is_noticed(folder: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["sha256"] = hashlib.sha256(b"other").hexdigest()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 ORDER = 4
 
 
-def loop_rotate(maps: Tensor, turns: int) -> Tensor:
+def loop_rotate(maps: Tensor, element: int) -> Tensor:
     """Quarter turns counter-clockwise, pixel by pixel: once, ``out[i, j] = in[j, W - 1 - i]``."""
-    for _ in range(turns):
+    for _ in range(element):
         height, width = maps.shape[-2:]
         turned = maps.new_empty(*maps.shape[:-2], width, height)
         for i in range(width):
@@ -22,13 +22,13 @@ def loop_rotate(maps: Tensor, turns: int) -> Tensor:
     return maps
 
 
-def loop_regular(maps: Tensor, turns: int) -> Tensor:
+def loop_regular(maps: Tensor, element: int) -> Tensor:
     """The regular action, channel by channel: channel 4c + k comes from channel 4c + (k - n) mod 4."""
-    turned = loop_rotate(maps, turns)
+    turned = loop_rotate(maps, element)
     out = torch.empty_like(turned)
     for channel in range(turned.shape[1]):
         field, orientation = divmod(channel, ORDER)
-        out[:, channel] = turned[:, ORDER * field + (orientation - turns) % ORDER]
+        out[:, channel] = turned[:, ORDER * field + (orientation - element) % ORDER]
     return out
 
 
@@ -43,9 +43,9 @@ def loop_size(first: Tensor, second: Tensor, relative: bool = True) -> float:
     return sum(sizes) / len(sizes)
 
 
-def turned_kernel(kernel: Tensor, turns: int) -> Tensor:
+def turned_kernel(kernel: Tensor, element: int) -> Tensor:
     """A kernel turned by numpy, ``(a, b)`` -> ``(a, b)``."""
-    return torch.from_numpy(np.rot90(kernel.numpy(), turns).copy())
+    return torch.from_numpy(np.rot90(kernel.numpy(), element).copy())
 
 
 def lifting_kernel(fields: int, channels: int, size: int = 3, sign: int = 1, seed: int = 0) -> Tensor:

@@ -101,8 +101,8 @@ def _quarter_turns(array: np.ndarray, h: int) -> np.ndarray:
 
 
 def _mirror_then_turn(array: np.ndarray, h: int) -> np.ndarray:
-    mirror, turns = divmod(h, 4)
-    return np.rot90(np.flip(array, axis=-1) if mirror else array, turns, axes=(-2, -1))
+    mirror, element = divmod(h, 4)
+    return np.rot90(np.flip(array, axis=-1) if mirror else array, element, axes=(-2, -1))
 
 
 C2 = PlaneGroup(2, _half_turns)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from components.equivariance import PairedBatch, field_residual, pair_scale, residual_size
+from components.equivariance import PairedBatch, field_residual, pair_scale, relative_mse
 
 Task = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,9 +51,9 @@ def penalty_of(outputs: dict[str, list[Tensor]], batch: PairedBatch, last: str |
             continue
         sizes = []
         for maps in calls:
-            originals, copies = maps[:pairs], maps[pairs : 2 * pairs]
-            residual = field_residual(originals, copies, batch.turns, "trivial" if name == last else "regular")
-            sizes.append(residual_size(residual, pair_scale(originals, copies).detach()))
+            originals, transformed = maps[:pairs], maps[pairs : 2 * pairs]
+            residual = field_residual(originals, transformed, batch.element, "trivial" if name == last else "regular")
+            sizes.append(relative_mse(residual, pair_scale(originals, transformed).detach()))
         layers.append(torch.stack(sizes).mean())
     return torch.stack(layers).mean()
 

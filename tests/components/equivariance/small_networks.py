@@ -65,7 +65,7 @@ def set_averaged(layer: Layer, layout_in: Layout, layout_out: Layout, seed: int)
     _assign(layer, scale * averaged_kernel(kernel, layout_in, layout_out), layout_out, seed)
 
 
-def turned_channels(channels: int, layout: Layout, turns: int) -> list[int]:
+def turned_channels(channels: int, layout: Layout, element: int) -> list[int]:
     """The channels c' with ``T(n) y = rot(y, n)[:, c']``, T the action on maps of this layout.
 
     The unshuffled layouts are those of `pixel_unshuffle(., 2)`: channel ``4d + j``, d the channel of the fine map.
@@ -73,10 +73,10 @@ def turned_channels(channels: int, layout: Layout, turns: int) -> list[int]:
     if layout == "trivial":
         return list(range(channels))
     if layout == "regular":
-        return [c - c % ORDER + (c % ORDER - turns) % ORDER for c in range(channels)]
-    fine = turned_channels(channels // 4, "trivial" if layout == "unshuffled trivial" else "regular", turns)
+        return [c - c % ORDER + (c % ORDER - element) % ORDER for c in range(channels)]
+    fine = turned_channels(channels // 4, "trivial" if layout == "unshuffled trivial" else "regular", element)
     sub_pixels = list(range(4))
-    for _ in range(turns):
+    for _ in range(element):
         sub_pixels = [SUB_PIXEL_TURN[j] for j in sub_pixels]
     return [4 * d + j for d in fine for j in sub_pixels]
 
@@ -84,12 +84,12 @@ def turned_channels(channels: int, layout: Layout, turns: int) -> list[int]:
 def averaged_kernel(weight: Tensor, layout_in: Layout, layout_out: Layout) -> Tensor:
     """The mean over n of the kernel of ``T_out(n) conv_W T_in(n)^-1``, ``(O, I, a, b)`` -> ``(O, I, a, b)``."""
     mean = torch.zeros_like(weight)
-    for turns in range(ORDER):
-        source_out = turned_channels(weight.shape[0], layout_out, turns)
-        source_in = turned_channels(weight.shape[1], layout_in, turns)
+    for element in range(ORDER):
+        source_out = turned_channels(weight.shape[0], layout_out, element)
+        source_in = turned_channels(weight.shape[1], layout_in, element)
         for o in range(weight.shape[0]):
             for i in range(weight.shape[1]):
-                mean[o, i] += turned_kernel(weight[source_out[o], source_in[i]], turns) / ORDER
+                mean[o, i] += turned_kernel(weight[source_out[o], source_in[i]], element) / ORDER
     return mean
 
 
@@ -108,11 +108,11 @@ def _assign(layer: Layer, kernel: Tensor, layout: Layout, seed: int) -> None:
         layer.bias.data.copy_(turned.mean(0))
 
 
-def relative_error(network: nn.Module, turns: int, *inputs: Tensor) -> float:
+def relative_error(network: nn.Module, element: int, *inputs: Tensor) -> float:
     """``|network(rot(x)) - rot(network(x))| / |network(x)|``, turned pixel by pixel."""
     with torch.no_grad():
-        expected = loop_rotate(network(*inputs), turns)
-        output = network(*(loop_rotate(x, turns) for x in inputs))
+        expected = loop_rotate(network(*inputs), element)
+        output = network(*(loop_rotate(x, element) for x in inputs))
     return float((output - expected).norm() / expected.norm())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from components.equivariance import EquivarianceRegularizer, act, pair_scale, residual_size
+from components.equivariance import EquivarianceRegularizer, act, pair_scale, relative_mse
 from tests.components.equivariance.exact import loop_regular, loop_rotate, random_images
 from tests.components.equivariance.exact_groups import D4
 from tests.components.equivariance.small_networks import window_partition, window_reverse
@@ -42,7 +42,7 @@ def gradients(max_gradient_ratio: float | None, weight: float = 0.7) -> dict[str
     """Of all parameters, by the regulariser."""
     network, images, targets = network_and_batch()
     regularizer = EquivarianceRegularizer(network, max_gradient_ratio=max_gradient_ratio)
-    batch = regularizer.pair(images, targets, turns=1, shift=1, num_pairs=NUM_PAIRS)
+    batch = regularizer.pair(images, targets, element=1, shift=1, num_pairs=NUM_PAIRS)
     loss = (network(batch.inputs) - batch.targets).square().mean() + weight * regularizer.penalty()
     loss.backward()
     return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
@@ -51,7 +51,7 @@ def gradients(max_gradient_ratio: float | None, weight: float = 0.7) -> dict[str
 def gradients_by_hand(max_gradient_ratio: float, weight: float = 0.7) -> dict[str, Tensor]:
     """The same, layer by layer from the end, each layer's penalty gradient capped where it enters."""
     network, images, targets = network_and_batch()
-    batch = EquivarianceRegularizer(network).pair(images, targets, turns=1, shift=1, num_pairs=NUM_PAIRS)
+    batch = EquivarianceRegularizer(network).pair(images, targets, element=1, shift=1, num_pairs=NUM_PAIRS)
     first = network.first(batch.inputs)
     second = network.second(first)
     last = network.last(torch.relu(second + first))
@@ -59,9 +59,9 @@ def gradients_by_hand(max_gradient_ratio: float, weight: float = 0.7) -> dict[st
 
     def own(maps: Tensor, field: str) -> Tensor:
         leaf = maps.detach().clone().requires_grad_()
-        originals, copies = leaf[:NUM_PAIRS], leaf[NUM_PAIRS : 2 * NUM_PAIRS]
-        scale = pair_scale(originals, copies).detach()
-        value = residual_size(copies - act(originals, 1, field), scale)  # type: ignore[arg-type]
+        originals, transformed = leaf[:NUM_PAIRS], leaf[NUM_PAIRS : 2 * NUM_PAIRS]
+        scale = pair_scale(originals, transformed).detach()
+        value = relative_mse(transformed - act(originals, 1, field), scale)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad(weight / 3 * value, leaf)
         return gradient
 
@@ -114,7 +114,7 @@ def test_the_value_is_the_same_with_and_without_a_cap() -> None:
     for max_gradient_ratio in (None, 0.1):
         network, images, targets = network_and_batch()
         regularizer = EquivarianceRegularizer(network, max_gradient_ratio=max_gradient_ratio)
-        network(regularizer.pair(images, targets, turns=3, num_pairs=NUM_PAIRS).inputs)
+        network(regularizer.pair(images, targets, element=3, num_pairs=NUM_PAIRS).inputs)
         values.append(regularizer.penalty())
     torch.testing.assert_close(values[0], values[1])
 
@@ -125,7 +125,7 @@ def test_every_kind_of_size_is_free_under_a_cap_out_of_reach(options: dict[str, 
     for max_gradient_ratio in (None, 1e9):
         network, images, targets = network_and_batch()
         regularizer = EquivarianceRegularizer(network, max_gradient_ratio=max_gradient_ratio, **options)  # type: ignore[arg-type]
-        batch = regularizer.pair(images, targets, turns=2, num_pairs=NUM_PAIRS)
+        batch = regularizer.pair(images, targets, element=2, num_pairs=NUM_PAIRS)
         ((network(batch.inputs) - batch.targets).square().mean() + regularizer.penalty()).backward()
         found.append([parameter.grad for parameter in network.parameters()])
     torch.testing.assert_close(found[0], found[1])
@@ -256,7 +256,7 @@ def test_caps_agree_with_a_backward_pass_that_is_changed_layer_by_layer(
         return output
 
     for _ in range(2):  # the first forward is traced
-        batch = regularizer.pair(images, targets, turns=element, num_pairs=NUM_PAIRS)
+        batch = regularizer.pair(images, targets, element=element, num_pairs=NUM_PAIRS)
         images_of_batch = batch.inputs
         network.zero_grad()
         ((network(batch.inputs) - batch.targets).square().mean() + weight * regularizer.penalty()).backward()
@@ -275,7 +275,7 @@ def test_the_cap_of_a_sampled_layer_is_such_that_the_mean_over_draws_is_the_capp
         regularizer = EquivarianceRegularizer(network, max_gradient_ratio=ratio, **options)  # type: ignore[arg-type]
         generator, total = torch.Generator().manual_seed(1), torch.zeros(())
         for _ in range(num_steps):
-            batch = regularizer.pair(images, targets, turns=1, num_pairs=NUM_PAIRS, generator=generator)
+            batch = regularizer.pair(images, targets, element=1, num_pairs=NUM_PAIRS, generator=generator)
             loss = (network(batch.inputs) - batch.targets).square().mean() + 0.7 * regularizer.penalty()
             (gradient,) = torch.autograd.grad(loss, network.last.weight)
             total = total + gradient / num_steps

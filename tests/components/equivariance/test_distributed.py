@@ -44,8 +44,8 @@ def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=NUM_WORKERS)
     images = random_images(NUM_PAIRS + 4, 3, 6, 6)
-    paired, singles = images[:NUM_PAIRS], images[NUM_PAIRS:]
-    own = torch.cat((paired.chunk(NUM_WORKERS)[rank], singles.chunk(NUM_WORKERS)[rank]))
+    paired, unpaired = images[:NUM_PAIRS], images[NUM_PAIRS:]
+    own = torch.cat((paired.chunk(NUM_WORKERS)[rank], unpaired.chunk(NUM_WORKERS)[rank]))
     gradients = {name: _gradients(options, own, NUM_PAIRS // NUM_WORKERS, True) for name, options in OPTIONS.items()}
     torch.save(gradients, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The oracles of METHOD.md section 3: layers whose symmetry is known by construction."""
+"""Oracles of the penalties: layers whose symmetry is known by construction."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from components.equivariance import (
     channel_residual,
     pair_scale,
     regular_residual,
-    residual_size,
+    relative_mse,
     rotate,
     rotation_residual,
     shift_channels,
@@ -30,18 +30,18 @@ pytestmark = pytest.mark.unit
 
 SIZES = [(8, 8), (9, 9), (7, 10)]
 ROUNDING = {torch.float64: 1e-24, torch.float32: 1e-10}
-every_turn = pytest.mark.parametrize("turns", [1, 2, 3])
+every_turn = pytest.mark.parametrize("element", [1, 2, 3])
 every_size = pytest.mark.parametrize("size", SIZES)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
 
 def _size(residual: Tensor, first: Tensor, second: Tensor) -> float:
-    return residual_size(residual, pair_scale(first, second)).item()
+    return relative_mse(residual, pair_scale(first, second)).item()
 
 
-def _regular(layer: nn.Module, images: Tensor, turned: Tensor, turns: int) -> float:
+def _regular(layer: nn.Module, images: Tensor, turned: Tensor, element: int) -> float:
     original, copy = layer(images), layer(turned)
-    return _size(regular_residual(original, copy, turns), original, copy)
+    return _size(regular_residual(original, copy, element), original, copy)
 
 
 @every_dtype
@@ -49,19 +49,19 @@ def _regular(layer: nn.Module, images: Tensor, turned: Tensor, turns: int) -> fl
 @every_turn
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_lifting_convolution_has_no_regular_residual(
-    turns: int, size: tuple[int, int], channels: int, dtype: torch.dtype
+    element: int, size: tuple[int, int], channels: int, dtype: torch.dtype
 ) -> None:
     layer = convolution(lifting_kernel(4, channels)).to(dtype)
     images = random_images(2, channels, *size, dtype=dtype)
-    assert _regular(layer, images, rotate(images, turns), turns) < ROUNDING[dtype]
+    assert _regular(layer, images, rotate(images, element), element) < ROUNDING[dtype]
 
 
 @every_turn
-def test_a_lifting_convolution_turned_the_wrong_way_is_seen_except_by_half_turns(turns: int) -> None:
+def test_a_lifting_convolution_turned_the_wrong_way_is_seen_except_by_half_turns(element: int) -> None:
     layer = convolution(lifting_kernel(256, 3, sign=-1))
     images = random_images(1, 3, 24, 24)
-    relative_residual = _regular(layer, images, rotate(images, turns), turns) ** 0.5
-    if turns == 2:
+    relative_residual = _regular(layer, images, rotate(images, element), element) ** 0.5
+    if element == 2:
         assert relative_residual < 1e-12
     else:  # the compared kernels are half a turn apart, so unrelated but for the centre: sqrt(2 * 8/9)
         assert relative_residual == pytest.approx(1.33, abs=0.02)
@@ -70,37 +70,37 @@ def test_a_lifting_convolution_turned_the_wrong_way_is_seen_except_by_half_turns
 @every_dtype
 @every_size
 @every_turn
-def test_a_group_convolution_has_no_regular_residual(turns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+def test_a_group_convolution_has_no_regular_residual(element: int, size: tuple[int, int], dtype: torch.dtype) -> None:
     layer = convolution(group_kernel(3, 2)).to(dtype)
     maps = random_images(2, 8, *size, dtype=dtype)
-    assert _regular(layer, maps, loop_regular(maps, turns), turns) < ROUNDING[dtype]
+    assert _regular(layer, maps, loop_regular(maps, element), element) < ROUNDING[dtype]
 
 
 @every_turn
-def test_an_exact_group_convolution_scores_about_two_under_rotation(turns: int) -> None:
+def test_an_exact_group_convolution_scores_about_two_under_rotation(element: int) -> None:
     layer = convolution(group_kernel(16, 2))
     maps = random_images(2, 8, 24, 24)
-    original, copy = layer(maps), layer(loop_regular(maps, turns))
-    assert _size(rotation_residual(original, copy, turns), original, copy) == pytest.approx(2, abs=0.15)
+    original, copy = layer(maps), layer(loop_regular(maps, element))
+    assert _size(rotation_residual(original, copy, element), original, copy) == pytest.approx(2, abs=0.15)
 
 
 @every_size
 @every_turn
-def test_a_projection_to_the_image_has_no_rotation_residual(turns: int, size: tuple[int, int]) -> None:
+def test_a_projection_to_the_image_has_no_rotation_residual(element: int, size: tuple[int, int]) -> None:
     layer = convolution(projection_kernel(3, 2))
     maps = random_images(2, 8, *size)
-    original, copy = layer(maps), layer(loop_regular(maps, turns))
-    assert _size(rotation_residual(original, copy, turns), original, copy) < ROUNDING[torch.float64]
+    original, copy = layer(maps), layer(loop_regular(maps, element))
+    assert _size(rotation_residual(original, copy, element), original, copy) < ROUNDING[torch.float64]
 
 
 @every_dtype
 @every_size
 @every_turn
-def test_symmetric_kernels_have_no_rotation_residual(turns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+def test_symmetric_kernels_have_no_rotation_residual(element: int, size: tuple[int, int], dtype: torch.dtype) -> None:
     layer = convolution(symmetric_kernel(6, 3)).to(dtype)
     images = random_images(2, 3, *size, dtype=dtype)
-    original, copy = layer(images), layer(rotate(images, turns))
-    assert _size(rotation_residual(original, copy, turns), original, copy) < ROUNDING[dtype]
+    original, copy = layer(images), layer(rotate(images, element))
+    assert _size(rotation_residual(original, copy, element), original, copy) < ROUNDING[dtype]
 
 
 @every_dtype
@@ -131,26 +131,26 @@ def _penalties(kernels: list[Tensor], images: Tensor, element: int, **options: o
     """Of convolutions with these kernels one after the other, without anything between."""
     network = nn.Sequential(*(convolution(kernel) for kernel in kernels))
     regularizer = EquivarianceRegularizer(network, **options)  # type: ignore[arg-type]
-    network(regularizer.pair(images, images, turns=element, shift=element).inputs)
+    network(regularizer.pair(images, images, element=element, shift=element).inputs)
     regularizer.penalty()
     return regularizer.layer_penalties()
 
 
 @every_turn
-def test_the_numbers_of_the_oracles_are_those_of_the_regulariser(turns: int) -> None:
+def test_the_numbers_of_the_oracles_are_those_of_the_regulariser(element: int) -> None:
     images = random_images(4, 3, 24, 24)
     exact = [lifting_kernel(16, 3), group_kernel(16, 16), projection_kernel(3, 16)]
-    assert max(_penalties(exact, images, turns).values()) < 1e-24
+    assert max(_penalties(exact, images, element).values()) < 1e-24
     exact[0] = lifting_kernel(16, 48)  # of many channels: those of three alone are related
-    under_rotation = _penalties(exact, random_images(4, 48, 24, 24), turns, penalty="rotation")
+    under_rotation = _penalties(exact, random_images(4, 48, 24, 24), element, penalty="rotation")
     assert under_rotation["1"] == pytest.approx(2, abs=0.3)  # the lifting kernels of a field share their centre
     assert under_rotation["2"] < 1e-24
-    reversed_lifting = _penalties([lifting_kernel(128, 3, sign=-1), random_images(3, 512, 1, 1)], images, turns)["0"]
-    assert reversed_lifting**0.5 == pytest.approx(0 if turns == 2 else 1.32, abs=1e-12 if turns == 2 else 0.03)
-    unrelated = _penalties([random_images(128, 3, 3, 3), random_images(3, 128, 1, 1)], images, turns)["0"]
+    reversed_lifting = _penalties([lifting_kernel(128, 3, sign=-1), random_images(3, 512, 1, 1)], images, element)["0"]
+    assert reversed_lifting**0.5 == pytest.approx(0 if element == 2 else 1.32, abs=1e-12 if element == 2 else 0.03)
+    unrelated = _penalties([random_images(128, 3, 3, 3), random_images(3, 128, 1, 1)], images, element)["0"]
     assert unrelated == pytest.approx(2, abs=0.15)
     symmetric = [symmetric_kernel(8, 3), symmetric_kernel(8, 8), symmetric_kernel(3, 8)]
-    assert max(_penalties(symmetric, images, turns, penalty="rotation").values()) < 1e-24
+    assert max(_penalties(symmetric, images, element, penalty="rotation").values()) < 1e-24
 
 
 @pytest.mark.parametrize(("name", "order"), [("C2", 2), ("C4", 4), ("C6", 6), ("C8", 8)])

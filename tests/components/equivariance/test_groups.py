@@ -1,4 +1,4 @@
-"""The actions of section 2 of METHOD.md, and other groups: mirrors, half turns, turns by any angle."""
+"""The actions of docs/explanation/method.md, and other groups: mirrors, half turns, turns by any angle."""
 
 import math
 from itertools import pairwise
@@ -17,7 +17,7 @@ from components.equivariance import (
     field_residual,
     group_named,
     pair_scale,
-    residual_size,
+    relative_mse,
     rotate,
     rotate_by,
     shift_channels,
@@ -43,13 +43,13 @@ def test_one_turn_is_counter_clockwise() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_actions_agree_with_explicit_loops(turns: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("element", [0, 1, 2, 3])
+def test_actions_agree_with_explicit_loops(element: int, size: tuple[int, int]) -> None:
     maps = random_images(2, 8, *size)
-    assert torch.equal(rotate(maps, turns), loop_rotate(maps, turns))
-    assert torch.equal(act_regular(maps, turns), loop_regular(maps, turns))
-    assert torch.equal(act(maps, turns, "regular"), loop_regular(maps, turns))
-    assert torch.equal(act(maps, turns, "trivial"), loop_rotate(maps, turns))
+    assert torch.equal(rotate(maps, element), loop_rotate(maps, element))
+    assert torch.equal(act_regular(maps, element), loop_regular(maps, element))
+    assert torch.equal(act(maps, element, "regular"), loop_regular(maps, element))
+    assert torch.equal(act(maps, element, "trivial"), loop_rotate(maps, element))
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])
@@ -79,8 +79,8 @@ def test_channels_that_do_not_divide_into_groups_are_refused_with_both_numbers()
 
 def test_any_whole_number_of_quarter_turns_is_taken_modulo_four() -> None:
     maps = random_images(1, 8, 3, 5)
-    for turns in (-5, -1, 4, 6, 9):
-        assert torch.equal(act(maps, turns, "regular"), loop_regular(maps, turns % 4))
+    for element in (-5, -1, 4, 6, 9):
+        assert torch.equal(act(maps, element, "regular"), loop_regular(maps, element % 4))
 
 
 GROUPS = {"C2": C2, "C4": C4, "D4": D4}
@@ -121,7 +121,7 @@ def test_an_unknown_group_is_refused_with_those_that_are_known(name: object) -> 
 def _penalties(network: nn.Module, images: Tensor, element: int, **options: object) -> dict[str, float]:
     regularizer = EquivarianceRegularizer(network, **options)  # type: ignore[arg-type]
     for _ in range(2):  # the first forward is traced
-        network(regularizer.pair(images, images, turns=element).inputs)
+        network(regularizer.pair(images, images, element=element).inputs)
         regularizer.penalty()
     return regularizer.layer_penalties()
 
@@ -141,13 +141,13 @@ def test_exact_networks_of_a_group_have_no_penalty_for_any_of_its_elements(name:
 def test_random_networks_agree_with_explicit_loops_for_every_element(name: str) -> None:
     oracle, network, images = GROUPS[name], plain_network(8), random_images(4, 3, 5, 5)
     for element in range(1, oracle.order):
-        originals, copies = images[:1], oracle.spatial(images[:1], element)
+        originals, transformed = images[:1], oracle.spatial(images[:1], element)
         expected = {}
         for layer, module in network.named_children():
-            originals, copies = module(originals), module(copies)
+            originals, transformed = module(originals), module(transformed)
             if layer in ("0", "2", "4"):
                 moved = (oracle.spatial if layer == "4" else oracle.regular)(originals, element)
-                expected[layer] = loop_size(copies, moved)
+                expected[layer] = loop_size(transformed, moved)
         assert _penalties(network, images, element, group=name) == pytest.approx(expected, rel=1e-9)
 
 
@@ -298,7 +298,7 @@ def _residuals(kernels: list[Tensor], element: int, field: str) -> list[float]:
         image = smooth_image(side)
         first, second = (F.conv2d(x, weight, padding=3) for x in (image, group.spatial(image, element)))
         residual = field_residual(first, second, element, field, group)  # type: ignore[arg-type]
-        found.append(residual_size(residual, pair_scale(group.crop(first), group.crop(second))).item() ** 0.5)
+        found.append(relative_mse(residual, pair_scale(group.crop(first), group.crop(second))).item() ** 0.5)
     return found
 
 
@@ -335,7 +335,7 @@ def test_value_and_gradient_under_c8_are_those_of_autograd_written_out_by_hand(
     matrix, circle = turning_matrix(side, 45 * element), turning_matrix(side, 0)
     regularizer = EquivarianceRegularizer(network, group="C8", scale_gradient=scale_gradient)
     for _ in range(2):
-        batch = regularizer.pair(images, images, turns=element)
+        batch = regularizer.pair(images, images, element=element)
         torch.testing.assert_close(batch.inputs[1:2], turned(images[:1], matrix), rtol=0, atol=1e-9)
         network(batch.inputs)
         value = regularizer.penalty()
@@ -359,7 +359,7 @@ def test_images_are_cropped_to_squares_where_corners_would_be_lost() -> None:
     images = random_images(4, 3, 6, 9)
     regularizer = EquivarianceRegularizer(plain_network(8), group="C8")
     for element in (1, 2):
-        assert regularizer.pair(images, images, turns=element).inputs.shape == (4, 3, 6, 6)
+        assert regularizer.pair(images, images, element=element).inputs.shape == (4, 3, 6, 6)
 
 
 def test_under_c8_what_is_cut_off_from_the_copies_does_not_show_in_the_originals_features() -> None:
@@ -371,11 +371,11 @@ def test_under_c8_what_is_cut_off_from_the_copies_does_not_show_in_the_originals
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     images = (2 + torch.sin(rows * 0.15) + torch.cos(columns * 0.11)).double().expand(4, 1, side, side)
     regularizer = EquivarianceRegularizer(network, group="C8", layers={"*": "trivial"})
-    batch = regularizer.pair(images, images, turns=1)
+    batch = regularizer.pair(images, images, element=1)
     assert torch.equal(batch.inputs[0], images[0] * circular_mask(side, side))
     assert torch.equal(batch.inputs[-1], images[-1])  # a single stays as it is
     network(batch.inputs)
     group, whole, turned = group_named("C8"), network(images[:1]), network(batch.inputs[1:2])
     scale = pair_scale(group.crop(whole), group.crop(turned))
-    uncropped = residual_size(field_residual(whole, turned, 1, "trivial", group), scale)
+    uncropped = relative_mse(field_residual(whole, turned, 1, "trivial", group), scale)
     assert regularizer.penalty() < 0.2 * uncropped

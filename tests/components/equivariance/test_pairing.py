@@ -20,31 +20,31 @@ def _batch(num_images: int, height: int = 6, width: int = 6) -> tuple[Tensor, Te
     return random_images(num_images, 3, height, width), random_images(num_images, 3, height, width, seed=11)
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_replace_gives_up_the_second_k_images_for_copies_of_the_first(turns: int) -> None:
+@pytest.mark.parametrize("element", [1, 2, 3])
+def test_replace_gives_up_the_second_k_images_for_copies_of_the_first(element: int) -> None:
     inputs, targets = _batch(8)
-    batch = _regularizer(pairing="replace", pair_fraction=0.25).pair(inputs, targets, turns=turns)
+    batch = _regularizer(pairing="replace", pair_fraction=0.25).pair(inputs, targets, element=element)
     for paired, images in ((batch.inputs, inputs), (batch.targets, targets)):
-        assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], turns), images[4:])))
-    assert (batch.turns, batch.num_pairs, batch.copies) == (turns, 2, slice(2, 4))
+        assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], element), images[4:])))
+    assert (batch.element, batch.num_pairs, batch.transformed) == (element, 2, slice(2, 4))
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_append_keeps_every_image(turns: int) -> None:
+@pytest.mark.parametrize("element", [1, 2, 3])
+def test_append_keeps_every_image(element: int) -> None:
     inputs, targets = _batch(5)
-    batch = _regularizer(pairing="append", pair_fraction=0.4).pair(inputs, targets, turns=turns)
+    batch = _regularizer(pairing="append", pair_fraction=0.4).pair(inputs, targets, element=element)
     for paired, images in ((batch.inputs, inputs), (batch.targets, targets)):
-        assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], turns), images[2:])))
+        assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], element), images[2:])))
 
 
-@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize("element", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("pairing", "pair_fraction"), [("replace", 1 / 3), ("replace", 0.5), ("append", 1.0)])
 def test_a_batch_keeps_its_memory_format(
-    pairing: str, pair_fraction: float, memory_format: torch.memory_format, turns: int
+    pairing: str, pair_fraction: float, memory_format: torch.memory_format, element: int
 ) -> None:
     images = random_images(6, 3, 6, 6).to(memory_format=memory_format)
-    batch = _regularizer(pairing=pairing, pair_fraction=pair_fraction).pair(images, images, turns=turns)
+    batch = _regularizer(pairing=pairing, pair_fraction=pair_fraction).pair(images, images, element=element)
     assert batch.inputs.is_contiguous(memory_format=memory_format)
     assert batch.targets.is_contiguous(memory_format=memory_format)
 
@@ -52,24 +52,24 @@ def test_a_batch_keeps_its_memory_format(
 @pytest.mark.parametrize("pairing", ["replace", "append"])
 def test_an_explicit_number_of_pairs_keeps_every_image(pairing: str) -> None:
     inputs, targets = _batch(5)
-    batch = _regularizer(pairing=pairing, pair_fraction=0.25).pair(inputs, targets, turns=3, num_pairs=2)
+    batch = _regularizer(pairing=pairing, pair_fraction=0.25).pair(inputs, targets, element=3, num_pairs=2)
     for paired, images in ((batch.inputs, inputs), (batch.targets, targets)):
         assert torch.equal(paired, torch.cat((images[:2], loop_rotate(images[:2], 3), images[2:])))
-    assert torch.equal(batch.inputs[batch.copies], loop_rotate(inputs[:2], 3))
+    assert torch.equal(batch.inputs[batch.transformed], loop_rotate(inputs[:2], 3))
 
 
 def test_half_of_a_replaced_and_all_of_an_appended_batch_can_be_copies() -> None:
     inputs, targets = _batch(4)
-    replaced = _regularizer(pairing="replace", pair_fraction=0.5).pair(inputs, targets, turns=1)
-    appended = _regularizer(pairing="append", pair_fraction=1.0).pair(inputs, targets, turns=1)
+    replaced = _regularizer(pairing="replace", pair_fraction=0.5).pair(inputs, targets, element=1)
+    appended = _regularizer(pairing="append", pair_fraction=1.0).pair(inputs, targets, element=1)
     assert torch.equal(replaced.inputs, torch.cat((inputs[:2], loop_rotate(inputs[:2], 1))))
     assert torch.equal(appended.inputs, torch.cat((inputs, loop_rotate(inputs, 1))))
 
 
 def test_targets_are_turned_at_their_own_size() -> None:
     inputs, targets = random_images(4, 3, 6, 6), random_images(4, 1, 12, 12)
-    batch = _regularizer().pair(inputs, targets, turns=1)
-    assert torch.equal(batch.targets[batch.copies], loop_rotate(targets[:1], 1))
+    batch = _regularizer().pair(inputs, targets, element=1)
+    assert torch.equal(batch.targets[batch.transformed], loop_rotate(targets[:1], 1))
 
 
 def test_turns_and_shift_come_from_the_generator_and_every_penalty_draws_alike() -> None:
@@ -78,7 +78,7 @@ def test_turns_and_shift_come_from_the_generator_and_every_penalty_draws_alike()
     for penalty in ("rotation", "channel", "rotation+channel", "regular"):
         regularizer, generator = _regularizer(penalty=penalty), torch.Generator().manual_seed(3)
         batches = [regularizer.pair(inputs, targets, generator=generator) for _ in range(20)]
-        draws.append([(batch.turns, batch.shift) for batch in batches])
+        draws.append([(batch.element, batch.shift) for batch in batches])
     assert draws.count(draws[0]) == 4
 
 
@@ -86,7 +86,7 @@ def test_every_turn_and_shift_but_none_at_all_is_drawn_alike_often() -> None:
     inputs, targets = _batch(4, 1, 1)
     regularizer, generator = _regularizer(), torch.Generator().manual_seed(0)
     batches = [regularizer.pair(inputs, targets, generator=generator) for _ in range(900)]
-    for drawn in (Counter(batch.turns for batch in batches), Counter(batch.shift for batch in batches)):
+    for drawn in (Counter(batch.element for batch in batches), Counter(batch.shift for batch in batches)):
         assert set(drawn) == {1, 2, 3}
         assert min(drawn.values()) > 240
 
@@ -99,28 +99,28 @@ def test_shifts_over_all_channels_stay_below_the_narrowest_layer() -> None:
 
 def test_half_turns_of_images_that_are_not_square_are_paired() -> None:
     inputs, targets = _batch(4, 5, 7)
-    batch = _regularizer().pair(inputs, targets, turns=2)
-    assert torch.equal(batch.inputs[batch.copies], loop_rotate(inputs[:1], 2))
+    batch = _regularizer().pair(inputs, targets, element=2)
+    assert torch.equal(batch.inputs[batch.transformed], loop_rotate(inputs[:1], 2))
 
 
-@pytest.mark.parametrize("turns", [1, 3])
-def test_odd_turns_crop_images_that_are_not_square_to_their_middle(turns: int) -> None:
+@pytest.mark.parametrize("element", [1, 3])
+def test_odd_turns_crop_images_that_are_not_square_to_their_middle(element: int) -> None:
     inputs, targets = _batch(4, 5, 8)
-    batch = _regularizer().pair(inputs, targets, turns=turns)
+    batch = _regularizer().pair(inputs, targets, element=element)
     middle = inputs[..., 1:6]  # of 3 columns left over, 1 goes at the left and 2 at the right
-    assert torch.equal(batch.inputs, torch.cat((middle[:1], loop_rotate(middle[:1], turns), middle[2:])))
+    assert torch.equal(batch.inputs, torch.cat((middle[:1], loop_rotate(middle[:1], element), middle[2:])))
 
 
 def test_drawn_turns_crop_images_that_are_not_square_whatever_is_drawn() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [_regularizer().pair(*_batch(4, 8, 5), generator=generator) for _ in range(20)]
-    assert {batch.turns for batch in batches} == {1, 2, 3}
+    assert {batch.element for batch in batches} == {1, 2, 3}
     assert {tuple(batch.inputs.shape) for batch in batches} == {(4, 3, 5, 5)}
 
 
 def test_padding_keeps_every_pixel_in_the_middle_of_a_square() -> None:
     inputs, targets = _batch(4, 5, 8)
-    batch = _regularizer(non_square="pad").pair(inputs, targets, turns=1)
+    batch = _regularizer(non_square="pad").pair(inputs, targets, element=1)
     assert batch.inputs.shape == (4, 3, 8, 8)
     assert torch.equal(batch.inputs[0][:, 1:6], inputs[0])
     assert not batch.inputs[0][:, :1].any()
@@ -132,7 +132,7 @@ def test_padding_keeps_every_pixel_in_the_middle_of_a_square() -> None:
 def test_a_target_of_twice_the_size_is_cropped_or_padded_at_the_same_place_of_the_scene(non_square: str) -> None:
     inputs = random_images(4, 3, 6, 9)
     targets = inputs.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    batch = _regularizer(non_square=non_square).pair(inputs, targets, turns=3)
+    batch = _regularizer(non_square=non_square).pair(inputs, targets, element=3)
     assert torch.equal(batch.targets, batch.inputs.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
@@ -144,7 +144,7 @@ def test_sizes_that_are_no_multiples_cannot_be_cropped_alike() -> None:
 def test_several_entries_are_turned_or_copied_as_declared() -> None:
     image, mask, label = random_images(4, 3, 6, 6), random_images(4, 1, 3, 3), torch.arange(4)
     batch = _regularizer().pair(
-        {"image": image, "mask": mask}, {"clean": image, "label": label}, fields={"label": "invariant"}, turns=1
+        {"image": image, "mask": mask}, {"clean": image, "label": label}, fields={"label": "invariant"}, element=1
     )
     assert batch.num_images == 4
     assert torch.equal(batch.inputs["image"][1], loop_rotate(image[0], 1))
@@ -154,7 +154,7 @@ def test_several_entries_are_turned_or_copied_as_declared() -> None:
 
 
 def test_a_lone_label_is_declared_by_the_name_targets() -> None:
-    batch = _regularizer().pair(random_images(4, 3, 6, 6), torch.arange(4), fields={"targets": "invariant"}, turns=1)
+    batch = _regularizer().pair(random_images(4, 3, 6, 6), torch.arange(4), fields={"targets": "invariant"}, element=1)
     assert batch.targets.tolist() == [0, 0, 2, 3]
 
 
@@ -182,19 +182,19 @@ def test_entries_without_a_place_need_a_declaration(targets: object, fields: obj
 )
 def test_a_fraction_of_a_pair_is_refused_with_what_would_fit(num_images: int, fraction: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _regularizer(pair_fraction=fraction).pair(*_batch(num_images), turns=1)
+        _regularizer(pair_fraction=fraction).pair(*_batch(num_images), element=1)
 
 
 @pytest.mark.parametrize("num_images", [3, 6, 9, 30])
 def test_a_third_of_a_batch_is_a_whole_number_of_pairs(num_images: int) -> None:
-    assert _regularizer(pair_fraction=1 / 3).pair(*_batch(num_images), turns=1).num_pairs == num_images // 3
+    assert _regularizer(pair_fraction=1 / 3).pair(*_batch(num_images), element=1).num_pairs == num_images // 3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"turns": 0}, r"turns: 0 is not one of 1, 2, 3"),
-        ({"turns": 4}, r"turns: 4"),
+        ({"element": 0}, r"element: 0 is not one of 1, 2, 3"),
+        ({"element": 4}, r"element: 4"),
         ({"shift": 0}, r"shift: 0 is not one of 1, 2, 3"),
         ({"num_pairs": 0}, r"num_pairs: 0 is not in 1..4"),
         ({"num_pairs": 5}, r"num_pairs: 5 is not in 1..4"),
@@ -217,14 +217,16 @@ def test_a_pair_fraction_beyond_the_pairing_is_refused(pairing: str, fraction: f
         _regularizer(pairing=pairing, pair_fraction=fraction)
 
 
-def _penalties_by_loops(network: torch.nn.Sequential, originals: Tensor, turns: int) -> dict[str, float]:
+def _penalties_by_loops(network: torch.nn.Sequential, originals: Tensor, element: int) -> dict[str, float]:
     """The penalty "regular" of pairs of these images and their copies."""
-    expected, copies = {}, loop_rotate(originals, turns)
+    expected, transformed = {}, loop_rotate(originals, element)
     with torch.no_grad():
         for name, module in network.named_children():
-            originals, copies = module(originals), module(copies)
+            originals, transformed = module(originals), module(transformed)
             if name in ("0", "2", "4"):
-                expected[name] = loop_size(copies, (loop_rotate if name == "4" else loop_regular)(originals, turns))
+                expected[name] = loop_size(
+                    transformed, (loop_rotate if name == "4" else loop_regular)(originals, element)
+                )
     return expected
 
 
@@ -246,14 +248,14 @@ def test_images_of_any_channels_size_and_number_are_compared_pair_by_pair(
     network, images = plain_network(channels=channels), random_images(num_images, channels, *size)
     regularizer = EquivarianceRegularizer(network, pairing=pairing, pair_fraction=fraction)
     square = images[..., (size[1] - size[0]) // 2 :][..., : size[0]]  # the middle
-    for turns in (1, 2, 3):
-        batch = regularizer.pair(images, images, turns=turns)
+    for element in (1, 2, 3):
+        batch = regularizer.pair(images, images, element=element)
         assert batch.num_pairs == num_pairs
         assert batch.num_images == (num_images if pairing == "replace" else num_images + num_pairs)
         network(batch.inputs)
         regularizer.penalty()
-        originals = (images if turns == 2 else square)[:num_pairs]  # half turns keep the shape
-        expected = _penalties_by_loops(network, originals, turns)
+        originals = (images if element == 2 else square)[:num_pairs]  # half turns keep the shape
+        expected = _penalties_by_loops(network, originals, element)
         assert regularizer.layer_penalties() == pytest.approx(expected, rel=1e-9)
 
 
@@ -279,12 +281,12 @@ def test_elements_of_other_groups_are_drawn_without_the_identity_and_others_refu
     order = {"C2": 2, "D4": 8, "C8": 8}[group]
     regularizer = EquivarianceRegularizer(plain_network(8), group=group)
     inputs, generator = random_images(4, 3, 2, 2), torch.Generator().manual_seed(0)
-    drawn = Counter(regularizer.pair(inputs, inputs, generator=generator).turns for _ in range(80 * (order - 1)))
+    drawn = Counter(regularizer.pair(inputs, inputs, generator=generator).element for _ in range(80 * (order - 1)))
     assert set(drawn) == set(range(1, order))
     assert min(drawn.values()) > 50
-    for turns in (0, order):
-        with pytest.raises(ValueError, match=f"turns: {turns} is not one of 1"):
-            regularizer.pair(inputs, inputs, turns=turns)
+    for element in (0, order):
+        with pytest.raises(ValueError, match=f"element: {element} is not one of 1"):
+            regularizer.pair(inputs, inputs, element=element)
 
 
 def test_no_pair_is_made_after_detach() -> None:

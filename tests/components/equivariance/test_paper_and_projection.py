@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 # ----------------------------------------------------------------------------------------------------------- paper
 
 
-def released_loss(network: nn.Sequential, inputs: Tensor, num_pairs: int, turns: int) -> Tensor:
+def released_loss(network: nn.Sequential, inputs: Tensor, num_pairs: int, element: int) -> Tensor:
     """``sum_l || f_l(x') - roll(rot(f_l(x))) ||_2``, each over the whole tensor, as the released code has it."""
     total, maps = inputs.new_zeros(()), inputs
     for name, module in network.named_children():
@@ -30,25 +30,25 @@ def released_loss(network: nn.Sequential, inputs: Tensor, num_pairs: int, turns:
         if not isinstance(module, nn.Conv2d):
             continue
         expected = maps[:num_pairs]
-        for _ in range(turns):
+        for _ in range(element):
             expected = expected.transpose(-2, -1).flip(-2)  # one quarter turn counter-clockwise
         if name != "4":  # hidden: t = 4 is the fast axis
             fields = expected.unflatten(1, (-1, 4))  # (P, C, H, W) -> (P, C / 4, 4, H, W)
-            expected = torch.roll(fields, turns, dims=2).flatten(1, 2)
+            expected = torch.roll(fields, element, dims=2).flatten(1, 2)
         total = total + torch.norm(maps[num_pairs : 2 * num_pairs] - expected, p=2)
     return total
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("num_pairs", [1, 3])
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_paper_is_the_released_formula_in_value_and_gradient(turns: int, num_pairs: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("element", [1, 2, 3])
+def test_paper_is_the_released_formula_in_value_and_gradient(element: int, num_pairs: int, dtype: torch.dtype) -> None:
     network, images = plain_network().to(dtype), random_images(4, 3, 6, 6, dtype=dtype)
     regularizer = EquivarianceRegularizer(network, penalty="paper")
     for _ in range(2):
-        batch = regularizer.pair(images, images, turns=turns, num_pairs=num_pairs)
+        batch = regularizer.pair(images, images, element=element, num_pairs=num_pairs)
         network(batch.inputs)
-        value, expected = regularizer.penalty(), released_loss(network, batch.inputs, num_pairs, turns)
+        value, expected = regularizer.penalty(), released_loss(network, batch.inputs, num_pairs, element)
         assert value.item() == pytest.approx(expected.item(), rel=1e-12 if dtype == torch.float64 else 1e-5)
         found, wanted = (torch.autograd.grad(v, list(network.parameters())) for v in (value, expected))
         for gradient, reference in zip(found, wanted, strict=True):
@@ -59,7 +59,7 @@ def test_paper_is_the_released_formula_in_value_and_gradient(turns: int, num_pai
 def test_paper_with_layer_weights_keeps_a_mean_weight_of_one() -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network, penalty="paper", layer_weights={"0": 1.0, "*": 2.5})
-    network(regularizer.pair(images, images, turns=1).inputs)
+    network(regularizer.pair(images, images, element=1).inputs)
     value = regularizer.penalty().item()
     first, second, third = regularizer.layer_penalties().values()
     assert value == pytest.approx(3 * (first + 2.5 * second + 2.5 * third) / 6, rel=1e-12)
@@ -71,7 +71,7 @@ def test_paper_at_exactly_zero_has_a_gradient_of_zero_and_not_nan() -> None:
         parameter.data.zero_()
     images = random_images(4, 4, 6, 6, dtype=torch.float32)
     regularizer = EquivarianceRegularizer(network, penalty="paper")
-    network(regularizer.pair(images, images, turns=1).inputs)
+    network(regularizer.pair(images, images, element=1).inputs)
     value = regularizer.penalty()
     value.backward()
     assert value.item() == 0
@@ -233,7 +233,7 @@ def test_a_convolution_that_lifts_each_image_channel_by_itself_can_be_exact() ->
     images = random_images(2, 3, 6, 6)
     for penalty in ("projection", "regular"):
         regularizer = EquivarianceRegularizer(network, penalty=penalty, pair_fraction=0.5)
-        network(regularizer.pair(images, images, turns=1).inputs)
+        network(regularizer.pair(images, images, element=1).inputs)
         regularizer.penalty()
         assert list(regularizer.layer_penalties()) == ["0", "1"]
         assert max(regularizer.layer_penalties().values()) < 1e-24

@@ -1,4 +1,4 @@
-"""Residuals and sizes of section 3 of METHOD.md, against loops, finite differences and known values."""
+"""The residuals and sizes of docs/explanation/method.md, against loops, finite differences and known values."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from components.equivariance import (
     channel_residual,
     field_residual,
     group_named,
+    kernel_relative_mse,
     kernel_residual,
+    l2_norm,
     pair_scale,
-    projection_size,
     regular_residual,
-    residual_size,
+    relative_mse,
     rotation_residual,
     shift_channels,
-    unsquared_size,
 )
 from tests.components.equivariance.exact import loop_regular, loop_rotate, loop_size, random_images
 from tests.components.equivariance.exact_groups import C2, C4, D4, PlaneGroup
@@ -26,29 +26,29 @@ pytestmark = pytest.mark.unit
 TURNS = [1, 2, 3]
 
 
-def _pair(turns: int, size: tuple[int, int] = (4, 5), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def _pair(element: int, size: tuple[int, int] = (4, 5), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Maps of originals, and maps of the shape that their turned copies have."""
-    turned = size if turns == 2 else size[::-1]
+    turned = size if element == 2 else size[::-1]
     return random_images(2, 8, *size, dtype=dtype), random_images(2, 8, *turned, dtype=dtype, seed=7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [(4, 4), (5, 5), (4, 7)])
-@pytest.mark.parametrize("turns", TURNS)
-def test_relative_sizes_agree_with_explicit_loops(turns: int, size: tuple[int, int], dtype: torch.dtype) -> None:
-    originals, copies = _pair(turns, size, dtype)
-    scale = pair_scale(originals, copies)
+@pytest.mark.parametrize("element", TURNS)
+def test_relative_sizes_agree_with_explicit_loops(element: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    originals, transformed = _pair(element, size, dtype)
+    scale = pair_scale(originals, transformed)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for residual, act in ((rotation_residual, loop_rotate), (regular_residual, loop_regular)):
-        value = residual_size(residual(originals, copies, turns), scale)
-        assert value.item() == pytest.approx(loop_size(copies, act(originals, turns)), rel=tolerance)
+        value = relative_mse(residual(originals, transformed, element), scale)
+        assert value.item() == pytest.approx(loop_size(transformed, act(originals, element)), rel=tolerance)
 
 
-@pytest.mark.parametrize("turns", TURNS)
-def test_without_normalisation_the_size_is_the_mean_square(turns: int) -> None:
-    originals, copies = _pair(turns)
-    value = residual_size(regular_residual(originals, copies, turns))
-    expected = loop_size(copies, loop_regular(originals, turns), relative=False)
+@pytest.mark.parametrize("element", TURNS)
+def test_without_normalisation_the_size_is_the_mean_square(element: int) -> None:
+    originals, transformed = _pair(element)
+    value = relative_mse(regular_residual(originals, transformed, element))
+    expected = loop_size(transformed, loop_regular(originals, element), relative=False)
     assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -63,47 +63,49 @@ def test_channel_residual_agrees_with_explicit_loops(shift: int, group: int, wid
     assert torch.equal(channel_residual(plain, shifted, shift, group), expected)
 
 
-@pytest.mark.parametrize("turns", TURNS)
-def test_gradients_agree_with_finite_differences(turns: int) -> None:
-    originals, copies = (maps[:, :4, :3, :3].clone().requires_grad_() for maps in _pair(turns, (3, 3)))
+@pytest.mark.parametrize("element", TURNS)
+def test_gradients_agree_with_finite_differences(element: int) -> None:
+    originals, transformed = (maps[:, :4, :3, :3].clone().requires_grad_() for maps in _pair(element, (3, 3)))
     scale = torch.tensor([0.7, 1.9], dtype=torch.float64, requires_grad=True)
 
     def rotation(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-        return residual_size(rotation_residual(a, b, turns), s)
+        return relative_mse(rotation_residual(a, b, element), s)
 
     def regular(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-        return residual_size(regular_residual(a, b, turns), s)
+        return relative_mse(regular_residual(a, b, element), s)
 
     def channel(a: Tensor, b: Tensor, s: Tensor) -> Tensor:
-        return residual_size(channel_residual(a, b, turns), s)
+        return relative_mse(channel_residual(a, b, element), s)
 
     for function in (rotation, regular, channel):
-        assert torch.autograd.gradcheck(function, (originals, copies, scale))
-    assert torch.autograd.gradcheck(lambda a, b: pair_scale(a, b), (originals, copies))
-    assert torch.autograd.gradcheck(lambda a, b: residual_size(regular_residual(a, b, turns)), (originals, copies))
+        assert torch.autograd.gradcheck(function, (originals, transformed, scale))
+    assert torch.autograd.gradcheck(lambda a, b: pair_scale(a, b), (originals, transformed))
+    assert torch.autograd.gradcheck(
+        lambda a, b: relative_mse(regular_residual(a, b, element)), (originals, transformed)
+    )
 
 
 def test_unrelated_zero_mean_maps_have_size_two_whatever_their_scale() -> None:
     for factor in (1e-3, 1.0, 1e3):
         a, b = (factor * random_images(4, 16, 32, 32, seed=seed) for seed in (1, 2))
-        assert residual_size(a - b, pair_scale(a, b)).item() == pytest.approx(2, rel=0.02)
+        assert relative_mse(a - b, pair_scale(a, b)).item() == pytest.approx(2, rel=0.02)
 
 
 def test_two_maps_of_zeros_have_size_zero() -> None:
     zeros = torch.zeros(2, 4, 3, 3)
-    assert residual_size(zeros, pair_scale(zeros, zeros)).item() == 0
+    assert relative_mse(zeros, pair_scale(zeros, zeros)).item() == 0
 
 
 def test_every_pair_is_normalised_by_its_own_scale() -> None:
     a, b = random_images(2, 4, 5, 5), random_images(2, 4, 5, 5, seed=9)
-    value = residual_size(a - b, pair_scale(a, b))
+    value = relative_mse(a - b, pair_scale(a, b))
     louder = torch.tensor([1.0, 100.0], dtype=torch.float64).reshape(2, 1, 1, 1)  # (P,) -> (P, 1, 1, 1)
-    assert residual_size(louder * (a - b), pair_scale(louder * a, louder * b)).item() == pytest.approx(value.item())
+    assert relative_mse(louder * (a - b), pair_scale(louder * a, louder * b)).item() == pytest.approx(value.item())
 
 
 def test_half_precision_maps_do_not_overflow() -> None:
     maps = torch.full((1, 4, 2, 2), 1e3, dtype=torch.float16)  # its square is beyond the largest half, 65504
-    assert residual_size(maps, pair_scale(maps, maps)).item() == pytest.approx(1)
+    assert relative_mse(maps, pair_scale(maps, maps)).item() == pytest.approx(1)
 
 
 def test_equal_shifts_of_plain_and_shifted_maps_leave_no_residual() -> None:
@@ -119,10 +121,10 @@ def _leaves(group: Group, element: int, num_pairs: int = 2) -> tuple[Tensor, Ten
     height, width = (3, 2) if group.is_on_grid else (4, 4)
     swaps = group.is_on_grid and (group.quarter_turns(element) or 0) % 2
     sides = (width, height) if swaps else (height, width)
-    originals, copies = (
+    originals, transformed = (
         random_images(num_pairs, group.order, *size, seed=seed) for size, seed in (((height, width), 1), (sides, 2))
     )
-    return originals.requires_grad_(), copies.requires_grad_()
+    return originals.requires_grad_(), transformed.requires_grad_()
 
 
 @pytest.mark.parametrize(("name", "element"), ELEMENTS)
@@ -131,36 +133,38 @@ def test_gradients_of_rotation_and_regular_sizes_agree_with_finite_differences_f
     field: str, name: str, element: int
 ) -> None:
     group = group_named(name)
-    originals, copies = _leaves(group, element, num_pairs=1 if name == "C8" else 2)
+    originals, transformed = _leaves(group, element, num_pairs=1 if name == "C8" else 2)
     scale = 0.5 + torch.rand(len(originals), dtype=torch.float64)
 
     def residual(a: Tensor, b: Tensor) -> Tensor:
         return field_residual(a, b, element, field, group)  # type: ignore[arg-type]
 
     for size in (
-        lambda a, b: residual_size(residual(a, b), scale),  # a constant scale
-        lambda a, b: residual_size(residual(a, b), pair_scale(group.crop(a), group.crop(b))),  # a moving one
-        lambda a, b: residual_size(residual(a, b)),
-        lambda a, b: unsquared_size(residual(a, b)),
+        lambda a, b: relative_mse(residual(a, b), scale),  # a constant scale
+        lambda a, b: relative_mse(residual(a, b), pair_scale(group.crop(a), group.crop(b))),  # a moving one
+        lambda a, b: relative_mse(residual(a, b)),
+        lambda a, b: l2_norm(residual(a, b)),
     ):
-        assert torch.autograd.gradcheck(size, (originals, copies), fast_mode=name == "C8")
+        assert torch.autograd.gradcheck(size, (originals, transformed), fast_mode=name == "C8")
 
 
 @pytest.mark.parametrize("shift", TURNS)
 def test_gradients_of_rotation_and_channel_together_agree_with_finite_differences(shift: int) -> None:
-    originals, copies, plain, shifted = (random_images(2, 4, 2, 2, seed=seed).requires_grad_() for seed in range(4))
+    originals, transformed, plain, shifted = (
+        random_images(2, 4, 2, 2, seed=seed).requires_grad_() for seed in range(4)
+    )
     scales = random_images(2, 2).square() + 0.5
 
     def constant(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        rotation = residual_size(rotation_residual(a, b, shift), scales[0])
-        return rotation + residual_size(channel_residual(c, d, shift), scales[1])
+        rotation = relative_mse(rotation_residual(a, b, shift), scales[0])
+        return rotation + relative_mse(channel_residual(c, d, shift), scales[1])
 
     def moving(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        rotation = residual_size(rotation_residual(a, b, shift), pair_scale(a, b))
-        return rotation + residual_size(channel_residual(c, d, shift), pair_scale(c, d))
+        rotation = relative_mse(rotation_residual(a, b, shift), pair_scale(a, b))
+        return rotation + relative_mse(channel_residual(c, d, shift), pair_scale(c, d))
 
     for size in (constant, moving):
-        assert torch.autograd.gradcheck(size, (originals, copies, plain, shifted))
+        assert torch.autograd.gradcheck(size, (originals, transformed, plain, shifted))
 
 
 @pytest.mark.parametrize("name", ["C2", "C4", "D4"])
@@ -175,23 +179,23 @@ def test_gradients_of_the_projection_agree_with_finite_differences(name: str, fi
 
     constant = weight.detach().square().sum()
     for size in (
-        lambda kernel: projection_size(residual(kernel), constant),
-        lambda kernel: projection_size(residual(kernel), kernel.square().sum()),
-        lambda kernel: projection_size(residual(kernel)),
+        lambda kernel: kernel_relative_mse(residual(kernel), constant),
+        lambda kernel: kernel_relative_mse(residual(kernel), kernel.square().sum()),
+        lambda kernel: kernel_relative_mse(residual(kernel)),
     ):
         assert torch.autograd.gradcheck(size, (weight,))
 
 
-@pytest.mark.parametrize("turns", TURNS)
-def test_the_unsquared_size_is_one_norm_over_all_pairs(turns: int) -> None:
-    originals, copies = _pair(turns)
-    expected = sum(value**2 for value in (copies - loop_regular(originals, turns)).flatten().tolist()) ** 0.5
-    assert unsquared_size(regular_residual(originals, copies, turns)).item() == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize("element", TURNS)
+def test_the_unsquared_size_is_one_norm_over_all_pairs(element: int) -> None:
+    originals, transformed = _pair(element)
+    expected = sum(value**2 for value in (transformed - loop_regular(originals, element)).flatten().tolist()) ** 0.5
+    assert l2_norm(regular_residual(originals, transformed, element)).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_gradient_of_the_unsquared_size_is_zero_where_it_is_undefined() -> None:
     zeros = torch.zeros(1, 4, 2, 2, requires_grad=True)
-    unsquared_size(zeros).backward()
+    l2_norm(zeros).backward()
     assert zeros.grad is not None
     assert not zeros.grad.any()
 
@@ -201,7 +205,7 @@ GROUPS = {"C2": C2, "C4": C4, "D4": D4}
 
 def _projection(kernel: Tensor, field_in: str, field_out: str, name: str) -> float:
     residual = kernel_residual(kernel, field_in, field_out, group_named(name))  # type: ignore[arg-type]
-    return projection_size(residual, kernel.square().sum()).item()
+    return kernel_relative_mse(residual, kernel.square().sum()).item()
 
 
 @pytest.mark.parametrize("name", GROUPS)

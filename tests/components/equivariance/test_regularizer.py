@@ -58,10 +58,10 @@ def _layer_penalties_by_hand(
         original, copied = output[:pairs], output[pairs : 2 * pairs]
         terms = []
         if "rotation" in penalty:
-            terms.append((copied, loop_rotate(original, batch.turns)))
+            terms.append((copied, loop_rotate(original, batch.element)))
         if penalty == "regular":
             act = loop_rotate if name == "4" else loop_regular
-            terms.append((copied, act(original, batch.turns)))
+            terms.append((copied, act(original, batch.element)))
         if "channel" in penalty and name == "2":  # the others read or write the image
             h = hidden[:pairs].detach()
             plain = F.conv2d(h, layer.weight, layer.bias, padding=1)
@@ -85,16 +85,16 @@ def _assert_equal_gradients(first: dict[str, Tensor], second: dict[str, Tensor],
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(("normalise", "scale_gradient"), [("relative", False), ("relative", True), ("none", False)])
-@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("element", [1, 2, 3])
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_value_and_gradient_are_those_of_autograd_written_out_by_hand(
-    penalty: str, turns: int, normalise: str, scale_gradient: bool, in_place: bool
+    penalty: str, element: int, normalise: str, scale_gradient: bool, in_place: bool
 ) -> None:
     network = plain_network(in_place=in_place)
     regularizer = EquivarianceRegularizer(network, penalty=penalty, normalise=normalise, scale_gradient=scale_gradient)
     images = random_images(8, 3, 5, 5)
     for _ in range(2):  # the first forward is the one that shows which layer is last
-        batch = regularizer.pair(images, images, turns=turns, shift=4 - turns)
+        batch = regularizer.pair(images, images, element=element, shift=4 - element)
         network(batch.inputs)
         value = regularizer.penalty()
         by_hand = _layer_penalties_by_hand(network, batch, penalty, normalise == "relative", scale_gradient)
@@ -107,7 +107,7 @@ def test_value_and_gradient_are_those_of_autograd_written_out_by_hand(
 def test_layer_weights_multiply_the_layers_in_order_of_execution() -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network, layer_weights={"profile": "geometric", "decay": 0.5})
-    batch = regularizer.pair(images, images, turns=1)
+    batch = regularizer.pair(images, images, element=1)
     network(batch.inputs)
     value = regularizer.penalty().item()
     first, second, third = regularizer.layer_penalties().values()
@@ -116,14 +116,14 @@ def test_layer_weights_multiply_the_layers_in_order_of_execution() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [8, 9])
-@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("element", [1, 2, 3])
 def test_an_exact_network_has_no_penalty_with_the_image_layer_trivial(
-    turns: int, size: int, dtype: torch.dtype
+    element: int, size: int, dtype: torch.dtype
 ) -> None:
     network = exact_network(dtype, in_place=True)
     regularizer = EquivarianceRegularizer(network)
     images = random_images(4, 3, size, size, dtype=dtype)
-    network(regularizer.pair(images, images, turns=turns).inputs)
+    network(regularizer.pair(images, images, element=element).inputs)
     assert regularizer.penalty() < (1e-24 if dtype == torch.float64 else 1e-10)
     assert list(regularizer.layer_penalties()) == ["0", "2", "4"]
 
@@ -132,7 +132,7 @@ def test_half_turns_of_images_that_are_not_square_have_no_penalty_in_an_exact_ne
     network = exact_network()
     regularizer = EquivarianceRegularizer(network)
     images = random_images(4, 3, 6, 9)
-    network(regularizer.pair(images, images, turns=2).inputs)
+    network(regularizer.pair(images, images, element=2).inputs)
     assert regularizer.penalty() < 1e-24
 
 
@@ -179,7 +179,7 @@ def test_a_layer_called_several_times_is_penalised_by_the_mean_of_its_calls() ->
     network = Recurrent()
     regularizer = EquivarianceRegularizer(network)
     images = random_images(4, 4, 6, 6)
-    batch = regularizer.pair(images, images, turns=1)
+    batch = regularizer.pair(images, images, element=1)
     network(batch.inputs)
     regularizer.penalty()
     once = network.body(batch.inputs)
@@ -196,7 +196,7 @@ def test_whole_pairs_split_over_micro_batches_give_the_same_value_and_gradient(p
     regularizer = EquivarianceRegularizer(network, penalty=penalty)
 
     def step(part: Tensor, num_pairs: int) -> Tensor:
-        network(regularizer.pair(part, part, turns=3, shift=1, num_pairs=num_pairs).inputs)
+        network(regularizer.pair(part, part, element=3, shift=1, num_pairs=num_pairs).inputs)
         return regularizer.penalty()
 
     whole = step(images, 4)
@@ -208,7 +208,7 @@ def test_whole_pairs_split_over_micro_batches_give_the_same_value_and_gradient(p
 def test_the_penalty_is_exact_before_backward_and_leaves_the_output_alone() -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network)
-    batch = regularizer.pair(images, images, turns=1)
+    batch = regularizer.pair(images, images, element=1)
     output = network(batch.inputs)
     assert torch.equal(output, copy.deepcopy(network)(batch.inputs))
     value = regularizer.penalty()
@@ -222,7 +222,7 @@ def test_under_autocast_the_penalty_is_in_single_precision_and_near_the_exact_on
     regularizer = EquivarianceRegularizer(network)
     values = []
     for enabled in (False, True):
-        batch = regularizer.pair(images, images, turns=1)
+        batch = regularizer.pair(images, images, element=1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             network(batch.inputs)
         values.append(regularizer.penalty())
@@ -244,20 +244,20 @@ def test_nothing_is_kept_alive_after_the_penalty() -> None:
     assert [reference() for reference in features] == [None, None]
 
 
-@pytest.mark.parametrize("obstacle", ["no pair", "no forward", "evaluation", "no grad", "twice"])
-def test_a_penalty_without_a_forward_in_training_is_refused_with_the_remedy(obstacle: str) -> None:
+@pytest.mark.parametrize("incompatibility", ["no pair", "no forward", "evaluation", "no grad", "twice"])
+def test_a_penalty_without_a_forward_in_training_is_refused_with_the_remedy(incompatibility: str) -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network)
-    if obstacle != "no pair":
+    if incompatibility != "no pair":
         batch = regularizer.pair(images, images)
-        network.train(obstacle != "evaluation")
-        if obstacle != "no forward":
-            with torch.set_grad_enabled(obstacle != "no grad"):
+        network.train(incompatibility != "evaluation")
+        if incompatibility != "no forward":
+            with torch.set_grad_enabled(incompatibility != "no grad"):
                 network(batch.inputs)
-    if obstacle == "twice":
+    if incompatibility == "twice":
         regularizer.penalty()
-    remedy = "comes after pair" if obstacle in ("no pair", "twice") else r"run network\(batch.inputs\) first"
-    with pytest.raises(RuntimeError, match=remedy):
+    hint = "comes after pair" if incompatibility in ("no pair", "twice") else r"run network\(batch.inputs\) first"
+    with pytest.raises(RuntimeError, match=hint):
         regularizer.penalty()
 
 
@@ -266,7 +266,7 @@ def test_validating_between_pair_and_penalty_changes_nothing() -> None:
     regularizer = EquivarianceRegularizer(network)
     values = []
     for validates in (False, True):
-        batch = regularizer.pair(images, images, turns=1)
+        batch = regularizer.pair(images, images, element=1)
         network(batch.inputs)
         if validates:
             network.eval()

@@ -1,8 +1,8 @@
-"""Faults of the released code (METHOD.md section 6), by their numbers there, that must not come back.
+"""Faults of the released code, by their numbers in docs/explanation/method.md, that must not come back.
 
 Fault 13 (the best checkpoint chosen on the test set) is the pipeline's: what is chosen there, a trial, a weight or a
-champion, is chosen by validation images alone (tests/pipeline/test_tune.py, tests/benchmarks/test_does_it_help.py,
-tests/pipeline/test_register.py).
+champion, is chosen by validation images alone (test_tune.py and test_register.py in tests/pipeline/stages,
+tests/benchmarks/test_does_it_help.py).
 """
 
 import copy
@@ -50,7 +50,7 @@ def _pointwise(weight: Tensor, num_layers: int = 1) -> nn.Sequential:
 
 def _penalty(network: nn.Module, images: Tensor, num_pairs: int, penalty: str, **options: object) -> float:
     regularizer = EquivarianceRegularizer(network, penalty=penalty, **options)  # type: ignore[arg-type]
-    network(regularizer.pair(images, images, turns=1, shift=1, num_pairs=num_pairs).inputs)
+    network(regularizer.pair(images, images, element=1, shift=1, num_pairs=num_pairs).inputs)
     return regularizer.penalty().item()
 
 
@@ -95,7 +95,7 @@ def _gradient_over_workers(network: nn.Module, images: Tensor, workers: int, pen
     regularizer = EquivarianceRegularizer(network, penalty=penalty, pairing="append", pair_fraction=1.0)  # type: ignore[arg-type]
     network.zero_grad()
     for part in images.chunk(workers):
-        network(regularizer.pair(part, part, turns=1, shift=1).inputs)
+        network(regularizer.pair(part, part, element=1, shift=1).inputs)
         (regularizer.penalty() / workers).backward()
     return [p.grad for p in network.parameters() if p.grad is not None]
 
@@ -130,7 +130,7 @@ def test_fault_2_the_released_weight_is_nearly_inert_and_a_weight_of_one_is_not(
     ratios = {}
     for penalty, weight in (("paper", 1e-6), ("regular", 1.0)):
         regularizer = EquivarianceRegularizer(network, penalty=penalty, pair_fraction=0.5)  # type: ignore[arg-type]
-        batch = regularizer.pair(images, images, turns=1)
+        batch = regularizer.pair(images, images, element=1)
         task = (network(batch.inputs) - batch.targets).abs().mean()
         unit = 1.0 if penalty == "paper" else PenaltyWeight(1.0).at(0, task.item())
         parameters = list(network.parameters())
@@ -150,9 +150,9 @@ def test_fault_3_every_penalty_sees_the_batches_of_the_control_byte_for_byte() -
             regularizer = EquivarianceRegularizer(plain_network(), penalty=penalty, sample_layers=sampled)  # type: ignore[arg-type]
             generator = torch.Generator().manual_seed(11)
             drawn = [regularizer.pair(images, targets, generator=generator) for _ in range(6)]
-            batches[penalty, sampled] = [(b.inputs, b.targets, b.turns, b.num_pairs) for b in drawn]
+            batches[penalty, sampled] = [(b.inputs, b.targets, b.element, b.num_pairs) for b in drawn]
     control = batches["regular", None]  # the arm `pairs` has weight 0 and draws like it
-    assert len({turns for _, _, turns, _ in control}) == 3
+    assert len({element for _, _, element, _ in control}) == 3
     for drawn in batches.values():
         for batch, expected in zip(drawn, control, strict=True):
             assert torch.equal(batch[0], expected[0])
@@ -160,23 +160,23 @@ def test_fault_3_every_penalty_sees_the_batches_of_the_control_byte_for_byte() -
             assert batch[2:] == expected[2:]
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("element", [1, 2, 3])
 @pytest.mark.parametrize("variant", ["hidden", "tail", "head", "both"])
-def test_fault_4_perfect_sub_pixel_layers_are_not_penalised(variant: str, turns: int) -> None:
+def test_fault_4_perfect_sub_pixel_layers_are_not_penalised(variant: str, element: int) -> None:
     network, images = SubPixelNetwork(variant).make_exact(), random_images(4, 3, 6, 6)  # type: ignore[arg-type]
     regularizer = EquivarianceRegularizer(network)
-    output = network(regularizer.pair(images, images, turns=turns).inputs)
-    assert torch.allclose(output[1], loop_rotate(output[0], turns))
+    output = network(regularizer.pair(images, images, element=element).inputs)
+    assert torch.allclose(output[1], loop_rotate(output[0], element))
     assert regularizer.penalty() < 1e-22
     assert regularizer.skipped == {}
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_fault_5_perfect_layers_on_shifted_windows_are_not_penalised(turns: int) -> None:
+@pytest.mark.parametrize("element", [1, 2, 3])
+def test_fault_5_perfect_layers_on_shifted_windows_are_not_penalised(element: int) -> None:
     network, images = WindowAttentionNetwork().make_exact(), random_images(4, 3, 8, 8)
     regularizer = EquivarianceRegularizer(network)
-    output = network(regularizer.pair(images, images, turns=turns).inputs)
-    assert torch.allclose(output[1], loop_rotate(output[0], turns))
+    output = network(regularizer.pair(images, images, element=element).inputs)
+    assert torch.allclose(output[1], loop_rotate(output[0], element))
     assert regularizer.penalty() < 1e-22
     assert regularizer.skipped == {}
 
@@ -186,7 +186,7 @@ def test_fault_6_a_perfect_strided_layer_is_named_and_not_penalised_where_its_gr
     regularizer = EquivarianceRegularizer(network)
     for side in (8, 9):
         images = random_images(4, 3, side, side)
-        network(regularizer.pair(images, images, turns=1).inputs)
+        network(regularizer.pair(images, images, element=1).inputs)
         regularizer.penalty()
         assert ("mod stride" in regularizer.skipped.get("down", "")) is (side == 8)
         assert ("down" in regularizer.layer_penalties()) is (side == 9)
@@ -197,22 +197,22 @@ def test_fault_6_a_perfect_strided_layer_is_named_and_not_penalised_where_its_gr
 def test_fault_7_the_network_can_be_copied_at_any_time_and_the_copy_feeds_nobody(penalty: str) -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network, penalty=penalty)
-    expected = _step_with_copies(regularizer, network, images, copies=False)
-    assert _step_with_copies(regularizer, network, images, copies=True) == expected
+    expected = _step_with_copies(regularizer, network, images, transformed=False)
+    assert _step_with_copies(regularizer, network, images, transformed=True) == expected
 
 
 def _step_with_copies(
-    regularizer: EquivarianceRegularizer, network: nn.Module, images: Tensor, copies: bool
+    regularizer: EquivarianceRegularizer, network: nn.Module, images: Tensor, transformed: bool
 ) -> dict[str, float]:
     def copy_and_run() -> None:
-        if copies:
+        if transformed:
             twin = copy.deepcopy(network)
             assert torch.equal(twin(images), network.eval()(images))
             network.train()
             twin(images).sum().backward()
 
     copy_and_run()
-    batch = regularizer.pair(images, images, turns=1, shift=1)
+    batch = regularizer.pair(images, images, element=1, shift=1)
     copy_and_run()
     output = network(batch.inputs)
     copy_and_run()
@@ -257,7 +257,7 @@ def test_fault_7_activation_checkpointing_gives_the_same_gradient(penalty: str, 
         inner = plain_network(in_place=True)
         network = wrap(inner)
         regularizer = EquivarianceRegularizer(network, penalty=penalty, scale_gradient=scale_gradient)
-        batch = regularizer.pair(images, images, turns=1, shift=1)
+        batch = regularizer.pair(images, images, element=1, shift=1)
         loss = network(batch.inputs).square().mean() + regularizer.penalty()
         gradients.append(torch.autograd.grad(loss, list(inner.parameters())))
     assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*gradients, strict=True))
@@ -300,7 +300,7 @@ def test_fault_8_the_image_and_its_restoration_are_trivial_whatever_their_channe
     network, images = plain_network(channels=channels), random_images(4, channels, 6, 6)
     regularizer = EquivarianceRegularizer(network)
     for _ in range(2):
-        batch = regularizer.pair(images, images, turns=1)
+        batch = regularizer.pair(images, images, element=1)
         assert torch.equal(batch.inputs[1], loop_rotate(images[0], 1))  # turned, its channels not shifted
         assert torch.equal(batch.targets[1], loop_rotate(images[0], 1))
         output = network(batch.inputs)
@@ -313,7 +313,7 @@ def test_fault_8_an_image_and_a_mask_are_no_regular_field_of_four() -> None:
     network = AuxiliaryInputNetwork().make_exact()
     image, mask = random_images(4, 3, 6, 6), (random_images(4, 1, 6, 6, seed=8) > 0).double()
     regularizer = EquivarianceRegularizer(network)
-    network(**regularizer.pair({"image": image, "mask": mask}, image, turns=3).inputs)
+    network(**regularizer.pair({"image": image, "mask": mask}, image, element=3).inputs)
     assert regularizer.penalty() < 1e-24
 
 
@@ -336,8 +336,8 @@ def test_fault_10_patches_that_are_not_square_can_be_paired(size: tuple[int, int
         pair_fraction=0.6,
         non_square=non_square,  # type: ignore[arg-type]
     )
-    for turns in (1, 2, 3, None):
-        batch = regularizer.pair(images, images, turns=turns)
+    for element in (1, 2, 3, None):
+        batch = regularizer.pair(images, images, element=element)
         network(batch.inputs)
         assert 0 < regularizer.penalty() < 4
 
@@ -345,7 +345,7 @@ def test_fault_10_patches_that_are_not_square_can_be_paired(size: tuple[int, int
 def test_fault_11_no_step_is_wasted_on_no_turn() -> None:
     regularizer, images = EquivarianceRegularizer(plain_network()), random_images(4, 3, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    assert 0 not in [regularizer.pair(images, images, generator=generator).turns for _ in range(300)]
+    assert 0 not in [regularizer.pair(images, images, generator=generator).element for _ in range(300)]
 
 
 def test_fault_12_equivariance_is_measured_without_any_training() -> None:
@@ -356,10 +356,10 @@ def test_fault_12_equivariance_is_measured_without_any_training() -> None:
 def test_fault_12_the_error_outside_training_is_the_root_of_the_penalty_in_training() -> None:
     network, images = plain_network(), random_images(1, 3, 6, 6)
     regularizer = EquivarianceRegularizer(network, pairing="append", pair_fraction=1.0)
-    for turns in (1, 2, 3):
-        network(regularizer.pair(images, images, turns=turns).inputs)
+    for element in (1, 2, 3):
+        network(regularizer.pair(images, images, element=element).inputs)
         regularizer.penalty()
-        errors = equivariance_error(network.eval(), images, turns)
+        errors = equivariance_error(network.eval(), images, element)
         network.train()
         assert {name: value**0.5 for name, value in regularizer.layer_penalties().items()} == pytest.approx(
             {name: error for name, error in errors.items() if name != "output"}, rel=1e-9

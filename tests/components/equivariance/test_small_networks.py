@@ -82,18 +82,18 @@ def test_exact_weights_are_exact(case: Case, batch: int) -> None:
     assert output.shape[:2] == (batch, 3)
     assert output.dtype == torch.float64
     assert (output - output.mean((-2, -1), keepdim=True)).norm() > 0.1 * output.norm()  # more than a constant
-    for turns in (1, 2, 3):
-        assert relative_error(network, turns, *inputs) < TOLERANCE
-        turned = network(*(torch.rot90(x, turns, (-2, -1)) for x in inputs))
-        torch.testing.assert_close(turned, torch.rot90(output, turns, (-2, -1)), rtol=0, atol=TOLERANCE)
+    for element in (1, 2, 3):
+        assert relative_error(network, element, *inputs) < TOLERANCE
+        turned = network(*(torch.rot90(x, element, (-2, -1)) for x in inputs))
+        torch.testing.assert_close(turned, torch.rot90(output, element, (-2, -1)), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_random_weights_are_not(case: Case, batch: int) -> None:
     build, size = case
     network = build()
-    for turns in (1, 2, 3):
-        assert relative_error(network, turns, *inputs_for(network, batch, size)) > 0.05
+    for element in (1, 2, 3):
+        assert relative_error(network, element, *inputs_for(network, batch, size)) > 0.05
 
 
 def test_each_layer_and_table_matters(case: Case) -> None:
@@ -159,18 +159,18 @@ def test_shifted_windows_do_not_attend_across_the_border() -> None:
     assert difference[2:].max() < 1e-12
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_the_turn_of_sub_pixels(turns: int) -> None:
+@pytest.mark.parametrize("element", [0, 1, 2, 3])
+def test_the_turn_of_sub_pixels(element: int) -> None:
     images = random_images(2, 3, 6, 4)
-    first = F.pixel_unshuffle(loop_rotate(images, turns), 2)
-    second = loop_rotate(F.pixel_unshuffle(images, 2), turns)
-    assert torch.equal(first, second[:, turned_channels(12, "unshuffled trivial", turns)])
-    if turns == 1:
+    first = F.pixel_unshuffle(loop_rotate(images, element), 2)
+    second = loop_rotate(F.pixel_unshuffle(images, 2), element)
+    assert torch.equal(first, second[:, turned_channels(12, "unshuffled trivial", element)])
+    if element == 1:
         assert torch.equal(first, second[:, [4 * c + j for c in range(3) for j in SUB_PIXEL_TURN]])
     fine = random_images(2, 8, 6, 4)
-    first = F.pixel_unshuffle(loop_regular(fine, turns), 2)
-    second = loop_rotate(F.pixel_unshuffle(fine, 2), turns)
-    assert torch.equal(first, second[:, turned_channels(32, "unshuffled regular", turns)])
+    first = F.pixel_unshuffle(loop_regular(fine, element), 2)
+    second = loop_rotate(F.pixel_unshuffle(fine, 2), element)
+    assert torch.equal(first, second[:, turned_channels(32, "unshuffled regular", element)])
 
 
 @pytest.mark.parametrize(
@@ -190,16 +190,16 @@ def test_averaging_keeps_exact_kernels_and_only_those(kernel: Tensor, layout_in:
     torch.testing.assert_close(averaged_kernel(once, layout_in, layout_out), once, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-def test_shuffled_maps_are_regular_fields(turns: int) -> None:
+@pytest.mark.parametrize("element", [1, 2, 3])
+def test_shuffled_maps_are_regular_fields(element: int) -> None:
     network = SubPixelNetwork().make_exact()
     maps: dict[str, Tensor] = {}
     assert network.shuffle is not None
     network.shuffle.register_forward_hook(lambda _module, _inputs, output: maps.update(shuffled=output))
     images = random_images(1, 3, 6, 4)
     network(images)
-    expected = loop_regular(maps["shuffled"], turns)
-    network(loop_rotate(images, turns))
+    expected = loop_regular(maps["shuffled"], element)
+    network(loop_rotate(images, element))
     torch.testing.assert_close(maps["shuffled"], expected, rtol=0, atol=TOLERANCE)
 
 
@@ -219,9 +219,9 @@ def test_functional_shuffling_is_the_same_network() -> None:
 def test_strides_are_exact_at_odd_sizes_only(size: tuple[int, int], exact_turns: set[int]) -> None:
     """One turn reverses the columns alone, three turns the rows alone, two turns both: these must have an odd size."""
     network = StridedNetwork().make_exact()
-    for turns in (1, 2, 3):
-        error = relative_error(network, turns, random_images(2, 3, *size))
-        assert error < TOLERANCE if turns in exact_turns else error > 0.05
+    for element in (1, 2, 3):
+        error = relative_error(network, element, random_images(2, 3, *size))
+        assert error < TOLERANCE if element in exact_turns else error > 0.05
 
 
 def test_shared_modules_are_called_as_said() -> None:

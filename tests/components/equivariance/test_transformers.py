@@ -41,16 +41,16 @@ NETWORKS: dict[str, tuple[Callable[[], SmallNetwork], int]] = {
     "shared": (SharedNetwork, 6),
 }
 every_network = pytest.mark.parametrize(("build", "side"), NETWORKS.values(), ids=NETWORKS)
-every_turn = pytest.mark.parametrize("turns", [1, 2, 3])
+every_turn = pytest.mark.parametrize("element", [1, 2, 3])
 
 
 def _run(
-    network: nn.Module, images: Tensor, turns: int, steps: int = 2, **options: object
+    network: nn.Module, images: Tensor, element: int, steps: int = 2, **options: object
 ) -> tuple[EquivarianceRegularizer, list[dict[str, float]]]:
     """A regulariser after some steps on one batch, and the layers' penalties in each."""
     regularizer, found = EquivarianceRegularizer(network, **options), []  # type: ignore[arg-type]
     for _ in range(steps):
-        network(regularizer.pair(images, images, turns=turns, shift=1).inputs)
+        network(regularizer.pair(images, images, element=element, shift=1).inputs)
         regularizer.penalty()
         found.append(regularizer.layer_penalties())
     return regularizer, found
@@ -62,14 +62,14 @@ def _layers(network: nn.Module) -> set[str]:
 
 @every_turn
 @every_network
-def test_exact_weights_have_no_penalty_at_any_layer(build: Callable[[], SmallNetwork], side: int, turns: int) -> None:
+def test_exact_weights_have_no_penalty_at_any_layer(build: Callable[[], SmallNetwork], side: int, element: int) -> None:
     network = build().make_exact()
-    regularizer, found = _run(network, random_images(4, 3, side, side), turns)
+    regularizer, found = _run(network, random_images(4, 3, side, side), element)
     for penalties in found:  # the first step, which is traced, and a later one
         assert set(penalties) == _layers(network)
         assert max(penalties.values()) < 1e-22
     assert regularizer.skipped == {}
-    errors = equivariance_error(network, random_images(2, 3, side, side), turns)
+    errors = equivariance_error(network, random_images(2, 3, side, side), element)
     assert set(errors) == _layers(network) | {"output"}
     assert max(errors.values()) < 1e-10
 
@@ -117,27 +117,29 @@ def _window_maps(network: WindowAttentionNetwork, name: str, raw: Tensor, side: 
 
 @every_turn
 @pytest.mark.parametrize("side", [8, 12])
-def test_every_layer_of_window_attention_is_compared_as_whole_maps_with_the_roll_undone(side: int, turns: int) -> None:
+def test_every_layer_of_window_attention_is_compared_as_whole_maps_with_the_roll_undone(
+    side: int, element: int
+) -> None:
     network, images = WindowAttentionNetwork(), random_images(4, 3, side, side)
-    first, second = (_raw_outputs(network, x) for x in (images[:1], loop_rotate(images[:1], turns)))
+    first, second = (_raw_outputs(network, x) for x in (images[:1], loop_rotate(images[:1], element)))
     expected = {}
     for name in first:
         a, b = (_window_maps(network, name, maps[name][0], side) for maps in (first, second))
-        expected[name] = loop_size(b, (loop_rotate if name == "last" else loop_regular)(a, turns))
-    for penalties in _run(network, images, turns)[1]:
+        expected[name] = loop_size(b, (loop_rotate if name == "last" else loop_regular)(a, element))
+    for penalties in _run(network, images, element)[1]:
         assert penalties == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("turns", [1, 3])
-def test_on_rolled_windows_exact_weights_would_look_as_if_they_were_not(turns: int) -> None:
-    """The more, the less its features are alike all over the image: METHOD.md section 5 measured 1.16."""
+@pytest.mark.parametrize("element", [1, 3])
+def test_on_rolled_windows_exact_weights_would_look_as_if_they_were_not(element: int) -> None:
+    """The more, the less its features are alike all over the image; 1.16 was measured for a perfect map."""
     network, images = WindowAttentionNetwork().make_exact(), random_images(4, 3, 8, 8)
     rolled = {"blocks.1.attention.*": Windows(4, shift=(0, 0))}
-    _, (_, penalties) = _run(network, images, turns, layouts=rolled)
-    first, second = (_raw_outputs(network, x) for x in (images[:1], loop_rotate(images[:1], turns)))
+    _, (_, penalties) = _run(network, images, element, layouts=rolled)
+    first, second = (_raw_outputs(network, x) for x in (images[:1], loop_rotate(images[:1], element)))
     for name in penalties:
         a, b = (_window_maps(network, name, maps[name][0], 8, undone=False) for maps in (first, second))
-        expected = loop_size(b, (loop_rotate if name == "last" else loop_regular)(a, turns))
+        expected = loop_size(b, (loop_rotate if name == "last" else loop_regular)(a, element))
         assert penalties[name] == pytest.approx(expected, rel=1e-9, abs=1e-22)
         if name.startswith("blocks.1.attention"):
             assert penalties[name] ** 0.5 > (0.7 if name.endswith("qkv") else 0.3)
@@ -184,7 +186,7 @@ def test_the_gradient_through_windows_is_that_of_autograd_written_out_by_hand() 
     network, images = WindowAttentionNetwork(), random_images(4, 3, 8, 8)
     regularizer = EquivarianceRegularizer(network)
     for _ in range(2):
-        batch = regularizer.pair(images, images, turns=3)
+        batch = regularizer.pair(images, images, element=3)
         network(batch.inputs)
         value = regularizer.penalty()
         found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
@@ -209,33 +211,33 @@ def test_the_gradient_through_windows_is_that_of_autograd_written_out_by_hand() 
 @every_turn
 @pytest.mark.parametrize("functional", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sub_pixel_layers_are_compared_on_the_fine_grid(variant: str, functional: bool, turns: int) -> None:
+def test_sub_pixel_layers_are_compared_on_the_fine_grid(variant: str, functional: bool, element: int) -> None:
     network = SubPixelNetwork(variant, functional)  # type: ignore[arg-type]
     images = random_images(4, 3, 6, 6)
-    first, second = (_raw_outputs(network, x) for x in (images[:1], loop_rotate(images[:1], turns)))
+    first, second = (_raw_outputs(network, x) for x in (images[:1], loop_rotate(images[:1], element)))
     expected, last = {}, list(first)[-1]
     for name in first:
         a, b = first[name][0], second[name][0]
         if name == network.before_shuffle:
             a, b = F.pixel_shuffle(a, 2), F.pixel_shuffle(b, 2)
-        expected[name] = loop_size(b, (loop_rotate if name == last else loop_regular)(a, turns))
-    for penalties in _run(network, images, turns)[1]:
+        expected[name] = loop_size(b, (loop_rotate if name == last else loop_regular)(a, element))
+    for penalties in _run(network, images, element)[1]:
         assert penalties == pytest.approx(expected, rel=1e-9)
     if network.before_shuffle:
-        _, (_, declared) = _run(network, images, turns, layouts={"expand": SubPixel(2)})
+        _, (_, declared) = _run(network, images, element, layouts={"expand": SubPixel(2)})
         assert declared == pytest.approx(expected, rel=1e-9)
 
 
 @every_turn
-def test_a_low_resolution_input_is_paired_with_its_target_at_their_own_sizes(turns: int) -> None:
+def test_a_low_resolution_input_is_paired_with_its_target_at_their_own_sizes(element: int) -> None:
     network = SubPixelNetwork("tail").make_exact()
     low, high = random_images(4, 3, 6, 6), random_images(4, 3, 12, 12)
     regularizer = EquivarianceRegularizer(network)
-    batch = regularizer.pair(low, high, turns=turns)
+    batch = regularizer.pair(low, high, element=element)
     output = network(batch.inputs)
     assert output.shape == batch.targets.shape
-    assert torch.equal(batch.targets[1:2], loop_rotate(high[:1], turns))
-    torch.testing.assert_close(output[1:2], loop_rotate(output[:1], turns))
+    assert torch.equal(batch.targets[1:2], loop_rotate(high[:1], element))
+    torch.testing.assert_close(output[1:2], loop_rotate(output[:1], element))
     assert regularizer.penalty() < 1e-22
 
 
@@ -247,7 +249,7 @@ def test_a_strided_layer_is_skipped_at_the_wrong_size_only_and_comes_back() -> N
     regularizer = EquivarianceRegularizer(network)
     for side, is_right in ((8, False), (9, True), (8, False), (9, True), (11, True)):
         images = random_images(4, 3, side, side)
-        network(regularizer.pair(images, images, turns=1).inputs)
+        network(regularizer.pair(images, images, element=1).inputs)
         value = regularizer.penalty()
         assert ("down" in regularizer.layer_penalties()) is is_right
         assert ("down" in regularizer.skipped) is not is_right
@@ -267,10 +269,10 @@ def test_a_strided_layer_is_skipped_at_the_wrong_size_only_and_comes_back() -> N
 def test_a_strided_layer_with_exact_weights_has_a_residual_of_about_1_4_at_the_wrong_size() -> None:
     strided = convolution(lifting_kernel(16, 3), stride=2)
     network = nn.Sequential(strided, nn.Conv2d(64, 3, 1).double())
-    for turns in (1, 2, 3):
-        error = equivariance_error(network, random_images(2, 3, 16, 16), turns)["0"]
+    for element in (1, 2, 3):
+        error = equivariance_error(network, random_images(2, 3, 16, 16), element)["0"]
         assert error == pytest.approx(1.4, abs=0.1)
-        assert equivariance_error(network, random_images(2, 3, 17, 17), turns)["0"] < 1e-12
+        assert equivariance_error(network, random_images(2, 3, 17, 17), element)["0"] < 1e-12
 
 
 def test_each_call_of_a_shared_layer_counts_and_an_alias_is_one_layer() -> None:
@@ -287,17 +289,17 @@ def test_each_call_of_a_shared_layer_counts_and_an_alias_is_one_layer() -> None:
 
 
 @every_turn
-def test_several_inputs_by_name_are_turned_together(turns: int) -> None:
+def test_several_inputs_by_name_are_turned_together(element: int) -> None:
     image, mask = random_images(4, 3, 6, 6), (random_images(4, 1, 6, 6, seed=8) > 0).double()
     exact, network = AuxiliaryInputNetwork().make_exact(), AuxiliaryInputNetwork()
     values = {}
     for name, each in (("exact", exact), ("random", network)):
         regularizer = EquivarianceRegularizer(each)
-        batch = regularizer.pair({"image": image, "mask": mask}, {"clean": image}, turns=turns)
+        batch = regularizer.pair({"image": image, "mask": mask}, {"clean": image}, element=element)
         each(**batch.inputs)
         regularizer.penalty()
         values[name] = regularizer.layer_penalties()
     assert max(values["exact"].values()) < 1e-24
     joined = torch.cat((image, mask), 1)[:1]  # (B, 3, H, W), (B, 1, H, W) -> (1, 4, H, W)
-    a, b = network.first(joined), network.first(loop_rotate(joined, turns))
-    assert values["random"]["first"] == pytest.approx(loop_size(b, loop_regular(a, turns)), rel=1e-9)
+    a, b = network.first(joined), network.first(loop_rotate(joined, element))
+    assert values["random"]["first"] == pytest.approx(loop_size(b, loop_regular(a, element)), rel=1e-9)

@@ -12,13 +12,17 @@ from components.equivariance import (
     PenaltyWeight,
     pair_scale,
     regular_residual,
-    residual_size,
+    relative_mse,
 )
 from tests.components.equivariance.exact import plain_network, random_images
 
 pytestmark = pytest.mark.unit
 
 LOSSES = [4.0, 2.0, 8.0, 1.0, 0.5]
+
+
+def _norms(arriving: float, own: float) -> GradientNorms:
+    return GradientNorms(torch.tensor(arriving), torch.tensor(own), torch.tensor(own))
 
 
 def test_the_weight_rises_linearly_to_its_full_value() -> None:
@@ -131,7 +135,7 @@ def test_norms_of_sampled_steps_estimate_those_of_all_layers_and_fields(options:
         generator = torch.Generator().manual_seed(0)
         sums = [0.0, 0.0]
         for _ in range(num_steps):
-            batch = regularizer.pair(images, 0.5 * images, turns=1, generator=generator)
+            batch = regularizer.pair(images, 0.5 * images, element=1, generator=generator)
             task = (network(batch.inputs) - batch.targets).square().mean()
             (task + 1e-6 * regularizer.penalty()).backward()
             norms = regularizer.gradient_norms()
@@ -142,24 +146,40 @@ def test_norms_of_sampled_steps_estimate_those_of_all_layers_and_fields(options:
     assert mean_norms(400, **options) == pytest.approx(mean_norms(1), rel=0.15)
 
 
-def test_the_share_is_that_of_gradients_taken_by_hand() -> None:
+@pytest.mark.parametrize("cap", [None, 1e-3, 1e3])
+def test_the_norms_are_those_of_gradients_taken_by_hand(cap: float | None) -> None:
     network, images = plain_network(), random_images(4, 3, 6, 6)
-    regularizer = EquivarianceRegularizer(network, layers=["2"], measure_gradients=True)
+    regularizer = EquivarianceRegularizer(network, layers=["2"], measure_gradients=True, max_gradient_ratio=cap)
     maps: list[torch.Tensor] = []
     network[2].register_forward_hook(lambda module, given, output: maps.append(output))
-    batch = regularizer.pair(images, images, turns=1)
+    batch = regularizer.pair(images, images, element=1)
     output = network(batch.inputs)
     task = (output - batch.targets).square().mean()
     value = regularizer.penalty()
     (of_task,) = torch.autograd.grad(task, maps[0], retain_graph=True)
     first, second = maps[0][:1].detach().requires_grad_(), maps[0][1:2].detach().requires_grad_()
-    size = residual_size(regular_residual(first, second, 1), pair_scale(first, second).detach())
+    size = relative_mse(regular_residual(first, second, 1), pair_scale(first, second).detach())
     of_size = torch.cat(torch.autograd.grad(size, [first, second]))
     (task + 0.25 * value).backward()
     norms = regularizer.gradient_norms()
     assert norms is not None
-    assert float(norms.arriving) == pytest.approx(float(of_task[:2].square().sum()), rel=1e-9)
-    assert float(norms.own) == pytest.approx(float((0.25 * of_size).square().sum()), rel=1e-9)
+    arriving, own = float(of_task[:2].square().sum()), float((0.25 * of_size).square().sum())
+    assert 1e-3 < (own / arriving) ** 0.5 < 1e3  # one of the caps acts, the other does not
+    assert float(norms.arriving) == pytest.approx(arriving, rel=1e-9)
+    assert float(norms.own) == pytest.approx(own, rel=1e-9)
+    assert float(norms.added) == pytest.approx(1e-6 * arriving if cap == 1e-3 else own, rel=1e-9)
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_one_step_measures_or_not_whatever_the_others_do(is_measured: bool) -> None:
+    network, images = plain_network(), random_images(4, 3, 6, 6)
+    regularizer = EquivarianceRegularizer(network, measure_gradients=not is_measured)
+    found = []
+    for measure_gradients in (None, is_measured, None):
+        batch = regularizer.pair(images, images, measure_gradients=measure_gradients)
+        ((network(batch.inputs) - batch.targets).square().mean() + regularizer.penalty()).backward()
+        found.append(regularizer.gradient_norms() is not None)
+    assert found == [not is_measured, is_measured, not is_measured]
 
 
 def test_a_balanced_weight_warms_up_and_what_it_measured_then_counts_as_it_was() -> None:
@@ -168,7 +188,7 @@ def test_a_balanced_weight_warms_up_and_what_it_measured_then_counts_as_it_was()
         factors = [weight.at(step, 1.0) for weight in (warm, cold)]
         assert factors[0] == pytest.approx(factors[1] * min(1.0, (step + 1) / 4))
         for weight, factor in zip((warm, cold), factors, strict=True):
-            weight.observe(GradientNorms(torch.tensor(9.0), torch.tensor(4 * factor**2)))  # A = 3, G = 2 lambda
+            weight.observe(_norms(9.0, 4 * factor**2))  # A = 3, G = 2 lambda
     assert cold.weight == pytest.approx(0.1 / 0.9 * 3 / 2, rel=1e-6)
     assert warm.weight == pytest.approx(cold.weight, rel=1e-6)
 
@@ -177,13 +197,13 @@ def test_a_balanced_weight_warms_up_and_what_it_measured_then_counts_as_it_was()
 def test_a_step_without_a_gradient_to_compare_with_changes_nothing(arriving: float) -> None:
     weight = BalancedWeight(0.1, 0.01)
     weight.observe(None)
-    weight.observe(GradientNorms(torch.tensor(arriving), torch.tensor(1.0)))
+    weight.observe(_norms(arriving, 1.0))
     assert weight.at(5, 1.0) == 0.01
 
 
 def test_a_balanced_weight_goes_on_from_its_state_with_the_same_numbers() -> None:
     first, second = BalancedWeight(0.2), BalancedWeight(0.2)
-    norms = [GradientNorms(torch.tensor(2.0 + i), torch.tensor(1.0 + i * i)) for i in range(6)]
+    norms = [_norms(2.0 + i, 1.0 + i * i) for i in range(6)]
     for step in range(3):
         first.at(step, 1.0)
         first.observe(norms[step])

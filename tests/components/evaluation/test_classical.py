@@ -14,13 +14,13 @@ from skimage.restoration import denoise_nl_means, estimate_sigma
 
 from components.evaluation.classical import (
     CANDIDATES,
-    CANDIDATES_BY_TASK,
     METHODS,
     ClassicalBaseline,
     choose_classical,
     noise_levels,
     super_resolution_candidates,
 )
+from components.evaluation.classical.candidates import DEBLOCKING, DEBLURRING, INPAINTING, METAL
 
 pytestmark = pytest.mark.unit
 
@@ -192,7 +192,7 @@ def test_the_choice_takes_inputs_of_other_channels_and_another_size_than_the_tru
     mask = np.zeros((1, 64, 64), dtype=np.float32)
     mask[:, ::4, ::3] = 1
     inputs = np.concatenate([clean * (1 - mask), mask])
-    assert choose_classical([(inputs, clean)], candidates=CANDIDATES_BY_TASK["inpaint"])[0].name == "biharmonic"
+    assert choose_classical([(inputs, clean)], candidates=OF_TASK["inpaint"])[0].name == "biharmonic"
     small = clean.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
     assert choose_classical([(small, clean)], candidates=super_resolution_candidates(2))[0].settings["scale"] == 2
 
@@ -204,18 +204,19 @@ def test_a_score_that_is_not_a_number_is_refused() -> None:
         )
 
 
-def test_every_task_has_candidates_and_every_method_a_task() -> None:
-    assert set(CANDIDATES_BY_TASK) == {"denoise", "derain", "deblur", "inpaint", "jpeg", "ct_mar"}
-    assert CANDIDATES_BY_TASK["denoise"] == CANDIDATES_BY_TASK["derain"] == CANDIDATES
-    used = {candidate.name for candidates in CANDIDATES_BY_TASK.values() for candidate in candidates}
+OF_TASK = {"denoise": CANDIDATES, "deblur": DEBLURRING, "inpaint": INPAINTING, "jpeg": DEBLOCKING, "ct_mar": METAL}
+
+
+def test_every_method_is_a_candidate_and_none_is_there_twice() -> None:
+    used = {candidate.name for candidates in OF_TASK.values() for candidate in candidates}
     assert used | {candidate.name for candidate in super_resolution_candidates(2)} == set(METHODS)
-    for candidates in (*CANDIDATES_BY_TASK.values(), super_resolution_candidates(3)):
+    for candidates in (*OF_TASK.values(), super_resolution_candidates(3)):
         assert len({str(candidate) for candidate in candidates}) == len(candidates)
 
 
-NEW = [
-    (task, candidate) for task in ("deblur", "inpaint", "jpeg", "ct_mar") for candidate in CANDIDATES_BY_TASK[task]
-] + [("super_resolution", candidate) for candidate in super_resolution_candidates(3)]
+NEW = [(task, candidate) for task in ("deblur", "inpaint", "jpeg", "ct_mar") for candidate in OF_TASK[task]] + [
+    ("super_resolution", candidate) for candidate in super_resolution_candidates(3)
+]
 
 
 @pytest.mark.parametrize(("task", "candidate"), NEW, ids=lambda x: x if isinstance(x, str) else str(vars(x)))

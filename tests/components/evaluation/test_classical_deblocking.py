@@ -11,7 +11,8 @@ import skimage.data
 import torch
 from PIL import Image
 
-from components.evaluation.classical import CANDIDATES_BY_TASK, choose_classical
+from components.evaluation.classical import choose_classical
+from components.evaluation.classical.candidates import DEBLOCKING
 from components.evaluation.classical.deblocking import bilateral, shifted_jpeg
 from components.evaluation.metrics import jpeg_quality
 
@@ -75,7 +76,7 @@ def test_the_bilateral_filter_is_its_formula(channels: int) -> None:
 def test_the_choice_raises_all_figures_on_another_crop(channels: int, quality: int) -> None:
     others = [COFFEE[:channels, 200:296, x : x + 96] for x in (100, 300)]
     pairs = [(through_jpeg(image, quality), image) for image in others]
-    chosen, _ = choose_classical(pairs, candidates=CANDIDATES_BY_TASK["jpeg"], num_workers=2)
+    chosen, _ = choose_classical(pairs, candidates=DEBLOCKING, num_workers=2)
     clean = CLEAN[:channels]
     degraded = through_jpeg(clean, quality)
     before, after = figures(degraded, clean), figures(chosen(degraded), clean)
@@ -85,4 +86,4 @@ def test_the_choice_raises_all_figures_on_another_crop(channels: int, quality: i
 
 
 def test_the_choice_for_clean_images_is_to_leave_them() -> None:
-    assert choose_classical([(CLEAN, CLEAN)], candidates=CANDIDATES_BY_TASK["jpeg"])[0].name == "identity"
+    assert choose_classical([(CLEAN, CLEAN)], candidates=DEBLOCKING)[0].name == "identity"

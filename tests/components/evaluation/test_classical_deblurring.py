@@ -8,7 +8,8 @@ import skimage.data
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio
 
-from components.evaluation.classical import CANDIDATES_BY_TASK, ClassicalBaseline, choose_classical
+from components.evaluation.classical import ClassicalBaseline, choose_classical
+from components.evaluation.classical.candidates import DEBLURRING
 from components.evaluation.classical.deblurring import richardson_lucy, unsharp_mask, wiener
 
 pytestmark = pytest.mark.unit
@@ -103,7 +104,7 @@ def test_nothing_rings_at_the_border(method: ClassicalBaseline) -> None:
 @pytest.mark.parametrize("sigma", [1.2, 2.0])
 def test_the_choice_for_a_gaussian_blur_has_its_width_and_serves_on_another_crop(sigma: float) -> None:
     pairs = [blurred_crop(sigma, left=left) for left in (60, 300)]
-    chosen, _ = choose_classical(pairs, candidates=CANDIDATES_BY_TASK["deblur"], num_workers=2)
+    chosen, _ = choose_classical(pairs, candidates=DEBLURRING, num_workers=2)
     assert chosen.settings["sigma"] == sigma
     degraded, clean = blurred_crop(sigma)
     before, after = (
@@ -114,4 +115,4 @@ def test_the_choice_for_a_gaussian_blur_has_its_width_and_serves_on_another_crop
 
 def test_the_choice_for_sharp_images_is_to_leave_them() -> None:
     clean = COFFEE[:, 60:124, 150:214]
-    assert choose_classical([(clean, clean)], candidates=CANDIDATES_BY_TASK["deblur"])[0].name == "identity"
+    assert choose_classical([(clean, clean)], candidates=DEBLURRING)[0].name == "identity"

@@ -8,7 +8,8 @@ import skimage.data
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio
 
-from components.evaluation.classical import CANDIDATES_BY_TASK, ClassicalBaseline
+from components.evaluation.classical import ClassicalBaseline
+from components.evaluation.classical.candidates import INPAINTING
 from components.evaluation.classical.inpainting import biharmonic, harmonic, mean_fill
 
 pytestmark = pytest.mark.unit
@@ -32,7 +33,7 @@ def holed(image: np.ndarray, missing: np.ndarray, fill: float = 0) -> np.ndarray
 
 @pytest.mark.parametrize("name", masks(25, 33))
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("method", [c.name for c in CANDIDATES_BY_TASK["inpaint"]])
+@pytest.mark.parametrize("method", [c.name for c in INPAINTING])
 def test_what_is_known_is_kept_and_what_is_missing_has_no_say(method: str, channels: int, name: str) -> None:
     image = COFFEE[:channels, 100:125, 200:233]
     missing = masks(25, 33)[name]

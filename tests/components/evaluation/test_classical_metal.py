@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from skimage.restoration import denoise_tv_chambolle
 
-from components.evaluation.classical import CANDIDATES_BY_TASK, ClassicalBaseline, choose_classical
+from components.evaluation.classical import ClassicalBaseline, choose_classical
+from components.evaluation.classical.candidates import METAL as CANDIDATES
 
 pytestmark = pytest.mark.unit
 
@@ -35,8 +36,8 @@ def test_the_smoothed_image_is_the_interpolated_one_with_less_variation(weight: 
 
 
 def test_the_choice_takes_the_better_image_and_smooths_it_only_if_that_helps() -> None:
-    chosen, scores = choose_classical([(INPUTS, CLEAN)], candidates=CANDIDATES_BY_TASK["ct_mar"])
+    chosen, scores = choose_classical([(INPUTS, CLEAN)], candidates=CANDIDATES)
     assert chosen.name == "smoothed_interpolation"
     assert scores[-1].baseline.name == "artifact"
-    as_interpolated = choose_classical([(INPUTS, INTERPOLATED.clip(0, 1))], candidates=CANDIDATES_BY_TASK["ct_mar"])
+    as_interpolated = choose_classical([(INPUTS, INTERPOLATED.clip(0, 1))], candidates=CANDIDATES)
     assert as_interpolated[0].name == "linear_interpolation"

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
+from components.evaluation.comparison_images import save_comparison
 from components.evaluation.figures import save_equivariance_bars, save_history, save_trials
-from components.evaluation.strips import save_strip
 
 pytestmark = pytest.mark.unit
 
@@ -33,7 +33,7 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def strip_images(channels: int, height: int, width: int) -> dict[str, np.ndarray]:
+def comparison_columns(channels: int, height: int, width: int) -> dict[str, np.ndarray]:
     """Input, restored and truth, of which only the truth is in 8 bits and only the input out of range."""
     truth = COFFEE[:channels, :height, :width].astype(np.float32) / 255
     noise = np.random.default_rng(0).normal(0, 0.2, truth.shape).astype(np.float32)
@@ -51,8 +51,8 @@ def file_pixels(image: np.ndarray) -> np.ndarray:
 def test_a_strip_holds_the_pixels_of_every_image_in_its_column(
     tmp_path: Path, channels: int, height: int, width: int, enlargement: int
 ) -> None:
-    images = strip_images(channels, height, width)
-    save_strip(tmp_path / "strip.png", images)
+    images = comparison_columns(channels, height, width)
+    save_comparison(tmp_path / "strip.png", images)
     picture = read(tmp_path / "strip.png")
     column = width * enlargement
     assert picture.shape[1] == 2 * 12 + 3 * column + 2 * 8
@@ -67,8 +67,8 @@ def test_a_strip_holds_the_pixels_of_every_image_in_its_column(
 
 
 def test_the_detail_below_is_the_same_square_of_every_image_enlarged(tmp_path: Path) -> None:
-    images = strip_images(3, 100, 240)
-    save_strip(tmp_path / "strip.png", images)
+    images = comparison_columns(3, 100, 240)
+    save_comparison(tmp_path / "strip.png", images)
     picture = read(tmp_path / "strip.png")
     assert picture.shape == (44 + 100 + 8 + 240 + 12, 2 * 12 + 3 * 240 + 2 * 8, 3)
     corners = set()
@@ -96,14 +96,14 @@ def test_the_detail_is_where_the_input_is_wrong_and_the_truth_has_structure(
     degraded = truth.copy()
     degraded[:, top : top + 60, left : left + 60] += 0.3  # wrong and structured
     degraded[:, 100:140, 100:140] += 0.5  # only wrong
-    save_strip(tmp_path / "strip.png", {"input": degraded, "truth": truth})
+    save_comparison(tmp_path / "strip.png", {"input": degraded, "truth": truth})
     detail = read(tmp_path / "strip.png")[44 + 240 + 8 :, 12 + 248 :][:240, :240][2::4, 2::4]
     assert np.array_equal(detail, file_pixels(truth)[top : top + 60, left : left + 60])
 
 
 def test_a_wide_image_is_shown_in_means_of_blocks(tmp_path: Path) -> None:
-    images = strip_images(3, 400, 600)
-    save_strip(tmp_path / "strip.png", images)
+    images = comparison_columns(3, 400, 600)
+    save_comparison(tmp_path / "strip.png", images)
     truth = read(tmp_path / "strip.png")[44:, 12 + 2 * 308 :][:200, :300].astype(int)
     means = file_pixels(images["truth"]).reshape(200, 2, 300, 2, 3).mean(axis=(1, 3))
     assert np.mean(np.abs(truth - means).max(axis=-1) <= 0.5) > 0.98  # all but the frame
@@ -111,9 +111,9 @@ def test_a_wide_image_is_shown_in_means_of_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_strip_names_its_columns_and_their_psnr_to_the_last(tmp_path: Path, as_tensor: bool) -> None:
-    images = strip_images(3, 90, 120)
+    images = comparison_columns(3, 90, 120)
     given = {title: torch.from_numpy(image) for title, image in images.items()} if as_tensor else images
-    figure = save_strip(tmp_path / "strip.png", given)
+    figure = save_comparison(tmp_path / "strip.png", given)
     truth = file_pixels(images["truth"])
     decibels = [peak_signal_noise_ratio(truth, file_pixels(images[title])) for title in ("input", "restored")]
     texts = [text.get_text() for text in figure.texts]
@@ -132,7 +132,7 @@ def test_a_strip_names_its_columns_and_their_psnr_to_the_last(tmp_path: Path, as
 )
 def test_columns_that_do_not_fit_are_refused(tmp_path: Path, columns: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"at least two images of one shape"):
-        save_strip(tmp_path / "strip.png", columns)
+        save_comparison(tmp_path / "strip.png", columns)
     assert not list(tmp_path.iterdir())
 
 
@@ -252,7 +252,7 @@ def test_no_figure_depends_on_the_style_of_the_user_or_of_another_library(tmp_pa
         "trials": lambda path: save_trials(path, [trial(0.1, 30.0), trial(0.0, 29.0, is_control=True)]),
         "history": lambda path: save_history(path, {25: {"task_loss": 0.2}, 50: {"task_loss": 0.1, "val_score": 28.0}}),
         "bars": lambda path: save_equivariance_bars(path, {"one": {"conv": 0.1}}),
-        "strip": lambda path: save_strip(path, strip_images(1, 32, 32)),
+        "strip": lambda path: save_comparison(path, comparison_columns(1, 32, 32)),
     }
     for name, draw in drawings.items():
         with style.context("default"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from components.networks import ResNet, build_network
+from components.networks import build_network
+from components.networks.resnet import ResNet
 from tests.components.equivariance.exact import ORDER, group_kernel, lifting_kernel
 
 
@@ -32,7 +33,7 @@ def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
 def random_network(name: str, **settings: object) -> nn.Module:
     """With no zero weights, in double precision and evaluation mode: new networks' residuals are zero."""
     torch.manual_seed(0)
-    network = build_network(name, **settings).double().eval()
+    network = build_network(name, **{"norm": "none", **settings}).double().eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

@@ -13,26 +13,17 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from components.data.sampler import margin_of
-from components.tasks import TASKS, Task, build_task
+from components.tasks import TASKS, Task, build_task, task_class
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
 SHIPPED: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["tasks"]
-IMAGE_TASKS = [name for name, task in TASKS.items() if task.reads == "images"]
-
-
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """As params give them: ranges where a number stands for one."""
-    ranges = {"sigma", "quality", "share", "size"} - ({"size"} if "photons" in values else set())
-    return {
-        key: (value, value) if key in ranges and isinstance(value, int | float) else value
-        for key, value in values.items()
-    }
+IMAGE_TASKS = [name for name in TASKS if task_class(name).input_kind == "images"]
 
 
 def _task(name: str) -> Task:
-    return build_task(name, _settings(SHIPPED[name]["degradation"]))
+    return build_task(name, SHIPPED[name]["degradation"])
 
 
 def _clean(side: int = 60) -> np.ndarray:
@@ -74,9 +65,9 @@ def test_the_score_alone_is_the_first_of_all_figures(name: str) -> None:
     clean = whole[:, margin : margin + side, margin : margin + side]
     inputs = degradation(whole, np.random.default_rng(1))
     tensors = [torch.from_numpy(np.array(each))[None] for each in (task.as_image(inputs), inputs, clean)]
-    figures = task.quality(*tensors)
+    figures = task.compute_metrics(*tensors)
     assert {metric.key for metric in task.metrics} <= set(figures)
-    assert task.scores(*tensors).item() == pytest.approx(figures[task.score.key].item(), abs=1e-6)
+    assert task.compute_score(*tensors).item() == pytest.approx(figures[task.score.key].item(), abs=1e-6)
 
 
 def test_deraining_and_super_resolution_are_scored_on_the_studio_luma() -> None:
@@ -89,13 +80,13 @@ def test_deraining_and_super_resolution_are_scored_on_the_studio_luma() -> None:
 
     tensors = [torch.from_numpy(each)[None] for each in (other, other, clean)]
     expected = peak_signal_noise_ratio(luma(clean), luma(other), data_range=255)
-    assert _task("derain").scores(*tensors).item() == pytest.approx(expected, abs=1e-4)
+    assert _task("derain").compute_score(*tensors).item() == pytest.approx(expected, abs=1e-4)
     inside = peak_signal_noise_ratio(luma(clean)[2:-2, 2:-2], luma(other)[2:-2, 2:-2], data_range=255)
-    assert _task("super_resolution").scores(*tensors).item() == pytest.approx(inside, abs=1e-4)
+    assert _task("super_resolution").compute_score(*tensors).item() == pytest.approx(inside, abs=1e-4)
 
 
 def test_inpainting_is_scored_in_the_holes_and_fixed_pairs_always_have_one() -> None:
-    task = build_task("inpaint", {"holes": "boxes", "share": (0.01, 0.01)})
+    task = build_task("inpaint", {"masks": "boxes", "share": (0.01, 0.01)})
     clean = _clean(24)
     for seed in range(40):
         inputs = task.degradation()(clean, np.random.default_rng(seed))
@@ -103,13 +94,13 @@ def test_inpainting_is_scored_in_the_holes_and_fixed_pairs_always_have_one() -> 
     assert not all(task.degradation(is_training=True)(clean, np.random.default_rng(s))[-1].any() for s in range(40))
     outputs = np.where(inputs[-1] > 0, clean + 0.1, 0).astype(np.float32)  # known pixels do not count
     tensors = [torch.from_numpy(np.array(each))[None] for each in (outputs, inputs, clean)]
-    assert task.scores(*tensors).item() == pytest.approx(20, abs=0.2)
+    assert task.compute_score(*tensors).item() == pytest.approx(20, abs=0.2)
 
 
 def test_classes_are_counted_in_per_cent() -> None:
     task = _task("classify")
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    assert task.scores(scores, scores, torch.tensor([1, 0, 0, 1])).mean().item() == 50
+    assert task.compute_score(scores, scores, torch.tensor([1, 0, 0, 1])).mean().item() == 50
 
 
 def test_metal_is_left_out_of_the_figures_and_hounsfield_units_are_physical() -> None:
@@ -119,14 +110,14 @@ def test_metal_is_left_out_of_the_figures_and_hounsfield_units_are_physical() ->
     inputs[:, 2, :4] = 1
     outputs = clean + 0.01
     outputs[:, :, :4] = 9
-    figures = task.quality(outputs, inputs, clean)
+    figures = task.compute_metrics(outputs, inputs, clean)
     assert figures["psnr"].item() == pytest.approx(40, abs=1e-3)
-    assert task.scores(outputs, inputs, clean).item() == pytest.approx(40, abs=1e-3)
+    assert task.compute_score(outputs, inputs, clean).item() == pytest.approx(40, abs=1e-3)
     # Water is 0.192 / cm (1000 HU above air), and grey value 1 is 0.5 / cm: 0.01 is 26 HU.
     assert figures["rmse"].item() == pytest.approx(0.005 / 0.192 * 1000, rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "key"), [("derain", "streaks"), ("deblur", "kernels"), ("inpaint", "holes")])
+@pytest.mark.parametrize(("name", "key"), [("derain", "streaks"), ("deblur", "kernels"), ("inpaint", "masks")])
 def test_auxiliary_data_that_is_missing_is_asked_for(name: str, key: str) -> None:
     settings = {"streaks": {"streaks": "auxiliary"}, "kernels": SHIPPED["deblur"]["degradation"] | {"sigma": (0, 0)}}
     chosen = settings.get(key, {"share": (0.1, 0.1)}) | {key: "auxiliary"}
@@ -167,7 +158,7 @@ def test_kernels_and_masks_are_read_from_files(tmp_path: Path) -> None:
     mask = np.zeros((30, 30), dtype=np.uint8)
     mask[10:20, 10:20] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    inpaint = build_task("inpaint", {"holes": "auxiliary", "share": (0.1, 0.1)})
+    inpaint = build_task("inpaint", {"masks": "auxiliary", "share": (0.1, 0.1)})
     ((_, read),) = inpaint.read_auxiliary(tmp_path, ["mask.png"])
     assert np.array_equal(read[0] > 0, mask > 0)
     degraded = inpaint.degradation([read[0]])(np.zeros((3, 30, 30), dtype=np.float32), np.random.default_rng(0))

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
-from components.training.global_batch import worker_share
-from components.training.loop import Listeners, Metrics, train
+from components.training.global_batch import worker_batch
+from components.training.loop import Metrics, TrainingCallbacks, train
+from components.training.losses import MeanSquaredError
+from components.training.optimizers import AdamW
+from components.training.schedules import Cosine
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingState
 from components.training.worker import Worker
@@ -29,9 +32,11 @@ def settings(**changes: Any) -> TrainingSettings:
         "weight_decay": 0.01,
         "gradient_clip": 1.0,
         "ema_decay": 0.9,
-        "loss": "mse",
-        "task_on_copies": True,
-        "images_at_once": None,
+        "loss": MeanSquaredError(),
+        "optimizer": AdamW(),
+        "schedule": Cosine(),
+        "task_loss_on_transformed": True,
+        "micro_batch_size": None,
         "report_every": 1,
         "validate_every": 100,
         "checkpoint_every": 5,
@@ -127,11 +132,11 @@ class Run:
         train(
             self.state,
             self.sampler,
-            worker_share(self.batch_size, pairing, num_pairs, self.worker.rank, self.worker.num_workers),  # type: ignore[arg-type]
+            worker_batch(self.batch_size, pairing, num_pairs, self.worker.rank, self.worker.num_workers),  # type: ignore[arg-type]
             regularizer,
             self.settings,
             self.worker,
-            Listeners(self._report, self._checkpoint, self._validate),
+            TrainingCallbacks(self._report, self._checkpoint, self._validate),
         )
         return self
 

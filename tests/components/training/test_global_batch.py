@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from components.training.global_batch import Pairing, Share, count_pairs, worker_share
+from components.training.global_batch import Pairing, WorkerBatch, count_pairs, worker_batch
 
 pytestmark = pytest.mark.unit
 
@@ -18,12 +18,12 @@ CASES: list[tuple[int, Pairing, int]] = [
 ]
 
 
-def _pairs_and_singles(shares: list[Share]) -> tuple[Counter[int], Counter[int]]:
-    pairs, singles = Counter[int](), Counter[int]()
+def _pairs_and_singles(shares: list[WorkerBatch]) -> tuple[Counter[int], Counter[int]]:
+    pairs, unpaired = Counter[int](), Counter[int]()
     for share in shares:
         pairs.update(share.indices[: share.num_pairs])
-        singles.update(share.indices[share.num_pairs :])
-    return pairs, singles
+        unpaired.update(share.indices[share.num_pairs :])
+    return pairs, unpaired
 
 
 @pytest.mark.parametrize(("batch_size", "pairing", "num_pairs"), CASES)
@@ -31,8 +31,8 @@ def _pairs_and_singles(shares: list[Share]) -> tuple[Counter[int], Counter[int]]
 def test_the_shares_together_are_the_batch_of_one_worker_and_none_is_much_larger(
     batch_size: int, pairing: Pairing, num_pairs: int, num_workers: int
 ) -> None:
-    whole = _pairs_and_singles([worker_share(batch_size, pairing, num_pairs, 0, 1)])
-    shares = [worker_share(batch_size, pairing, num_pairs, rank, num_workers) for rank in range(num_workers)]
+    whole = _pairs_and_singles([worker_batch(batch_size, pairing, num_pairs, 0, 1)])
+    shares = [worker_batch(batch_size, pairing, num_pairs, rank, num_workers) for rank in range(num_workers)]
     assert _pairs_and_singles(shares) == whole
     assert max(share.num_pairs for share in shares) - min(share.num_pairs for share in shares) <= 1
     assert max(share.num_images for share in shares) - min(share.num_images for share in shares) <= 2
@@ -41,24 +41,29 @@ def test_the_shares_together_are_the_batch_of_one_worker_and_none_is_much_larger
 
 @pytest.mark.parametrize(("batch_size", "pairing", "num_pairs"), CASES)
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
-@pytest.mark.parametrize("images_at_once", [None, 2, 3, 5])
-@pytest.mark.parametrize("counts_copies", [True, False])
+@pytest.mark.parametrize("micro_batch_size", [None, 2, 3, 5])
+@pytest.mark.parametrize("counts_transformed", [True, False])
 def test_means_over_shares_and_their_parts_make_the_mean_over_the_batch(
-    batch_size: int, pairing: Pairing, num_pairs: int, num_workers: int, images_at_once: int | None, counts_copies: bool
+    batch_size: int,
+    pairing: Pairing,
+    num_pairs: int,
+    num_workers: int,
+    micro_batch_size: int | None,
+    counts_transformed: bool,
 ) -> None:
     """By the factors, of figures of images and of pairs that are all different."""
     image = [float(index) ** 1.5 for index in range(batch_size)]
-    whole = worker_share(batch_size, pairing, num_pairs, 0, 1)
+    whole = worker_batch(batch_size, pairing, num_pairs, 0, 1)
     counted = [image[index] for index in whole.indices]
-    counted += [image[index] for index in whole.indices[:num_pairs]] if counts_copies else []
+    counted += [image[index] for index in whole.indices[:num_pairs]] if counts_transformed else []
     task = penalty = 0.0
     for rank in range(num_workers):
-        parts = worker_share(batch_size, pairing, num_pairs, rank, num_workers).parts(images_at_once)
-        for part in parts:
-            assert images_at_once is None or part.num_images <= images_at_once
+        micro_batches = worker_batch(batch_size, pairing, num_pairs, rank, num_workers).micro_batches(micro_batch_size)
+        for part in micro_batches:
+            assert micro_batch_size is None or part.num_images <= micro_batch_size
             own = [image[index] for index in part.indices]
-            own += own[: part.num_pairs] if counts_copies else []
-            task += part.task_factor(counts_copies) * sum(own) / len(own) / num_workers
+            own += own[: part.num_pairs] if counts_transformed else []
+            task += part.task_factor(counts_transformed) * sum(own) / len(own) / num_workers
             if part.num_pairs:
                 mean = sum(image[index] for index in part.indices[: part.num_pairs]) / part.num_pairs
                 penalty += part.penalty_factor * mean / num_workers
@@ -68,12 +73,12 @@ def test_means_over_shares_and_their_parts_make_the_mean_over_the_batch(
 
 
 def test_a_part_that_could_hold_no_pair_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"train\.images_at_once: 1 holds no pair: use 2 or more"):
-        worker_share(16, "replace", 4, 0, 2).parts(1)
+    with pytest.raises(ValueError, match=r"train\.micro_batch_size: 1 holds no pair: use 2 or more"):
+        worker_batch(16, "replace", 4, 0, 2).micro_batches(1)
 
 
 @pytest.mark.parametrize(
-    ("pairing", "num_pairs", "originals", "singles", "num_images"),
+    ("pairing", "num_pairs", "originals", "unpaired", "num_images"),
     [
         ("none", 0, [], range(8), 8),
         ("replace", 2, [0, 1], [4, 5, 6, 7], 8),  # 2 and 3 make room for the copies
@@ -83,10 +88,10 @@ def test_a_part_that_could_hold_no_pair_is_refused_by_name() -> None:
     ],
 )
 def test_an_index_means_the_same_image_with_and_without_pairs(
-    pairing: Pairing, num_pairs: int, originals: list[int], singles: list[int], num_images: int
+    pairing: Pairing, num_pairs: int, originals: list[int], unpaired: list[int], num_images: int
 ) -> None:
-    share = worker_share(8, pairing, num_pairs, 0, 1)
-    assert share.indices == (*originals, *singles)
+    share = worker_batch(8, pairing, num_pairs, 0, 1)
+    assert share.indices == (*originals, *unpaired)
     assert share.num_pairs == num_pairs
     assert share.num_images == num_images
 
@@ -137,4 +142,4 @@ def test_more_workers_than_the_batch_can_feed_are_refused_with_the_keys(
 ) -> None:
     message = rf"train\.batch_size: {batch_size} images hold {what}.*{num_workers} workers.*train\.num_workers"
     with pytest.raises(ValueError, match=message):
-        worker_share(batch_size, pairing, num_pairs, 0, num_workers)
+        worker_batch(batch_size, pairing, num_pairs, 0, num_workers)

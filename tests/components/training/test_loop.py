@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -11,8 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from components.data.randomness import Stream, torch_generator
-from components.equivariance import EquivarianceRegularizer, PenaltyWeight
-from components.training.loop import TrainingDivergedError
+from components.equivariance import (
+    EquivarianceRegularizer,
+    PenaltyWeight,
+    pair_scale,
+    regular_residual,
+    relative_mse,
+    rotation_residual,
+)
+from components.training.loop import Metrics, TrainingDivergedError
+from components.training.losses import L1
 from components.training.state import TrainingState
 from tests.components.training.runs import (
     BATCH_SIZE,
@@ -136,8 +146,10 @@ def test_with_pairs_copies_are_the_originals_turned_and_all_else_is_the_plain_ba
         assert len(inputs) == BATCH_SIZE
         assert torch.equal(inputs[:NUM_PAIRS], plain[:NUM_PAIRS])
         assert torch.equal(inputs[2 * NUM_PAIRS :], plain[list(SINGLES)])
-        copies = inputs[NUM_PAIRS : 2 * NUM_PAIRS]
-        turns_seen |= {n for n in range(4) if torch.equal(copies, torch.rot90(plain[:NUM_PAIRS], n, dims=(-2, -1)))}
+        transformed = inputs[NUM_PAIRS : 2 * NUM_PAIRS]
+        turns_seen |= {
+            n for n in range(4) if torch.equal(transformed, torch.rot90(plain[:NUM_PAIRS], n, dims=(-2, -1)))
+        }
     assert turns_seen == {1, 2, 3}
 
 
@@ -169,25 +181,96 @@ def test_the_penalty_adds_its_weighted_gradient_to_the_controls_and_nothing_else
         expected = without if part is None else without + part
         assert torch.allclose(with_it, expected, rtol=1e-4, atol=1e-6)
     assert _norm([part for part in own if part is not None]) > 1e-3  # or there would be nothing to see
-    assert penalised.reports[0][1]["gradient_ratio"] == pytest.approx(
-        _norm([part for part in own if part is not None]) / _norm(_gradient(control)), rel=1e-4
+
+
+def _gradients_at_layers(cap: float | None) -> tuple[list[Tensor], list[Tensor]]:
+    """By hand, in the first step, at the outputs of the three layers: what arrives there, and what the penalty adds."""
+    network, generator = tiny_network(), torch_generator(settings().seed, Stream.TURN, 0)
+    batch = EquivarianceRegularizer(network).pair(
+        *NoisySquares().batch(0, DRAWN), generator=generator, num_pairs=NUM_PAIRS
     )
+    arriving, added = [], []
+
+    def watched(output: Tensor, residual: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        originals, transformed = leaf[: 2 * NUM_PAIRS].chunk(2)
+        value = relative_mse(
+            residual(originals, transformed, batch.element), pair_scale(originals, transformed).detach()
+        )
+        (own,) = torch.autograd.grad(weight * value / 3, leaf)
+
+        def enter(gradient: Tensor) -> Tensor:
+            pairs, capped = gradient[: 2 * NUM_PAIRS], own.clone()
+            for pair in range(NUM_PAIRS if cap is not None else 0):
+                both = [pair, NUM_PAIRS + pair]
+                capped[both] *= min(1.0, cap * float(pairs[both].norm() / own[both].norm()))
+            arriving.append(pairs)
+            added.append(capped)
+            return gradient + capped
+
+        output.register_hook(enter)
+        return output
+
+    with torch.no_grad():
+        weight = 0.5 / 4 * float((network(batch.inputs) - batch.targets).square().mean())  # a quarter of the warm-up
+    maps = batch.inputs
+    for module in network:
+        maps = module(maps)
+        if isinstance(module, nn.Conv2d):
+            maps = watched(maps, rotation_residual if module is network[4] else regular_residual)
+    (maps - batch.targets).square().mean().backward()
+    return arriving, added
 
 
-@pytest.mark.parametrize("counts_copies", [True, False])
-def test_the_task_loss_counts_the_copies_or_leaves_them_out(counts_copies: bool) -> None:
-    run = Run(settings(steps=1, task_on_copies=counts_copies, loss="l1", gradient_clip=1e9), weight=0.0)
+@pytest.mark.parametrize("cap", [None, 0.05])
+def test_the_gradient_ratio_is_that_of_what_the_penalty_adds_and_what_arrives_at_the_layers(cap: float | None) -> None:
+    run = Run(settings(steps=1), weight=0.5, options={"max_gradient_ratio": cap}).start()
+    arriving, added = _gradients_at_layers(cap)
+    assert len(arriving) == 3
+    ratio = _norm(added) / _norm(arriving)
+    assert run.reports[0][1]["gradient_ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert ratio > 1e-3
+    assert (cap is None) == (ratio > 0.05 * (1 + 1e-9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ratios"),
+    [({"weight": 0.0}, [0.0, 0.0]), ({"penalty": "channel"}, [None, None]), ({"penalty": "projection"}, [None, None])],
+)
+def test_there_is_no_gradient_ratio_where_nothing_enters_at_the_outputs_of_layers(
+    changes: dict[str, Any], ratios: list[float | None]
+) -> None:
+    run = Run(settings(steps=2), **changes).start()
+    assert [metrics.get("gradient_ratio") for _, metrics in run.reports] == ratios
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED])
+def test_a_report_takes_no_backward_pass_and_changes_no_weight(options: dict[str, Any]) -> None:
+    states, passes = [], []
+    for report_every in (1, 12):
+        run = Run(settings(report_every=report_every), options=options)
+        run.state.network[0].weight.register_hook(lambda gradient: passes.append(1))
+        states.append(tensors(run.start()))
+    assert len(passes) == 2 * 12
+    assert _same(*states)
+
+
+@pytest.mark.parametrize("counts_transformed", [True, False])
+def test_the_task_loss_counts_the_copies_or_leaves_them_out(counts_transformed: bool) -> None:
+    run = Run(settings(steps=1, task_loss_on_transformed=counts_transformed, loss=L1(), gradient_clip=1e9), weight=0.0)
     seen = _recorded_inputs(run)
     run.start()
     network, (degraded, clean) = tiny_network(), NoisySquares().batch(0, DRAWN)
     errors = [(network(image[None]) - truth).abs().mean() for image, truth in zip(degraded, clean, strict=True)]
-    if counts_copies:
-        copies = seen[0][NUM_PAIRS : 2 * NUM_PAIRS]
-        turns = next(n for n in (1, 2, 3) if torch.equal(copies, torch.rot90(degraded[:NUM_PAIRS], n, dims=(-2, -1))))
+    if counts_transformed:
+        transformed = seen[0][NUM_PAIRS : 2 * NUM_PAIRS]
+        turns = next(
+            n for n in (1, 2, 3) if torch.equal(transformed, torch.rot90(degraded[:NUM_PAIRS], n, dims=(-2, -1)))
+        )
         turned = torch.rot90(clean[:NUM_PAIRS], turns, dims=(-2, -1))
-        errors += [(network(copy[None]) - truth).abs().mean() for copy, truth in zip(copies, turned, strict=True)]
+        errors += [(network(copy[None]) - truth).abs().mean() for copy, truth in zip(transformed, turned, strict=True)]
     loss = torch.stack(errors).mean()
-    assert len(errors) == (8 if counts_copies else 6)
+    assert len(errors) == (8 if counts_transformed else 6)
     assert run.losses()[0] == pytest.approx(loss.item(), rel=1e-5)
     expected = torch.autograd.grad(loss, list(network.parameters()))
     for found, gradient in zip(_gradient(run), expected, strict=True):
@@ -237,6 +320,69 @@ def test_a_report_tells_rate_weight_and_every_layer() -> None:
     assert metrics["images_per_second"] > 0
     without = Run(settings(steps=1), weight=None).start().reports[0][1]
     assert not {"penalty", "weight", "gradient_ratio"} & without.keys()
+
+
+class _Supervised(nn.Module):
+    """Gives two images to supervise in training, and the last one in evaluation."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.first, self.second = tiny_network(), tiny_network()
+        self.kind = kind
+
+    def forward(self, images: Tensor) -> Any:
+        first = self.first(images)
+        second = self.second(first)
+        return self.kind((first, second)) if self.training else second
+
+
+@pytest.mark.parametrize("counts_transformed", [True, False])
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_several_supervised_outputs_are_each_compared_with_the_targets(
+    kind: type, micro_batch_size: int | None, counts_transformed: bool
+) -> None:
+    one_step = settings(
+        steps=1, gradient_clip=1e9, micro_batch_size=micro_batch_size, task_loss_on_transformed=counts_transformed
+    )
+    run = Run(one_step, weight=0.0)
+    run.state = TrainingState(_Supervised(kind), PenaltyWeight(0.0), one_step, run.worker)
+    run.start()
+    network, generator = _Supervised(kind), torch_generator(one_step.seed, Stream.TURN, 0)
+    batch = EquivarianceRegularizer(network).pair(
+        *NoisySquares().batch(0, DRAWN), generator=generator, num_pairs=NUM_PAIRS
+    )
+    first, second = network(batch.inputs)
+    counted = [i for i in range(len(batch.inputs)) if counts_transformed or not NUM_PAIRS <= i < 2 * NUM_PAIRS]
+    errors = [(output - batch.targets)[counted].square().mean() for output in (first, second)]
+    assert errors[0] != errors[1]
+    assert run.losses()[0] == pytest.approx((errors[0] + errors[1]).item() / 2, rel=1e-5)
+    expected = torch.autograd.grad((errors[0] + errors[1]) / 2, list(network.parameters()))
+    for found, gradient in zip(_gradient(run), expected, strict=True):
+        assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-7)
+
+
+class _Announced:
+    """Says when it has drawn the batch of a step."""
+
+    def __init__(self) -> None:
+        self.drawn = [Event() for _ in range(12)]
+
+    def batch(self, step: int, indices: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        self.drawn[step].set()
+        return NoisySquares().batch(step, indices)
+
+
+def test_a_validation_does_not_stop_the_drawing_of_batches() -> None:
+    sampler, found = _Announced(), []
+
+    class Waiting(Run):
+        def _validate(self, network: nn.Module) -> Metrics:
+            found.append(all(event.wait(60) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
+            return {}
+
+    Waiting(settings(validate_every=1, steps=5), sampler=sampler).start()
+    assert found == [True] * 5
 
 
 class _BadFrom:

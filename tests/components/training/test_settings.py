@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from components.training.losses import L1, MeanSquaredError
 from components.training.settings import ema_update
 from tests.components.training.runs import settings
 
@@ -61,7 +62,7 @@ def test_whole_numbers_such_as_counters_are_copied_not_averaged() -> None:
 def test_losses_are_means_over_all_values_in_float32() -> None:
     outputs = torch.tensor([[0.5, 1.0], [0.0, 0.0]], dtype=torch.bfloat16)
     targets = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
-    for loss, expected in (("l1", 2.5 / 4), ("mse", 2.25 / 4)):
+    for loss, expected in ((L1(), 2.5 / 4), (MeanSquaredError(), 2.25 / 4)):
         value = settings(loss=loss).task_loss(outputs, targets)
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(expected)

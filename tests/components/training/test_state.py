@@ -1,5 +1,6 @@
 """A checkpoint gives back everything to the bit, or is refused."""
 
+import io
 import math
 import pickle
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_the_result_of_a_checkpoint_is_the_averaged_network_with_its_history(tra
         TrainingResult.from_bytes(trained.state.to_bytes(), nn.Conv2d(3, 3, 3))
 
 
+def test_a_checkpoint_without_a_format_is_read_and_a_newer_one_is_refused_by_name(trained: Run) -> None:
+    saved = torch.load(io.BytesIO(trained.state.to_bytes()), weights_only=True)
+    assert saved.pop("format") == 1
+    for version in (None, 2):
+        content = io.BytesIO()
+        torch.save(saved if version is None else {"format": version, **saved}, content)
+        if version is None:
+            trained.state.from_bytes(content.getvalue())
+            continue
+        with pytest.raises(ValueError, match=r"does not fit this run .it has format 2, and this eqreg reads formats"):
+            trained.state.from_bytes(content.getvalue())
+
+
 def test_a_state_before_the_first_step_has_no_loss_and_no_history() -> None:
     fresh, other = Run(), Run()
     other.state.from_bytes(fresh.state.to_bytes())
@@ -61,6 +75,27 @@ def test_a_state_before_the_first_step_has_no_loss_and_no_history() -> None:
 def test_bytes_cut_short_are_refused(trained: Run, kept: int) -> None:
     with pytest.raises(ValueError, match="a checkpoint that does not fit this run"):
         Run().state.from_bytes(trained.state.to_bytes()[:kept])
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], "text", 5, {"averaged": 5, "network": 5}, {"averaged": [1], "network": {}}, {}]
+)
+def test_a_checkpoint_of_other_content_is_refused(content: object) -> None:
+    data = io.BytesIO()
+    torch.save(content, data)
+    with pytest.raises(ValueError, match="a checkpoint that does not fit this run"):
+        Run().state.from_bytes(data.getvalue())
+    with pytest.raises(ValueError, match="a checkpoint that does not fit this run"):
+        TrainingResult.from_bytes(data.getvalue(), Run().state.network)
+
+
+@pytest.mark.parametrize("part", ["averaged", "network", "optimizer", "penalty_weight"])
+def test_a_checkpoint_of_which_one_part_is_no_mapping_is_refused(trained: Run, part: str) -> None:
+    content = torch.load(io.BytesIO(trained.state.to_bytes()), weights_only=True)
+    data = io.BytesIO()
+    torch.save({**content, part: 5}, data)
+    with pytest.raises(ValueError, match="a checkpoint that does not fit this run"):
+        Run().state.from_bytes(data.getvalue())
 
 
 def test_a_checkpoint_of_another_network_is_refused(trained: Run) -> None:

@@ -27,12 +27,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "penalised": ({}, {}),
     "batch": ({}, {"norm": "batch"}),
     "sampled": (
-        {"task_on_copies": False},
+        {"task_loss_on_transformed": False},
         {"options": {"sample_layers": 1.5, "sample_fields": 0.5, "max_gradient_ratio": 0.3}},
     ),
     "balanced": ({}, {"balance": 0.1}),
-    "accumulated": ({"images_at_once": 3}, {"options": {"max_gradient_ratio": 0.3}}),
-    "projection": ({"images_at_once": 3}, {"penalty": "projection"}),
+    "accumulated": ({"micro_batch_size": 3}, {"options": {"max_gradient_ratio": 0.3}}),
+    "projection": ({"micro_batch_size": 3}, {"penalty": "projection"}),
 }
 
 
@@ -104,8 +104,8 @@ def test_workers_have_the_losses_and_weights_of_one_to_rounding(
     _, folder = processes
     history, one = _history(folder / f"whole-{kind}-0.json"), alone[kind]
     assert [row["step"] for row in history] == [row["step"] for row in one.state.history]
-    # gradient_ratio is of rank 0's images, and its validation has an image for each rank.
-    names = one.state.history[-1].keys() - {"step", "images_per_second", "gradient_ratio", "val_score"}
+    # The validation has an image for each rank.
+    names = one.state.history[-1].keys() - {"step", "images_per_second", "val_score"}
     for name in names:
         expected = [row.get(name) for row in one.state.history]
         for row, wanted in zip(history, expected, strict=True):
@@ -140,8 +140,8 @@ def test_killed_and_resumed_they_report_the_same_and_end_with_the_same_bytes(
 def test_accumulated_gradients_are_those_of_the_whole_batch(alone: dict[str, Run]) -> None:
     """One step, all at once and in parts of three; a fixed weight, as the weight in parts lags by a step."""
     states = []
-    for images_at_once in (None, 3):
-        run = Run(settings(steps=1, images_at_once=images_at_once, gradient_clip=1e9), weight=0.0, batch_size=12)
+    for micro_batch_size in (None, 3):
+        run = Run(settings(steps=1, micro_batch_size=micro_batch_size, gradient_clip=1e9), weight=0.0, batch_size=12)
         states.append(tensors(run.start()))
     for name, value in states[0].items():
         if name.startswith(("network", "optimizer")):

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from tests.pipeline.cluster.own_cluster import base_environment
+from tests.pipeline.services import read_line
 
 pytestmark = pytest.mark.ray
 
@@ -27,8 +28,10 @@ ROOT = Path(__file__).parents[3]
 _SESSION = """
 import json, socket, sys, psutil
 from pipeline.cluster.session import ray_session
-from pipeline.params import load_params
+from pipeline.config.schema import load_params
 cluster = load_params().cluster.model_copy(update={"address": "local"})
+import os
+before = dict(os.environ)
 with ray_session(cluster, dashboard=sys.argv[1] == "dashboard"):
     import ray
     WORK
@@ -40,15 +43,18 @@ with ray_session(cluster, dashboard=sys.argv[1] == "dashboard"):
                 found["listening"].append([process.name(), each.laddr.ip, each.laddr.port])
     from ray._private.worker import global_worker
     found["dashboard"] = global_worker.node.webui_url
+    found["set"] = sorted(name for name, value in os.environ.items() if before.get(name) != value)
     print(json.dumps(found), flush=True)
     sys.stdin.read()
+left = {name: os.environ.get(name) for name in before.keys() | os.environ.keys()}
+print(json.dumps({name: value for name, value in left.items() if before.get(name) != value}))
 """
 _TASKS = "ray.get([ray.remote(lambda: 1).remote() for _ in range(4)])"
 _TRAINING = """
     import threading, time, ray.train
     folder = sys.argv[2]
     from ray.train import RunConfig, ScalingConfig
-    from pipeline.cluster.meeting import MeetingConfig
+    from pipeline.cluster.process_group import ProcessGroupConfig
     from pipeline.cluster.quick_trainer import QuickTrainer
     def train():
         import time, torch
@@ -58,7 +64,7 @@ _TRAINING = """
     trainer = QuickTrainer(
         train,
         is_local=True,
-        torch_config=MeetingConfig(backend="gloo"),
+        torch_config=ProcessGroupConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(storage_path=folder),
     )
@@ -86,19 +92,25 @@ class Session:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stdout
         timer = threading.Timer(180, self.process.kill)
         timer.start()
-        line = self.process.stdout.readline()
+        line = read_line(self.process)
         timer.cancel()
         assert line, "the session did not start"
         self.found: dict[str, Any] = json.loads(line)
 
     def end(self) -> None:
-        """As its block ends; then what is left of it, if something is."""
+        """As its block ends; then what is left of it, if something is. Once is enough.
+
+        Sets ``left``: the environment variables that are others than before the block.
+        """
+        if self.process.poll() is not None:
+            return
         children = psutil.Process(self.process.pid).children(recursive=True)
         try:
-            self.process.communicate("", timeout=60)
+            output, _ = self.process.communicate("", timeout=60)
+            if output:  # a Ray that ends on a busy machine may end the process before it tells
+                self.left: dict[str, str | None] = json.loads(output)
         except subprocess.TimeoutExpired:
             self.process.kill()
         for process in psutil.wait_procs(children, timeout=15)[1]:
@@ -155,6 +167,9 @@ def test_a_local_session_listens_on_loopback_alone(session: Session) -> None:
     assert {"gcs_server", "raylet"} <= names
     assert any(name.startswith("ray::") for name in names), "the workers and agents were not seen"
     _assert_closed(session.found)
+    session.end()
+    assert {"PYTHONPATH", "PYTHONWARNINGS", "RAY_AUTH_MODE"} <= set(session.found["set"])
+    assert session.left == {}
 
 
 @pytest.mark.slow
@@ -191,3 +206,18 @@ def test_a_local_session_refuses_who_has_not_its_token(session: Session) -> None
         output, complaint = process.communicate(timeout=120)
         assert (process.returncode == 0 and output.strip() == "1") == is_let_in, complaint
         assert is_let_in or "token" in complaint.lower()
+
+
+@pytest.mark.slow
+def test_workers_start_with_a_python_whose_path_a_shell_would_split(tmp_path: Path) -> None:
+    """As that of a clone in ``/home/me/eq reg ü``: Ray hands the path to a shell."""
+    (tmp_path / "eq reg ü").symlink_to(Path(sys.prefix).absolute())
+    python = tmp_path / "eq reg ü/bin/python"
+    (tmp_path / "home").mkdir()
+    work = "print(ray.get(ray.remote(lambda: __import__('sys').executable).remote()))"
+    code = _SESSION[: _SESSION.index("    me = ")].replace("WORK", work)
+    environment = base_environment(tmp_path / "home") | {"PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [python, "-c", code, "none"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.stdout.strip() == str(python), done.stderr

@@ -19,8 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.cluster.study_storage import StudyStorage
-from pipeline.tune import tune
+from pipeline.stages.tune import tune
+from pipeline.study.database import StudyStorage
 from tests.pipeline.workspace import Workspace, descendants, wait_for
 
 STEPS, GRACE = 120, 20

@@ -13,12 +13,12 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.util.queue import Empty
 
-from pipeline.cluster.room import WorkerResources
+from pipeline.cluster.resources import WorkerResources
 from pipeline.cluster.training import TrainingRun, _Listener, _start_timeout
-from pipeline.errors import FullDiskError, NoRoomError, UserError
-from pipeline.params import load_params
-from pipeline.storage.delivery import Delivery
-from pipeline.storage.places import open_place
+from pipeline.config.schema import load_params
+from pipeline.errors import FullDiskError, InsufficientResourcesError, UserError
+from pipeline.storage.open_store import open_store
+from pipeline.storage.staged_packs import StagedPacks
 from tests.pipeline.workspace import ROOT
 
 pytestmark = pytest.mark.unit
@@ -40,10 +40,8 @@ class Training:
 
 def training_run(folder: Path, num_workers: tuple[int, int], wait_s: int) -> TrainingRun:
     cluster = load_params(ROOT / "params.yaml").cluster.model_copy(update={"wait_s": wait_s})
-    delivery = Delivery("0" * 12, folder, None, str(folder))
-    return TrainingRun(
-        "run", num_workers, WorkerResources(1), cluster, delivery, open_place(str(folder)), "train/run", 1
-    )
+    staged = StagedPacks("0" * 12, folder, None, str(folder))
+    return TrainingRun("run", num_workers, WorkerResources(1), cluster, staged, open_store(str(folder)), "train/run", 1)
 
 
 def follow(tmp_path: Path, told: list[tuple[str, Any]], seconds: float, failure: Exception | None = None) -> list[int]:
@@ -84,7 +82,9 @@ def test_workers_that_do_not_come_are_waited_for_as_long_as_was_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, Any]]
 ) -> None:
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
-    with pytest.raises(NoRoomError, match=r"2 workers with 1 CPU each did not start in 1 s; there is 1 CPU free"):
+    with pytest.raises(
+        InsufficientResourcesError, match=r"2 workers with 1 CPU each did not start in 1 s; there is 1 CPU free"
+    ):
         follow(tmp_path, told, 20)
 
 

@@ -1,0 +1,1 @@
+"""How equivariant a network is, what prevents equivariance, and what helps."""

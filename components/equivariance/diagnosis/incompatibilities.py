@@ -1,0 +1,156 @@
+"""What prevents equivariance at a layer or between layers, with a hint for each case.
+
+Legend: t is the order of the group. Along an axis: kernel k, dilation d, span ``d (k - 1) + 1``, padding p, stride s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..groups import Group
+from ..layers.grid import Window
+from ..layers.layouts import Layout, Windows
+from ..layers.spec import LayerSpec
+from ..layers.tracing import Call
+from .operations import Spatial
+
+FIELD_LIMITS = ("channels", "channel groups", "heads")
+"""The kinds of incompatibilities that still allow trivial fields at a layer."""
+
+
+@dataclass(frozen=True)
+class Incompatibility:
+    """What prevents equivariance at some place of a network.
+
+    Attributes:
+        kind: one or two words, for example "stride".
+        reason: what is wrong.
+        hint: what would help.
+        is_fatal: whether no weights of the layers can make the output equivariant while it is there.
+    """
+
+    kind: str
+    reason: str
+    hint: str
+    is_fatal: bool = False
+
+
+def layer_incompatibilities(
+    spec: LayerSpec, calls: Sequence[Call], layout: Layout | None, head_width: int | None, group: Group, breaks: bool
+) -> Iterator[Incompatibility]:
+    """What prevents or limits equivariance of a layer, other than an output without maps.
+
+    Args:
+        spec: of the layer.
+        calls: of the layer, in one forward.
+        layout: of its output.
+        head_width: the number of channels of a head in the attention that follows; None without attention.
+        group: a group on the grid.
+        breaks: whether something in the network prevents an equivariant output.
+    """
+    if spec.window and (reason := spec.window.incompatibility(group.needs_squares)):
+        hint = "an odd kernel" if "uneven" in reason else "square kernels, strides, paddings and dilations"
+        yield Incompatibility("window", reason, hint, breaks)
+    for call in calls:
+        if call.window:
+            yield from _alignment(call.window, call.input_shape[-2:], call.output_shape[-2:], breaks)
+    if isinstance(layout, Windows) and any(2 * shift % layout.size for shift in layout.shift):
+        rows, columns = (abs(shift) for shift in layout.shift)
+        reason = f"windows of {layout.size} shifted by ({rows}, {columns}) are others on a turned image"
+        yield Incompatibility("window shift", reason, "an even window, shifted by half of it", breaks)
+    if not spec.writes_image:
+        yield from _field_limits(spec, head_width, group)
+
+
+def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iterator[Incompatibility]:
+    """Why hidden maps cannot be regular fields, or not as they should be; they can still be trivial fields."""
+    t = group.order
+    if spec.channels % t:
+        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
+        reason = f"{spec.channels} channels{after} do not divide by {t} into regular fields, only trivial ones fit"
+        yield Incompatibility("channels", reason, f"{_nearest_multiple(spec.channels, t)} channels")
+    of_group = spec.inputs // spec.num_groups
+    if spec.num_groups > 1 and of_group > 1 and of_group % t:
+        reason = f"groups of {of_group} channels cut through regular fields of {t}"
+        yield Incompatibility("channel groups", reason, f"groups of a multiple of {t} channels, or of one")
+    if head_width and head_width % t:
+        reason = f"attention heads of {head_width} channels cut through regular fields of {t}"
+        yield Incompatibility("heads", reason, f"heads of a multiple of {t} channels")
+
+
+def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) -> Iterator[Incompatibility]:
+    """What prevents equivariance of a pool, a resize or a padding.
+
+    Args:
+        operation: the pool, resize or padding.
+        group: a group on the grid.
+        breaks: whether something in the network prevents an equivariant output.
+    """
+    sizes = (operation.input_size, operation.output_size)
+    if operation.window:
+        if reason := operation.window.incompatibility(group.needs_squares):
+            yield Incompatibility("pool", reason, "a square window", breaks)
+        for incompatibility in _alignment(operation.window, *sizes, breaks):
+            yield Incompatibility("pool", incompatibility.reason, incompatibility.hint, breaks)
+    elif operation.kind == "resize" and operation.details == "nearest":
+        if any(out % size for size, out in zip(*sizes, strict=True)):
+            reason = f"nearest neighbours from {by(sizes[0])} to {by(sizes[1])} are picked from one side"
+            yield Incompatibility("resize", reason, "a whole factor, or bilinear", breaks)
+    elif operation.kind == "padding":
+        widths = operation.details
+        if any(widths[axis] != widths[axis + 1] for axis in range(0, len(widths) - 1, 2)):
+            reason = f"padding {widths} is on one side only"
+            yield Incompatibility("padding", reason, "equal padding on both sides, or sizes that need none", breaks)
+
+
+def _alignment(
+    window: Window, input_size: Sequence[int], output_size: Sequence[int], breaks: bool
+) -> Iterator[Incompatibility]:
+    reason = window.alignment_incompatibility(input_size, output_size)
+    if reason and not (window.incompatibility(needs_squares=True) and window.kernel_size[0] != window.kernel_size[1]):
+        hint = " or ".join(other_windows(window, input_size, output_size)) or "another stride"
+        yield Incompatibility("stride", reason, f"{hint}, or another image size", breaks)
+    elif reason:
+        yield Incompatibility("stride", reason, "another image size", breaks)
+
+
+def other_windows(window: Window, input_size: Sequence[int], output_size: Sequence[int]) -> list[str]:
+    """The nearest two kernels with paddings that are symmetric, skip no pixel and give the same output size.
+
+    Args:
+        window: the window to replace.
+        input_size: ``(H, W)``.
+        output_size: ``(H, W)``.
+    """
+    kernel, stride = window.kernel_size[0], window.stride[0]
+    fitting = []
+    for k in range(min(kernel, stride), kernel + 2 * stride + 1):
+        span = window.dilation[0] * (k - 1) + 1
+        for p in range(span // 2 + 1):
+            if all(
+                _output_size(size, span, p, stride, window.is_transposed) == out
+                for size, out in zip(input_size, output_size, strict=True)
+            ):
+                fitting.append((abs(k - kernel), k, p))
+    nearest = sorted(sorted(fitting)[:2], key=lambda each: each[1])
+    extra = ", output padding 0" if window.is_transposed else ""
+    return [f"kernel {k} with padding {p}{extra}" for _, k, p in nearest]
+
+
+def _output_size(size: int, span: int, padding: int, stride: int, is_transposed: bool) -> int | None:
+    """The output size of a symmetric grid; None if the grid is not symmetric."""
+    if is_transposed:
+        return (size - 1) * stride + span - 2 * padding
+    steps, left_over = divmod(size + 2 * padding - span, stride)
+    return None if left_over else steps + 1
+
+
+def _nearest_multiple(number: int, t: int) -> str:
+    below, above = number - number % t, number + -number % t
+    return f"{below} or {above}" if below else f"{above}"
+
+
+def by(size: Sequence[int]) -> str:
+    """A size in words, for example 64x48."""
+    return "x".join(str(side) for side in size)

@@ -1,0 +1,1 @@
+"""Comparison of control arms that were trained with the same seeds."""

@@ -1,0 +1,1 @@
+"""Checks whether a cluster can be used for training."""

@@ -1,0 +1,1 @@
+"""Runs stages as Ray jobs on a running cluster."""

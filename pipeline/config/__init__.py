@@ -1,0 +1,1 @@
+"""params.yaml: its schema, the validation messages, and the values that a run uses."""

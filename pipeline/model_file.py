@@ -1,0 +1,106 @@
+"""Model files: a network's weights with the settings to build it again, and their SHA-256.
+
+Importing this module does not import torch, and loading a network imports its architecture and nothing of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from components.brief import first_line
+from components.formats import KEY, NewerFormatError, check_format
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 1
+"""Version of the metadata of a model file."""
+
+
+def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None:
+    """Writes the weights of a network, and the settings to build it again, to a safetensors file.
+
+    The file must be a function of data, params and code. The metadata must therefore hold no commit, time or path.
+
+    Args:
+        path: of the file.
+        network: whose weights are written.
+        metadata: ``metadata["network"]`` holds the arguments of ``build_network``, ``metadata["task"]`` the task.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata}, sort_keys=True)})
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Reads a file that ``save_model`` wrote.
+
+    Returns:
+        The network in evaluation mode, and the metadata.
+
+    Raises:
+        ValueError: the file was not written by ``save_model``, or by a newer one.
+    """
+    from safetensors import safe_open
+
+    from components.networks import build_network
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = json.loads(file.metadata()["eqreg"])
+            check_format(metadata, FORMAT, str(path))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        network = build_network(**metadata["network"])
+        network.load_state_dict(weights)
+    except NewerFormatError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: not a model of eqreg ({first_line(error)}); run 'eqreg train'") from error
+    return network.eval(), metadata
+
+
+def model_sha256(path: Path) -> str:
+    """SHA-256 of the tensors, the network settings and the task in a model file.
+
+    The other entries of the header (hashes, steps) are left out.
+
+    Raises:
+        ValueError: the file is not a model of eqreg.
+    """
+    with path.open("rb") as file:
+        header, metadata = _header(file, path)
+        identity = {"tensors": header, "network": metadata["network"], "task": metadata["task"]}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that ``save_model`` wrote: "network", "task" and, for a trained model, "hashes" and "steps".
+
+    Raises:
+        ValueError: the file is not a model of eqreg.
+    """
+    with path.open("rb") as file:
+        return _header(file, path)[1]
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads (name -> dtype, shape and offsets of each tensor, metadata), and leaves the file at the tensors' bytes.
+
+    A safetensors file holds the header's length (8 bytes, little endian), the header as JSON, and the tensors' bytes.
+    """
+    try:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        metadata: dict[str, Any] = json.loads(header.pop("__metadata__")["eqreg"])
+        if not {"network", "task"} <= metadata.keys():
+            raise ValueError("its header names no network and task")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path}: not a model of eqreg ({error}); run 'eqreg train'") from error
+    check_format(metadata, FORMAT, str(path))
+    return header, metadata

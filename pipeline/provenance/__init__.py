@@ -1,0 +1,1 @@
+"""The provenance of results: commit, code, data and params."""

@@ -1,0 +1,1 @@
+"""The sources of a data set's files, and the download from them."""

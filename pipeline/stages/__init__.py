@@ -1,0 +1,1 @@
+"""The six stages of dvc.yaml and their helper modules."""

@@ -1,0 +1,1 @@
+"""An Optuna study that several drivers share. The package does not import Ray."""
