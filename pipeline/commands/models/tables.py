@@ -1,0 +1,161 @@
+"""Prints what ``eqreg models`` shows: versions, one version, and the history of champions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.console import console
+from pipeline.tracking.champions import Champion
+from pipeline.tracking.model_card import cost_rows, figures, read_facts
+from pipeline.tracking.registry import REASON
+from pipeline.tracking.store import MODEL_TAG
+from pipeline.tracking.versions import FILES_TAG, Record
+
+_LINEAGE = {
+    "commit": "eqreg.git_commit",
+    "uncommitted": "eqreg.git_dirty",
+    "data": "eqreg.data_hash",
+    "params": "eqreg.params_hash",
+    "lineage": "eqreg.lineage",
+    "training": "eqreg.training",
+    "model": MODEL_TAG,
+    "files": FILES_TAG,
+}
+"""Title -> tag of a version."""
+
+_UNKNOWN = "not recorded"
+
+
+def print_versions(records: Sequence[Record], others: Sequence[str]) -> None:
+    """Prints a table of versions, the newest first.
+
+    Args:
+        records: the versions of one model.
+        others: names of the other models in the registry.
+    """
+    if not records:
+        console.print("no versions")
+    table = _table(
+        "version", "aliases", "registered, UTC", "score on test", "equivariance error", "multiply-adds a pixel"
+    )
+    for record in records:
+        facts = read_facts(record.tags)
+        score = "-"
+        if facts:
+            key, title, digits = facts["titles"][0]
+            score = f"{facts['metrics']['test']['restored'][key]:.{digits}f} ({title})"
+        error, cost = (record.tags.get(f"eqreg.{name}") for name in ("equivariance_error", "multiply_adds_per_pixel"))
+        aliases, shown = ", ".join(record.aliases), f"{float(error):.4f}" if error else "-"
+        cells = (record.number, aliases, _time(record.created), score, shown, f"{int(cost):,}" if cost else "-")
+        table.add_row(*map(Text, cells))
+    if records:
+        console.print(f"models:/{records[0].name}/VERSION", markup=False)
+        console.print(table)
+    if others:
+        console.print(f"other models: {', '.join(others)}", markup=False)
+
+
+def print_version(record: Record, entries: Sequence[Champion]) -> None:
+    """Prints what is known about a version.
+
+    Args:
+        record: of the version.
+        entries: the history of the champions of the model.
+    """
+    _print_rows(
+        {
+            record.address: ", ".join(record.aliases) or "no alias",
+            "registered": f"{_time(record.created)} UTC",
+            "decision": record.tags.get(REASON, _UNKNOWN),
+            "champion": "; ".join(_reigns(record.number, entries)) or "never, as far as is recorded",
+        }
+    )
+    facts = read_facts(record.tags)
+    if facts is None:
+        console.print("figures and cost: registered without a model card")
+    else:
+        titles, rows = figures(facts)
+        table = _table(*titles)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        console.print("interval: 95 % of bootstraps over scenes, too narrow with few scenes")
+        error = facts["metrics"].get("equivariance_error", {}).get("output")
+        shown = _UNKNOWN if error is None else f"output {error:.4f} (relative residual under quarter turns)"
+        _print_rows({"equivariance error": shown, **dict(cost_rows(facts["cost"]))})
+    known = {title: record.tags[tag] for title, tag in _LINEAGE.items() if tag in record.tags}
+    _print_rows({**known, "MLflow run": record.run_id or _UNKNOWN})
+    console.print(f"card: eqreg models card {record.address}", markup=False)
+
+
+def print_history(name: str, entries: Sequence[Champion]) -> None:
+    """Prints who was champion when, the oldest first.
+
+    Args:
+        name: of the model.
+        entries: from ``pipeline.tracking.champions.history``.
+    """
+    if not entries:
+        console.print(f"{name}: there is no champion, and no move of the alias is recorded", markup=False)
+        return
+    table = _table("champion", "since, UTC", "by", "command", "reason")
+    for entry in entries:
+        version = f"version {entry.version}" if entry.version else "none"
+        if entry is entries[-1]:
+            version += " (now)"
+        if (move := entry.move) is None:
+            cells = (version, _UNKNOWN, _UNKNOWN, "-", "the alias was moved in another way, as in MLflow's pages")
+        else:
+            cells = (version, _moment(move.at), move.by, move.command, move.reason)
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def _reigns(version: str, entries: Sequence[Champion]) -> list[str]:
+    """When a version was champion, one text for each time."""
+    found = []
+    for index, entry in enumerate(entries):
+        if entry.version != version:
+            continue
+        since = f"since {_moment(entry.move.at)} UTC" if entry.move else f"since a time that is {_UNKNOWN}"
+        if index + 1 == len(entries):
+            found.append(f"{since} until now")
+        else:
+            following = entries[index + 1].move
+            found.append(
+                f"{since} until {f'{_moment(following.at)} UTC' if following else f'a time that is {_UNKNOWN}'}"
+            )
+    return found
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    for title, text in rows.items():
+        console.print(f"{title:{width}}  {text}", markup=False)
+
+
+def _moment(text: str) -> str:
+    """A time of the history as the tables show it; as it is if somebody changed it so that it is no time."""
+    try:
+        return _time(datetime.fromisoformat(text))
+    except ValueError:
+        return text
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+__all__ = ["print_history", "print_version", "print_versions"]
