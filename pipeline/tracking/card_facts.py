@@ -12,10 +12,9 @@ import yaml
 from components.data.packs import Pack
 from components.evaluation.model_cost import count_multiply_adds, count_parameters, measure_cost
 from components.formats import KEY
-from components.inference.contract import Contract
 from components.tasks import Task
 from pipeline.config.schema import Params
-from pipeline.model_file import model_metadata
+from pipeline.model_file import contract_of, model_metadata
 from pipeline.paths import MANIFEST, MODEL, PACKED, TRAIN
 from pipeline.tracking.model_card import FORMAT
 from pipeline.tracking.store import without_password
@@ -49,7 +48,7 @@ def collect_facts(params: Params, network: nn.Module, metrics: Mapping[str, Any]
         "metrics": metrics,
         "titles": [[metric.key, metric.title, metric.digits] for metric in task.metrics],
         "options": task.restore_options,
-        "contract": _contract(params.task, network),
+        "contract": _contract(network, params.task),
         "cost": {
             "parameters": count_parameters(network),
             "multiply_adds_per_pixel": count_multiply_adds(network),
@@ -59,14 +58,10 @@ def collect_facts(params: Params, network: nn.Module, metrics: Mapping[str, Any]
     }
 
 
-def _contract(task: str, network: nn.Module) -> dict[str, Any] | None:
+def _contract(network: nn.Module, task: str) -> dict[str, Any] | None:
     """What the network takes and gives; None if no kind of model has its channels."""
-    channels = [getattr(network, name, None) for name in ("in_channels", "out_channels", "scale", "classes")]
-    inputs, outputs, scale, classes = channels
     try:
-        return Contract.of_channels(
-            task, int(inputs or 0), None if classes else outputs, scale or 1, classes or 0
-        ).as_dict()
+        return contract_of(network, task).as_dict()
     except ValueError:
         return None
 

@@ -219,15 +219,32 @@ def _untested(facts: Mapping[str, Any]) -> str:
 
 
 def _use(facts: Mapping[str, Any], name: str, version: str) -> str:
-    lines = [
-        "import mlflow, torch",
-        'mlflow.set_tracking_uri("ADDRESS")  # of this registry',
-        f'network = mlflow.pytorch.load_model("models:/{name}/{version}")',
-        f"degraded = torch.rand(1, {facts['network'].get('in_channels', 3)}, 480, 640)  # (B, C, H, W) in [0, 1]",
-        "restored = network(degraded)",
-    ]
-    command = f"eqreg restore PHOTO.png CLEAN.png --model models:/{name}/{version}{facts['options']}"
-    return "## Use\n\n```python\n" + "\n".join(lines) + f"\n```\n\nOr `{command}`."
+    address, contract = f"models:/{name}/{version}", facts["contract"] or {}
+    store = 'mlflow.set_tracking_uri("ADDRESS")  # of this registry'
+    image = 'Path("PHOTO.png").read_bytes()'
+    mask = 'params={"mask": base64.b64encode(Path("MASK.png").read_bytes()).decode()}'
+    load = f'model = mlflow.pyfunc.load_model("{address}")'
+    files = ["import base64, mlflow", "from pathlib import Path", store, load]
+    lines = {
+        "image": [*files, f'Path("CLEAN.png").write_bytes(model.predict([{image}])[0])'],
+        "masked_image": [*files, f'Path("CLEAN.png").write_bytes(model.predict([{image}], {mask})[0])'],
+        "labels": [*files, f"scores = model.predict([{image}])[0]"],
+    }.get(
+        contract.get("kind", ""),
+        [
+            "import mlflow, torch",
+            store,
+            f'network = mlflow.pytorch.load_model("{address}")',
+            f"inputs = torch.rand(1, {facts['network'].get('in_channels', 3)}, 480, 640)  # (B, C, H, W) in [0, 1]",
+            "restored = network(inputs)",
+        ],
+    )
+    text = "\n".join(
+        lines if contract.get("kind") == "masked_image" else [each.replace("base64, ", "") for each in lines]
+    )
+    command = f"eqreg restore PHOTO.png CLEAN.png --model {address}{facts['options']}"
+    shown = f"\n\nOr `{command}`." if contract.get("kind") in ("image", "masked_image") else ""
+    return f"## Use\n\n```python\n{text}\n```{shown}"
 
 
 def _origin(lineage: Mapping[str, str]) -> str:

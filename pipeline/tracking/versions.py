@@ -16,13 +16,10 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage.databases import sqlite_file
-from pipeline.tracking.registry import UNCHANGED, Registry, Version
+from pipeline.tracking.registry import FILES_TAG, UNCHANGED, Registry, Version
 from pipeline.tracking.store import Store, answering, tracking_uri, without_password
 
 PREFIX = "eqreg-"
-FILES_TAG = "eqreg.files_sha256"
-"""Tag of a version: the SHA-256 of the list of its files (``components.inference.integrity``)."""
-
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9]\d*))")
 
 

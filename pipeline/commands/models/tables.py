@@ -12,9 +12,9 @@ from rich.text import Text
 from pipeline.console import console
 from pipeline.tracking.champions import Champion
 from pipeline.tracking.model_card import cost_rows, figures, read_facts
-from pipeline.tracking.registry import REASON
+from pipeline.tracking.registry import FILES_TAG, REASON
 from pipeline.tracking.store import MODEL_TAG
-from pipeline.tracking.versions import FILES_TAG, Record
+from pipeline.tracking.versions import Record
 
 _LINEAGE = {
     "commit": "eqreg.git_commit",
@@ -28,6 +28,7 @@ _LINEAGE = {
 }
 """Title -> tag of a version."""
 
+_WIDE = 104
 _UNKNOWN = "not recorded"
 
 
@@ -79,12 +80,7 @@ def print_version(record: Record, entries: Sequence[Champion]) -> None:
     if facts is None:
         console.print("figures and cost: registered without a model card")
     else:
-        titles, rows = figures(facts)
-        table = _table(*titles)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
-        console.print("interval: 95 % of bootstraps over scenes, too narrow with few scenes")
+        _print_figures(*figures(facts))
         error = facts["metrics"].get("equivariance_error", {}).get("output")
         shown = _UNKNOWN if error is None else f"output {error:.4f} (relative residual under quarter turns)"
         _print_rows({"equivariance error": shown, **dict(cost_rows(facts["cost"]))})
@@ -114,6 +110,24 @@ def print_history(name: str, entries: Sequence[Champion]) -> None:
             cells = (version, _moment(move.at), move.by, move.command, move.reason)
         table.add_row(*map(Text, cells))
     console.print(table)
+
+
+def _print_figures(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints the figures with a section for each metric; the last column needs a wide console."""
+    num_columns = len(titles) if console.width >= _WIDE else len(titles) - 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", *titles[2:num_columns]):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    metric = ""
+    for images, title, *cells in rows:
+        if title != metric:
+            table.add_section()
+            table.add_row(title)
+            metric = title
+        group, _, condition = images.partition(": ")
+        table.add_row(*map(Text, (f"  {condition}" if condition else group, *cells[: num_columns - 2])))
+    console.print(table)
+    console.print("gain: restored over the other; interval: 95 % of bootstraps over scenes, too narrow with few scenes")
 
 
 def _reigns(version: str, entries: Sequence[Champion]) -> list[str]:
