@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -39,26 +40,32 @@ def print_versions(records: Sequence[Record], others: Sequence[str]) -> None:
         records: the versions of one model.
         others: names of the other models in the registry.
     """
-    if not records:
-        console.print("no versions")
-    table = _table(
-        "version", "aliases", "registered, UTC", "score on test", "equivariance error", "multiply-adds a pixel"
-    )
+    known = {record.number: facts for record in records if (facts := read_facts(record.tags))}
+    score = next((facts["titles"][0] for facts in known.values()), ("", "score", 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("version", "aliases", "registered, UTC", f"test {score[1]}", "equivariance error", "multiply-adds"):
+        table.add_column(title, overflow="fold")
     for record in records:
-        facts = read_facts(record.tags)
-        score = "-"
-        if facts:
-            key, title, digits = facts["titles"][0]
-            score = f"{facts['metrics']['test']['restored'][key]:.{digits}f} ({title})"
+        mean = _score(known.get(record.number))
         error, cost = (record.tags.get(f"eqreg.{name}") for name in ("equivariance_error", "multiply_adds_per_pixel"))
         aliases, shown = ", ".join(record.aliases), f"{float(error):.4f}" if error else "-"
-        cells = (record.number, aliases, _time(record.created), score, shown, f"{int(cost):,}" if cost else "-")
+        cells = (record.number, aliases, _time(record.created)[:-3], mean, shown, f"{int(cost):,}" if cost else "-")
         table.add_row(*map(Text, cells))
+    console.print(table)
     if records:
-        console.print(f"models:/{records[0].name}/VERSION", markup=False)
-        console.print(table)
+        console.print(
+            f"one of them: models:/{records[0].name}/NUMBER; multiply-adds: for a pixel of the input", markup=False
+        )
     if others:
         console.print(f"other models: {', '.join(others)}", markup=False)
+
+
+def _score(facts: Mapping[str, Any] | None) -> str:
+    """The deciding metric on the test images; "-" for a version that was registered without a model card."""
+    if facts is None:
+        return "-"
+    key, _, digits = facts["titles"][0]
+    return f"{facts['metrics']['test']['restored'][key]:.{digits}f}"
 
 
 def print_version(record: Record, entries: Sequence[Champion]) -> None:
@@ -99,7 +106,9 @@ def print_history(name: str, entries: Sequence[Champion]) -> None:
     if not entries:
         console.print(f"{name}: there is no champion, and no move of the alias is recorded", markup=False)
         return
-    table = _table("champion", "since, UTC", "by", "command", "reason")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("champion", "since, UTC", "by", "command", "reason"):
+        table.add_column(title, overflow="fold")
     for entry in entries:
         version = f"version {entry.version}" if entry.version else "none"
         if entry is entries[-1]:
@@ -145,13 +154,6 @@ def _reigns(version: str, entries: Sequence[Champion]) -> list[str]:
                 f"{since} until {f'{_moment(following.at)} UTC' if following else f'a time that is {_UNKNOWN}'}"
             )
     return found
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table
 
 
 def _print_rows(rows: dict[str, str]) -> None:
