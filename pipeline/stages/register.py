@@ -17,7 +17,7 @@ from pipeline.errors import UserError, fault_of_machine
 from pipeline.model_file import load_model, model_sha256
 from pipeline.paths import EVALUATE, MODEL, PACKED, REGISTER, existing, replaced_folder
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
-from pipeline.tracking.results import lineage_tags, log_results
+from pipeline.tracking.results import lineage_tags, log_registration, log_results
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ def register(params: Params) -> None:
         return
     network, _ = load_model(MODEL)
     decision = decide(params, network, registry, champion)
-    run_id = log_results(registry.store)
+    run_id = log_results(registry.store, params.fetch.source)
     tags = lineage_tags(registry.store, run_id) | {REASON: decision.reason} | figures_as_tags(metrics)
     version = known or registry.add(run_id, network, digest, tags, MODEL)
     registry.point(decision.alias, version.number)
     registry.tag(version.number, REASON, decision.reason)
+    log_registration(registry.store, run_id, registry.name, version.number, decision.alias, decision.reason)
     _write(registry, version.number, decision)
     console.print(f"{registry.name} version {version.number}: {decision.alias} ({decision.reason})")
 
