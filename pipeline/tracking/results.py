@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -56,14 +57,15 @@ def log_results(store: Store, source: str) -> str:
 def _log_evaluation(store: Store, run_id: str, metrics: dict[str, Any]) -> None:
     """Logs results/evaluate: metrics, files, a table of test images and the note."""
     score = store.score
-    store.log(run_id, 0, metric_names.of_evaluation(metrics, score.key))
-    store.log_files(run_id, TRAIN, "train")
+    # At the model's own step. When it logs a model, MLflow links what it has of step 0 with it, without the dataset.
+    step = int(model_metadata(MODEL).get("steps", 1))
+    store.log(run_id, step, metric_names.of_evaluation(metrics, score.key))
+    for name in ("history.csv", "history.png", "metrics.json"):
+        if (TRAIN / name).exists():
+            store.log_file(run_id, TRAIN / name, "train")
     store.log_files(run_id, EVALUATE, "evaluate")
     if rows := _test_images():
-        # MLflow would append to a table of this name that an earlier evaluation has logged.
-        is_first = store.tag(run_id, _LOGGED) is None
-        name = "test_images.json" if is_first else f"test_images-{short_digest(json.dumps(metrics))}.json"
-        store.log_table(run_id, rows, name)
+        store.log_table(run_id, rows, f"test_images-{short_digest(json.dumps(rows, default=str))}.json")
     notes.write_block(store, run_id, "results", notes.of_results(metrics, score))
 
 
@@ -98,15 +100,16 @@ def log_registration(store: Store, run_id: str, name: str, version: str, alias: 
     """
     notes.write_block(store, run_id, "registry", notes.of_registration(name, version, alias, reason))
     with answering(store.uri):
-        model_id = store.client.get_model_version(name, version).model_id
-    if model_id:
-        link_metrics(store, run_id, model_id)
+        location = store.client.get_model_version(name, version).source or ""
+    if found := re.fullmatch(r"models:/(m-\w+)", location):
+        link_metrics(store, run_id, found[1])
 
 
 def link_metrics(store: Store, run_id: str, model_id: str) -> None:
     """Links the metrics of a run's test images with the model that the run has logged, and with their dataset.
 
-    They are logged once more as they are, with the same time, so that the run itself has each once.
+    They are logged once more as they are, with the same time, so that the run itself has each once. What the model has
+    already stays as it is.
 
     Args:
         store: the store of the task.
@@ -117,21 +120,26 @@ def link_metrics(store: Store, run_id: str, model_id: str) -> None:
 
     with answering(store.uri):
         run = store.client.get_run(run_id)
-        data_hash = run.data.tags.get("eqreg.data_hash", UNKNOWN)
+        known = {(entry.key, entry.step) for entry in store.client.get_logged_model(model_id).metrics or ()}
         linked = [
-            Metric(key, entry.value, entry.timestamp, entry.step, model_id, dataset_name(store.task, part), data_hash)
-            for key, part in _linked(run.data.metrics)
+            Metric(key, entry.value, entry.timestamp, entry.step, model_id, *dataset)
+            for key, dataset in _linked(run.data.metrics, store.task, run.data.tags.get("eqreg.data_hash", UNKNOWN))
             for entry in store.client.get_metric_history(run_id, key)[-1:]
+            if (key, entry.step) not in known
         ]
         store.client.log_batch(run_id, linked)
 
 
-def _linked(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Yields (name, folder in data/packed) of the metrics that describe the model of a run."""
+def _linked(
+    metrics: Mapping[str, float], task: str, data_hash: str
+) -> Iterator[tuple[str, tuple[str, str] | tuple[None, None]]]:
+    """Yields the names of the metrics that describe the model of a run, with (name, digest) of their dataset."""
+    parts = {"validation": "val", "test": "test", "rotated": "test", "out_of_distribution": None}
     for key in metrics:
         group = key.partition("/")[0]
-        if group in ("test", "rotated", "out_of_distribution", "validation"):
-            yield key, "val" if group == "validation" else "test"
+        if group in parts:
+            part = parts[group]
+            yield key, (dataset_name(task, part), data_hash) if part else (None, None)
 
 
 def training_run(store: Store) -> str:

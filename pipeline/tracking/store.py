@@ -235,8 +235,19 @@ class Store:
         with answering(self.uri):
             self.client.log_artifacts(run_id, str(folder), artifact_path)
 
+    def log_file(self, run_id: str, file: Path, artifact_path: str) -> None:
+        """Logs one file as an artifact.
+
+        Args:
+            run_id: the run.
+            file: the file.
+            artifact_path: folder among the run's artifacts.
+        """
+        with answering(self.uri):
+            self.client.log_artifact(run_id, str(file), artifact_path)
+
     def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Logs a table, which MLflow's pages show with its images.
+        """Logs a table, which MLflow's pages show with its images. A table that is there already is not changed.
 
         Args:
             run_id: the run.
@@ -246,9 +257,11 @@ class Store:
         import mlflow
 
         def cell(value: Any) -> Any:
-            return mlflow.Image(value) if isinstance(value, Path) else value
+            return mlflow.Image(str(value)) if isinstance(value, Path) else value
 
         with answering(self.uri):
+            if name in {artifact.path for artifact in self.client.list_artifacts(run_id)}:
+                return  # MLflow would append the rows
             self.client.log_table(run_id, {key: [cell(row[key]) for row in rows] for key in rows[0]}, name)
 
     def tags(self, run_id: str) -> dict[str, str]:

@@ -81,9 +81,21 @@ def system_metrics(store: Store, run_id: str) -> Iterator[None]:
         return
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    class Monitor(SystemMetricsMonitor):
+        """MLflow's, from step 1 on: what a run has of step 0 becomes a metric of the model that it logs."""
+
+        step = 0
+
+        def publish_metrics(self, metrics: Mapping[str, float]) -> None:
+            self.step += 1
+            store.log(run_id, self.step, {f"system/{key}": value for key, value in metrics.items()})
+            for part in self.monitors:
+                part.clear_metrics()
+
     monitor = None
     with suppress(UserError), answering(store.uri):
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=store.uri)
+        monitor = Monitor(run_id, tracking_uri=store.uri)
+        monitor.step = max(0, store.last_step(run_id, "system/cpu_utilization_percentage"))
         monitor.start()
     try:
         yield

@@ -428,7 +428,7 @@ print(store.Store("denoise", sys.argv[1]).parent_run({"eqreg.lineage": sys.argv[
 """
 
 
-def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]:
+def _meet(folder: Path, uri: str, number: int = 8) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of processes that use a store at the same moment."""
     names = [f"p{place}" for place in range(number)]
     started = [
@@ -453,7 +453,7 @@ def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]
 def test_processes_that_meet_a_fresh_database_make_it_once_and_all_use_it(project: Project) -> None:
     uri = f"sqlite:///{project.folder}/new/mlflow.db"
     ended = _meet(project.folder, uri)
-    assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 2
+    assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 8
     store = Store("denoise", uri)
     assert {run.info.run_id for run in store.client.search_runs([store.experiment_id])} == {
         output.strip() for _, output, _ in ended
@@ -465,7 +465,7 @@ def test_processes_that_meet_a_fresh_database_make_it_once_and_all_use_it(projec
 def test_processes_that_meet_a_fresh_postgres_make_its_tables_once_and_all_use_them(
     project: Project, postgres: str
 ) -> None:
-    ended = _meet(project.folder, postgres)
+    ended = _meet(project.folder, postgres, number=2)
     assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 2
     store = Store("denoise", postgres)
     runs = store.client.search_runs([store.experiment_id])
