@@ -423,7 +423,7 @@ store.quiet_mlflow()
 import mlflow
 Path(sys.argv[2]).touch()
 while not Path("go").exists():
-    time.sleep(0.001)
+    time.sleep(0.01)
 print(store.Store("denoise", sys.argv[1]).parent_run({"eqreg.lineage": sys.argv[2]}))
 """
 
@@ -442,10 +442,17 @@ def _meet(folder: Path, uri: str, number: int = 8) -> list[tuple[int, str, str]]
         )
         for name in names
     ]
-    while not all((folder / name).exists() for name in names) and all(each.poll() is None for each in started):
-        time.sleep(0.01)
-    (folder / "go").touch()
-    outputs = [each.communicate(timeout=120) for each in started]
+    try:
+        end = time.monotonic() + 300  # imports of all of them, on few cores
+        while not all((folder / name).exists() for name in names) and all(each.poll() is None for each in started):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (folder / "go").touch()
+        end = time.monotonic() + 120
+        outputs = [each.communicate(timeout=end - time.monotonic()) for each in started]
+    finally:
+        for each in started:
+            each.kill()
     return [(each.returncode, *output) for each, output in zip(started, outputs, strict=True)]
 
 
