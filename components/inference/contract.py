@@ -1,0 +1,94 @@
+"""What a registered model takes and gives: one description for its metadata, its card and its checks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["image", "masked_image", "ct", "labels"]
+"""image: one image. masked_image: an image and a mask of its missing pixels. ct: the LI image, the artifact image and
+the metal mask of a scan. labels: an image in, a score for each class out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a network takes and gives.
+
+    Attributes:
+        task: name of the task that it was trained for; empty if it is unknown.
+        kind: what it takes and gives.
+        inputs: number of input channels of the network.
+        outputs: number of output channels, or of classes.
+        scale: size of the output / size of the input.
+    """
+
+    task: str
+    kind: Kind
+    inputs: int
+    outputs: int
+    scale: int = 1
+
+    @property
+    def colours(self) -> int:
+        """Number of channels of the image that a user gives: 1 grey, 3 RGB."""
+        return {"masked_image": self.inputs - 1, "ct": 1}.get(self.kind, self.inputs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the contract as JSON's types, which `from_dict` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Contract:
+        """Read what `as_dict` gave; entries of later versions are left out."""
+        return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+
+    @classmethod
+    def of_channels(cls, task: str, inputs: int, outputs: int | None, scale: int = 1, classes: int = 0) -> Contract:
+        """Return the contract of a network with these numbers of channels.
+
+        Args:
+            task: name of the task.
+            inputs: input channels.
+            outputs: output channels; None for a network that gives a score for each class.
+            scale: size of the output / size of the input.
+            classes: number of classes, for a network without output channels.
+
+        Raises:
+            ValueError: no kind has these channels.
+        """
+        if outputs is None:
+            return cls(task=task, kind="labels", inputs=inputs, outputs=classes)
+        kinds: dict[tuple[int, int], Kind] = {
+            (1, 1): "image", (3, 3): "image", (2, 1): "masked_image", (4, 3): "masked_image", (3, 1): "ct",
+        }  # fmt: skip
+        if (inputs, outputs) not in kinds:
+            raise ValueError(f"a network of {inputs} input and {outputs} output channels: call it from Python")
+        return cls(task=task, kind=kinds[inputs, outputs], inputs=inputs, outputs=outputs, scale=scale)
+
+    def text(self) -> str:
+        """Return the contract in sentences, for people: what the image model and the tensor program take and give."""
+        colours = "RGB" if self.colours == 3 else "grey"
+        given = f"{self.outputs} scores" if self.kind == "labels" else f"(B, {self.outputs}, {self._sizes()})"
+        lines = [
+            f"The tensor program takes float32 (B, {self.inputs}, H, W) in [0, 1], of any size, and gives {given}.",
+        ]
+        match self.kind:
+            case "image":
+                lines.append(
+                    f"The image model takes image files as bytes (PNG, JPEG, TIFF, WebP, BMP) or arrays, {colours} as "
+                    "trained. It restores other channels, too. It gives the same kind, depth and channels back"
+                    + (f", {self.scale} times as large." if self.scale > 1 else ".")
+                )
+            case "masked_image":
+                lines.append(
+                    f"The image model takes an image ({colours}) and `mask`, an image that is white where pixels are "
+                    "missing. It changes the missing pixels alone."
+                )
+            case "ct":
+                lines.append("The input channels are the LI image, the artifact image and the metal mask of a scan.")
+            case "labels":
+                lines.append(f"The image model takes an image ({colours}) and gives a score for each class.")
+        return "\n".join(lines)
+
+    def _sizes(self) -> str:
+        return "H, W" if self.scale == 1 else f"{self.scale} H, {self.scale} W"
