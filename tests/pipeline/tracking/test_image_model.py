@@ -56,7 +56,9 @@ def _expected(pixels: np.ndarray) -> np.ndarray:
 
 
 def _add(registry: Registry, network: nn.Module | None = None) -> str:
-    version = registry.add(registry.store.parent_run({"eqreg.lineage": "0123456789ab"}), network or _network(), "aa", {})
+    version = registry.add(
+        registry.store.parent_run({"eqreg.lineage": "0123456789ab"}), network or _network(), "aa", {}
+    )
     mlflow.set_tracking_uri(registry.store.uri)
     return f"models:/{registry.name}/{version.number}"
 
