@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipeline.provenance.training_fingerprint import TrainingFingerprint
 from pipeline.tracking.notes import NOTE_TAG
 from pipeline.tracking.results import lineage_tags, link_metrics, log_results, training_run
 from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store
+from tests.pages import blocks, python_blocks
 from tests.pipeline.conftest import Project
 from tests.pipeline.tracking.test_metric_names import evaluation
 
@@ -165,3 +167,26 @@ def test_models_are_sorted_by_the_score_on_the_test_images(project: Project, sto
     assert (psnr.value, psnr.dataset_name, psnr.dataset_digest) == (99.0, "denoise test", "data")
     history = store.client.get_metric_history(run_id, "test/restored/psnr")
     assert [entry.value for entry in history] == [30.0, 10.0, 99.0]
+
+
+def test_the_searches_of_the_page_find_what_it_says(project: Project, store: Store) -> None:
+    """Of docs/how-to/mlflow.md: the filter strings, and the search for the best model in Python."""
+    page = "docs/how-to/mlflow.md"
+    trained()
+    evaluated()
+    pipeline = store.parent_run(LINEAGE)
+    assert log_results(store, "builtin") == pipeline
+    store.log(pipeline, 90, {"test/restored/psnr": 30.5})
+    trial = store.begin("trial-1", {"eqreg.kind": "trial", "eqreg.stopped_early": "false"}, {})
+    store.end(trial)
+    (filters,) = (block.text.splitlines() for block in blocks(page) if block.language == "text")
+    found = [
+        [run.info.run_id for run in store.client.search_runs([store.experiment_id], condition)] for condition in filters
+    ]
+    assert found == [[pipeline], [trial], [pipeline]]
+    model = store.client.create_logged_model(store.experiment_id, "model", pipeline)
+    link_metrics(store, pipeline, model.model_id)
+    names: dict[str, Any] = {}
+    (block,) = python_blocks(page)
+    exec(block.text, names)
+    assert names["best"].model_id == model.model_id
