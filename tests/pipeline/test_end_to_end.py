@@ -163,6 +163,21 @@ def test_the_history_has_every_report_once(workspace: Workspace) -> None:
     assert [step for (step,) in steps] == list(range(5, 41, 5))
 
 
+def test_the_run_has_images_of_each_validation_its_data_and_a_note(workspace: Workspace) -> None:
+    parent = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")[0][0]
+    images = (workspace.folder / f"mlartifacts/{parent}/artifacts/images").glob("*.png")
+    shown = sorted(tuple(image.name.split("+")[0:3:2]) for image in images)
+    assert shown == [(f"validation~{number}", str(step)) for number in (1, 2) for step in (10, 20, 30, 40)]
+    query = f"select value from input_tags join inputs using (input_uuid) where destination_id = '{parent}'"
+    contexts = rows(workspace, query)
+    assert sorted(contexts) == [("test",), ("train",), ("validation",)]
+    (note,) = rows(workspace, f"select value from tags where run_uuid = '{parent}' and key = 'mlflow.note.content'")
+    assert "| restored |" in str(note)
+    assert "champion (there was no champion)" in str(note)
+    linked = rows(workspace, "select dataset_name from logged_model_metrics where metric_name = 'test/restored/psnr'")
+    assert linked == [("denoise test",)]
+
+
 def outputs(workspace: Workspace) -> dict[str, bytes]:
     """Every file of every output of a stage."""
     made = [path for folder in ("data", "results") for path in (workspace.folder / folder).rglob("*")]
