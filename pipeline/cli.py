@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.models.app import models
 from pipeline.errors import UserError, described
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 cluster = typer.Typer(help="The Ray cluster of cluster.address.", no_args_is_help=True)
 app.add_typer(cluster, name="cluster")
+app.add_typer(models, name="models")
 
 
 def _print_version(is_asked: bool) -> None:
