@@ -157,7 +157,9 @@ def test_trials_are_nested_under_their_sweep_and_that_under_the_one_pipeline_run
 
 def test_the_history_has_every_report_once(workspace: Workspace) -> None:
     parent = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")[0][0]
-    steps = rows(workspace, f"select step from metrics where run_uuid = '{parent}' and key = 'task_loss' order by step")
+    steps = rows(
+        workspace, f"select step from metrics where run_uuid = '{parent}' and key = 'train/task_loss' order by step"
+    )
     assert [step for (step,) in steps] == list(range(5, 41, 5))
 
 
@@ -260,7 +262,7 @@ def test_an_emptied_registry_is_filled_by_the_next_repro(workspace: Workspace) -
     output = workspace.run("dvc", "repro")
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["register"]
     assert rows(workspace, "select alias from registered_model_aliases") == [("champion",)]
-    steps = rows(workspace, "select step from metrics where key = 'task_loss' order by step")
+    steps = rows(workspace, "select step from metrics where key = 'train/task_loss' order by step")
     assert [step for (step,) in steps] == list(range(5, 41, 5))
 
 
