@@ -38,9 +38,10 @@ ORDER = (
     "pipeline.errors",
     "components.tasks components.training",
     "components.evaluation",
-    "components.networks components.degradations",
+    "components.networks components.inference",
+    "components.degradations",
     "components.data",
-    "components.equivariance components.inference components.members",
+    "components.equivariance components.members",
     "components.registry components.formats components.brief",
 )
 """From top to bottom."""
