@@ -342,8 +342,7 @@ def _update_extremes(dataset: pydicom.Dataset, words: np.ndarray) -> None:
     values[values > high] += 2 * low  # the sign of a signed value
     for name, value in (("SmallestImagePixelValue", values.min()), ("LargestImagePixelValue", values.max())):
         if name in dataset:
-            delattr(dataset, name)
-            setattr(dataset, name, int(value))
+            dataset.add_new(name, "SS" if dataset.PixelRepresentation else "US", int(value))
 
 
 def _code(value: str, meaning: str) -> pydicom.Dataset:
