@@ -211,9 +211,8 @@ def _read(file: BinaryIO) -> DicomSlice:
     positions = [dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2)]  # OverlayBitPosition
     if any(position is not None and int(position.value or 0) for position in positions):
         raise _RefusedError("an overlay lies within the pixels: move it to OverlayData first")
-    slope = float(dataset.RescaleSlope)
-    if not (np.isfinite(slope) and slope != 0 and np.isfinite(float(dataset.RescaleIntercept))):
-        raise _RefusedError("RescaleSlope or RescaleIntercept is 0 or not finite")
+    if not _is_rescale(dataset):
+        raise _RefusedError("RescaleSlope and RescaleIntercept are no finite numbers, or the slope is 0")
     stored = _own(stored_values, dataset)
     return DicomSlice(
         to_hounsfield(dataset, stored).astype(np.float32),
@@ -223,6 +222,14 @@ def _read(file: BinaryIO) -> DicomSlice:
         _words(dataset, stored),
         dataset,
     )
+
+
+def _is_rescale(dataset: pydicom.Dataset) -> bool:
+    try:
+        slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.isfinite([slope, intercept]).all()) and slope != 0
 
 
 def _own(check: Any, *arguments: Any) -> Any:

@@ -63,11 +63,11 @@ def ct_bytes(
     dataset = ct_dataset(stored, slope=slope, intercept=intercept, **changes)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3.4")
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if pydicom.uid.UID(syntax).is_compressed:
         dataset.compress(syntax, generate_instance_uid=False)
-    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     file = BytesIO()
     is_implicit, is_little = syntax == ImplicitVRLittleEndian, syntax != pydicom.uid.ExplicitVRBigEndian
     dataset.save_as(file, enforce_file_format=True, implicit_vr=is_implicit, little_endian=is_little)
