@@ -23,12 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from components.data.readers.dicom_elements import METAL_HU
 from components.degradations.ct import WATER, WHITE, FanBeam, filtered_back_projection, linear_interpolation, project
 from components.inference.dicom import Derivation, DicomSlice, clipped, read_slice, write_slice
-from components.inference.tiles import restore
 
 AIR = -1000.0  # HU
 RANGE_HU = (AIR, 1000 * (WHITE / WATER - 1))
@@ -140,17 +138,14 @@ def restored_hounsfield(hounsfield: np.ndarray, grey: np.ndarray, metal: np.ndar
 
 
 def restore_dicom(
-    network: Callable[[Tensor], Tensor],
+    network: Callable[[np.ndarray], np.ndarray],
     source: Path | bytes,
     *,
     model: str,
     digest: str,
     metal: np.ndarray | None = None,
     threshold_hu: float = METAL_HU,
-    tile: int = 512,
-    overlap: int = 64,
-    self_ensemble: bool = False,
-    device: torch.device | str = "cpu",
+    settings: str = "",
 ) -> RestoredSlice:
     """Restore a slice of a DICOM file.
 
@@ -158,61 +153,51 @@ def restore_dicom(
     was not trained for such slices.
 
     Args:
-        network: a network of the task ct_mar in evaluation mode.
+        network: gives the output ``(1, H, W)`` of a network of the task ct_mar for inputs ``(3, H, W)``, both float32.
         source: path of a DICOM file, or its bytes.
         model: name of the model, for the elements of the file.
         digest: SHA-256 of the model, likewise.
         metal: ``(H, W)`` mask of the metal; None to use the threshold.
         threshold_hu: a pixel above it is metal, if there is no mask.
-        tile: as in `tiles.restore`.
-        overlap: as in `tiles.restore`.
-        self_ensemble: as in `tiles.restore`.
-        device: device of the network.
+        settings: how the network is used, as a self-ensemble; another text gives another series.
 
     Raises:
         ValueError: the file, the mask or the metal cannot be used; the message names the file if a path was given.
     """
     slice_ = read_slice(source)
     try:
-        return _restored(network, slice_, model, digest, metal, threshold_hu, tile, overlap, self_ensemble, device)
+        return _restored(network, slice_, model, digest, metal, threshold_hu, settings)
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if isinstance(source, Path) else str(error)) from None
 
 
 def _restored(
-    network: Callable[[Tensor], Tensor],
+    network: Callable[[np.ndarray], np.ndarray],
     slice_: DicomSlice,
     model: str,
     digest: str,
     metal: np.ndarray | None,
     threshold_hu: float,
-    tile: int,
-    overlap: int,
-    self_ensemble: bool,
-    device: torch.device | str,
+    settings: str,
 ) -> RestoredSlice:
     if metal is None and slice_.is_burnt_in:
         raise ValueError(
             "BurnedInAnnotation is YES: text in the pixels could be taken for metal; give the metal with a mask"
         )
-    origin = "a given mask" if metal is not None else f"the pixels above {threshold_hu:g} HU"
-    settings = ("mask" if metal is not None else f"threshold {threshold_hu:g} HU") + ", x4" * self_ensemble
+    origin = f"the pixels above {threshold_hu:g} HU" if metal is None else "a given mask"
     found = find_metal(slice_.hounsfield, metal, threshold_hu) & ~slice_.is_padding
+    restored, lost = slice_.hounsfield, 0
     if found.any():
         inputs, found, projection = metal_inputs(slice_.hounsfield, slice_.pixel_spacing_mm, found)
-        image = torch.from_numpy(inputs).to(device)
-        output = restore(network, image, tile=tile, overlap=overlap, self_ensemble=self_ensemble)
-        grey = output[0].float().cpu().numpy()
-        restored = restored_hounsfield(slice_.hounsfield, grey, found)
-        done = (
+        restored = restored_hounsfield(slice_.hounsfield, network(inputs)[0], found)
+        lost = clipped(slice_, restored)
+        note = (
             f"Metal artifacts reduced by a network; metal: {origin}, {int(found.sum())} pixels, unchanged. {projection}"
         )
     else:
-        restored = slice_.hounsfield
-        done = f"No metal ({origin}): pixels unchanged."
-    lost = clipped(slice_, restored)
+        note = f"No metal ({origin}): pixels unchanged."
     if lost:
-        done += f" {lost} pixels clipped to the range of the stored bits."
-    text = f"{done} Model {model}, SHA-256 {digest}. For research, not for diagnosis."
-    data = write_slice(slice_, restored, Derivation(model, digest, text, settings))
-    return RestoredSlice(data, int(found.sum()), lost, done)
+        note += f" {lost} pixels clipped to the range of the stored bits."
+    text = f"{note} Model {model}, SHA-256 {digest}. For research, not for diagnosis."
+    derivation = Derivation(model, digest, text, f"{origin} {settings}".strip())
+    return RestoredSlice(write_slice(slice_, restored, derivation), int(found.sum()), lost, note)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from torch import Tensor
 
 from components.degradations.ct import WATER, WHITE, FanBeam, filtered_back_projection, scan
 from components.degradations.ct.artifacts import MetalArtifactCase
@@ -125,9 +124,9 @@ def test_values_beyond_the_range_of_the_network_and_the_metal_are_those_of_the_s
     assert restored_hounsfield(hu, grey, metal)[0] == pytest.approx(expected, abs=0.01)
 
 
-def first_input(inputs: Tensor) -> Tensor:
+def first_input(inputs: np.ndarray) -> np.ndarray:
     """A network that gives the LI image."""
-    return inputs[:, :1]
+    return inputs[:1]
 
 
 HOW: dict[str, Any] = {"model": "eqreg-ct_mar version 3", "digest": "ab" * 32}
@@ -139,7 +138,7 @@ def stored(hu: np.ndarray) -> np.ndarray:
 
 def test_a_file_is_restored_outside_its_metal_and_says_how() -> None:
     _, hu = scanned()
-    result = restore_dicom(first_input, ct_bytes(stored(hu)), **HOW, tile=64, overlap=32)
+    result = restore_dicom(first_input, ct_bytes(stored(hu)), **HOW)
     restored = hounsfield(result.data)
     metal = hu > 2500
     assert np.array_equal(restored[metal], hu[metal])
@@ -159,7 +158,7 @@ def test_a_slice_without_metal_is_a_derived_copy_and_no_network_runs() -> None:
     hu = np.full((20, 24), 40, dtype=np.int16)
     hu[:4] = 2500
 
-    def fails(inputs: Tensor) -> Tensor:
+    def fails(inputs: np.ndarray) -> np.ndarray:
         raise AssertionError("a network ran")
 
     result = restore_dicom(fails, ct_bytes(stored(hu)), **HOW)
@@ -188,21 +187,31 @@ def test_text_in_the_pixels_is_not_taken_for_metal(tmp_path: Path) -> None:
     assert restore_dicom(first_input, file, **HOW, metal=METAL > 0.5).metal_pixels == (METAL > 0.5).sum()
 
 
-@pytest.mark.parametrize("self_ensemble", [False, True])
-def test_a_turned_file_gives_the_turned_result(self_ensemble: bool) -> None:
+def test_a_turned_file_gives_the_turned_result() -> None:
     hu = scanned()[1]
     restored, turned = (
-        hounsfield(restore_dicom(first_input, ct_bytes(stored(each)), **HOW, self_ensemble=self_ensemble).data)
-        for each in (hu, np.rot90(hu).copy())
+        hounsfield(restore_dicom(first_input, ct_bytes(stored(each)), **HOW).data) for each in (hu, np.rot90(hu).copy())
     )
     assert np.abs(np.rot90(restored) - turned).max() <= 1
+
+
+def test_another_threshold_or_setting_gives_another_series() -> None:
+    data = ct_bytes(stored(scanned()[1]))
+    changes: list[dict[str, Any]] = [
+        {},
+        {"threshold_hu": 2600.0},
+        {"settings": "self-ensemble 4"},
+        {"metal": METAL > 0.5},
+    ]
+    series = [read(restore_dicom(first_input, data, **HOW, **change).data).SeriesInstanceUID for change in changes]
+    assert len(set(series)) == len(changes)
 
 
 def test_values_that_the_file_cannot_hold_are_counted_in_its_text() -> None:
     """The file holds -24 HU and more."""
     hu = scanned()[1].clip(-24, None)
     data = ct_bytes((hu + 24).astype(np.uint16), intercept="-24")
-    result = restore_dicom(lambda inputs: 0.3 * inputs[:, :1], data, **HOW)
+    result = restore_dicom(lambda inputs: 0.3 * inputs[:1], data, **HOW)
     assert result.clipped_pixels > 1000
     assert f"{result.clipped_pixels} pixels clipped" in read(result.data).DerivationDescription
 
