@@ -12,6 +12,7 @@ from components.brief import first_line
 from components.inference.restorer import Options
 from pipeline.cluster.session import ray_session
 from pipeline.commands.restoring.memory import Memory
+from pipeline.commands.restoring.model import load_restorer
 from pipeline.commands.restoring.places import is_remote
 from pipeline.commands.restoring.plan import Item
 from pipeline.commands.restoring.worker import Outcome, restore_item
@@ -28,8 +29,6 @@ class _Worker:
     """Loads the network once and restores what it is given."""
 
     def __init__(self, model: str, mask: Path | None, options: Options, device: str, store: str) -> None:
-        from pipeline.commands.restore import load_restorer
-
         os.environ["MLFLOW_TRACKING_URI"] = store
         self.options = options
         self.refusal: UserError | None = None

@@ -18,7 +18,8 @@ from components.degradations.holes import filled
 from components.inference.contract import Contract
 from components.inference.restorer import ImageRestorer
 from components.networks import build_network
-from pipeline.commands.restore import load_restorer, restore
+from pipeline.commands.restore import restore
+from pipeline.commands.restoring.model import load_restorer
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
 from pipeline.tracking.registry import Registry
