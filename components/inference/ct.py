@@ -25,7 +25,11 @@ import numpy as np
 import torch
 
 from components.data.readers.dicom_elements import METAL_HU
-from components.degradations.ct import WATER, WHITE, FanBeam, filtered_back_projection, linear_interpolation, project
+from components.degradations.ct.attenuation import WATER, WHITE
+from components.degradations.ct.geometry import FanBeam
+from components.degradations.ct.interpolation import linear_interpolation
+from components.degradations.ct.projection import project
+from components.degradations.ct.reconstruction import filtered_back_projection
 from components.inference.dicom import Derivation, DicomSlice, clipped, read_slice, write_slice
 
 AIR = -1000.0  # HU
@@ -50,12 +54,22 @@ class RestoredSlice:
         metal_pixels: number of pixels of the metal; with 0 the pixels of the slice are unchanged.
         clipped_pixels: number of pixels that the stored bits of the file could not hold.
         note: what was done, in sentences.
+        pixels: number of pixels of the slice.
     """
 
     data: bytes
     metal_pixels: int
     clipped_pixels: int
     note: str
+    pixels: int
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """What was done, in words that are the same for many slices."""
+        if not self.metal_pixels:
+            return ("no metal: pixels unchanged, written as a derived image",)
+        clipping = ("values clipped to the range of the stored bits",) if self.clipped_pixels else ()
+        return ("the LI image was made from the slice itself, as there is no sinogram", *clipping)
 
 
 def find_metal(hounsfield: np.ndarray, metal: np.ndarray | None, threshold_hu: float = METAL_HU) -> np.ndarray:
@@ -200,4 +214,5 @@ def _restored(
         note += f" {lost} pixels clipped to the range of the stored bits."
     text = f"{note} Model {model}, SHA-256 {digest}. For research, not for diagnosis."
     derivation = Derivation(model, digest, text, f"{origin} {settings}".strip())
-    return RestoredSlice(write_slice(slice_, restored, derivation), int(found.sum()), lost, note)
+    data = write_slice(slice_, restored, derivation)
+    return RestoredSlice(data, int(found.sum()), lost, note, restored.size)
