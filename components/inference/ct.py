@@ -170,7 +170,7 @@ def restore_dicom(
         network: gives the output ``(1, H, W)`` of a network of the task ct_mar for inputs ``(3, H, W)``, both float32.
         source: path of a DICOM file, or its bytes.
         model: name of the model, for the elements of the file.
-        digest: SHA-256 of the model, likewise.
+        digest: SHA-256 of the model or another name of it, likewise.
         metal: ``(H, W)`` mask of the metal; None to use the threshold.
         threshold_hu: a pixel above it is metal, if there is no mask.
         settings: how the network is used, as a self-ensemble; another text gives another series.
@@ -212,7 +212,7 @@ def _restored(
         note = f"No metal ({origin}): pixels unchanged."
     if lost:
         note += f" {lost} pixels clipped to the range of the stored bits."
-    text = f"{note} Model {model}, SHA-256 {digest}. For research, not for diagnosis."
+    text = f"{note} Model {model}, digest {digest}. For research, not for diagnosis."
     derivation = Derivation(model, digest, text, f"{origin} {settings}".strip())
     data = write_slice(slice_, restored, derivation)
     return RestoredSlice(data, int(found.sum()), lost, note, restored.size)

@@ -66,7 +66,7 @@ class Derivation:
 
     Attributes:
         model: name of the model, as ``eqreg-ct_mar version 3``.
-        digest: SHA-256 of the model.
+        digest: SHA-256 of the model, or another name of it.
         text: what was done; at most 1024 characters.
         settings: what else decides the pixels of the whole series, as the threshold of the metal.
     """
@@ -316,7 +316,7 @@ def _written(slice_: DicomSlice, words: np.ndarray, derivation: Derivation) -> b
     further = list(source.get("ImageType") or ())[2:] or ["AXIAL"]
     dataset.ImageType = ["DERIVED", "SECONDARY", *further]
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = UID(instance), UID(series)
-    own = f"eqreg {model}"[:_DESCRIPTION]
+    own = model[:_DESCRIPTION]
     before = str(source.get("SeriesDescription") or "")[: max(0, _DESCRIPTION - len(own) - 3)].rstrip()
     dataset.SeriesDescription = f"{before} | {own}" if before else own
     dataset.DerivationDescription = _ascii(derivation.text)[:_TEXT]

@@ -47,5 +47,5 @@ def likeliest(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return order, np.take_along_axis(probabilities, order, axis=1)

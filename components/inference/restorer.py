@@ -102,7 +102,7 @@ class ImageRestorer:
             data: a DICOM file.
             options: of the tiles, the ensemble and the threshold of the metal.
             metal: ``(H, W)`` bool, the metal; None to use the threshold.
-            digest: SHA-256 of the model, for the elements of the file.
+            digest: SHA-256 of the model, or another name of it, for the elements of the file.
 
         Returns:
             `components.inference.ct.RestoredSlice`.
@@ -118,7 +118,7 @@ class ImageRestorer:
         ).restore_dicom(  # imports pydicom
             lambda inputs: self.restore_floats(inputs[None], chosen)[0],
             data,
-            model=f"eqreg-{self.contract.task or 'ct'} {digest[:12]}".strip(),
+            model=f"eqreg-{self.contract.task or 'ct'} {digest[:12]}" if len(digest) == 64 else digest or "eqreg-ct",
             digest=digest,
             metal=metal,
             threshold_hu=chosen.metal_threshold,

@@ -75,6 +75,8 @@ def restore(
     place = str(target)
     items = plan(sources, place, form, str(mask) if mask else None)
     check_model(model)
+    if not -1000 < metal_threshold < float("inf"):
+        raise UserError(f"--metal-threshold {metal_threshold:g}: use Hounsfield units above -1000, such as 2500")
     with memory_of(place) if len(items) > 1 else nullcontext(Memory(None)) as memory:
         if not is_remote(place):
             remove_partial_files(Path(place))

@@ -102,7 +102,7 @@ def test_the_image_says_that_it_is_derived_and_from_what() -> None:
     slice_ = read_slice(ct_bytes(SMALL))
     written = read(write_slice(slice_, slice_.hounsfield + 1, HOW))
     assert list(written.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 SPI"]
-    assert written.SeriesDescription == "Thorax 1.0 | eqreg eqreg-ct_mar version 3"
+    assert written.SeriesDescription == "Thorax 1.0 | eqreg-ct_mar version 3"
     assert written.DerivationDescription == HOW.text
     (source,) = written.SourceImageSequence
     assert (source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID) == (slice_.dataset.SOPClassUID, "1.2.3.4")
