@@ -104,6 +104,7 @@ class Registry:
         with self._reading(version), TemporaryDirectory() as folder:
             files = Path(download_artifacts(location, dst_path=folder))
             try:
+                _verify(files, self._tags(version.number).get(FILES_TAG))
                 return _exported(files, "cpu")
             except Exception as error:
                 if fault_of_machine(error):
@@ -167,9 +168,7 @@ class Registry:
 
     def reason(self, version: str) -> str:
         """The reason why a version has its alias; empty if none is stored."""
-        with answering(self.store.uri):
-            tags: dict[str, str] = self.store.client.get_model_version(self.name, version).tags
-        return tags.get(REASON, "")
+        return self._tags(version).get(REASON, "")
 
     def point(self, alias: str, version: str) -> None:
         """Moves an alias to a version."""
@@ -222,6 +221,11 @@ class Registry:
             fault = fault_of_machine(error)
             reason = f"cannot be read here ({fault})" if fault else f"cannot be reached ({_one_line(error)})"
             raise UserError(f"{self._title(version)} {reason}\n{UNCHANGED}") from error
+
+    def _tags(self, version: str) -> dict[str, str]:
+        with answering(self.store.uri):
+            tags: dict[str, str] = self.store.client.get_model_version(self.name, version).tags
+        return tags
 
     def _title(self, version: Version) -> str:
         return f"{self.name} version {version.number}"
@@ -308,14 +312,23 @@ def _loaded(uri: str, device: torch.device | str) -> LoadedVersion:
     uri, wanted = _version_of(uri)
     with TemporaryDirectory() as folder:
         files = Path(download_artifacts(uri, dst_path=folder))
-        if wanted is not None or (files / LIST).exists():  # versions of earlier releases have no list
-            try:
-                check_files(files, wanted)
-            except ValueError as error:
-                raise UserError(f"--model {uri}: {error}; use another version, or register the model again") from error
+        try:
+            _verify(files, wanted)
+        except ValueError as error:
+            raise UserError(f"--model {uri}: {error}; use another version, or register the model again") from error
         network = _rebuilt(files)
         network = _exported(files, device) if network is None else network.to(device)
         return LoadedVersion(network, _contract(files, uri), wanted or uri)
+
+
+def _verify(files: Path, wanted: str | None) -> None:
+    """Checks the files of a version; versions of earlier releases have no list, and pass.
+
+    Raises:
+        ValueError: a file is altered, missing or additional.
+    """
+    if wanted is not None or (files / LIST).exists():
+        check_files(files, wanted)
 
 
 def _version_of(uri: str) -> tuple[str, str | None]:
