@@ -1,6 +1,7 @@
 """How near are the inputs of a slice without sinogram to those of a measured one, and what does a network make of them?
 
-    python -m benchmarks.ct_restore [--slices FILE.npz] [--count 8] [--model model.safetensors] [--sizes 208 416]
+    python -m benchmarks.ct_restore [--slices FILE.npz [--count 8] [--model model.safetensors --packed FOLDER]]
+                                    [--sizes 208 416]
 
 One JSON line a figure; all are root mean squares in HU of pixels at least two away from the metal. A scan of a slice
 with drawn metal is simulated, and reconstructed from its sinogram without clipping. This image, rounded to whole HU
@@ -11,7 +12,7 @@ and cut off at -1024 and 3071, is what a scanner would store. ``components/infer
   ``artifact``, ``li`` (of the measured sinogram) and ``own_li`` (of the stored image) against the slice without metal,
   ``own_li_to_li`` between both.
 - with a model of the task ct_mar: ``network`` (inputs of the measured sinogram), ``own_network`` (what ``eqreg
-  restore`` does).
+  restore`` does). FOLDER is the ``data/packed`` of its training; only slices of its test images are used.
 - ``mean``: the mean of each over the slices of a size.
 """
 
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from components.data.packs import Pack
 from components.degradations.ct import (
     WATER,
     WHITE,
@@ -86,12 +88,17 @@ def phantom(size: int) -> Iterator[dict[str, object]]:
         yield {"figure": "phantom", "size": size, "material": material, **compared(case, geometry, None)}
 
 
-def slices(path: Path, count: int, size: int, network: Network | None) -> Iterator[dict[str, object]]:
+def slices(
+    path: Path, count: int, size: int, network: Network | None, packed: Path | None
+) -> Iterator[dict[str, object]]:
     """Drawn metal in slices of patients, evenly chosen of those without metal of their own."""
     with np.load(path) as file:
         hu, spacings = file["hu"], file["pixel_spacing_mm"]
     clean = np.flatnonzero(hu.max(axis=(1, 2)) < CLEAN)
-    chosen = clean[np.linspace(0, len(clean) - 1, count).round().astype(int)]
+    if packed is not None:  # entries are named FILE-SLICE-DRAW
+        tested = {int(entry.name.split("-")[-2]) for entry in Pack(packed / "test").entries}
+        clean = np.array([number for number in clean if number in tested])
+    chosen = clean[np.unique(np.linspace(0, len(clean) - 1, count).round().astype(int))]
     rows = []
     for seed, number in enumerate(chosen):
         scanner, spacing = MetalArtifacts(FanBeam().scaled(size)), float(spacings[number, 0])
@@ -100,7 +107,7 @@ def slices(path: Path, count: int, size: int, network: Network | None) -> Iterat
         rows.append(compared(case, geometry, network))
         yield {"figure": "slice", "size": size, "slice": int(number), "material": case.material, **rows[-1]}
     means = {key: round(float(np.mean([row[key] for row in rows])), 2) for key in rows[0]}
-    yield {"figure": "mean", "size": size, "slices": count, **means}
+    yield {"figure": "mean", "size": size, "slices": len(rows), **means}
 
 
 def loaded(path: Path) -> Network:
@@ -124,13 +131,14 @@ def main() -> None:
     parser.add_argument("--slices", type=Path)
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--packed", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[208, 416])
     arguments = parser.parse_args()
     network = loaded(arguments.model) if arguments.model else None
     for size in arguments.sizes:
         figures = [phantom(size)]
         if arguments.slices:
-            figures.append(slices(arguments.slices, arguments.count, size, network))
+            figures.append(slices(arguments.slices, arguments.count, size, network, arguments.packed))
         for group in figures:
             for figure in group:
                 print(json.dumps(figure), flush=True)
