@@ -247,7 +247,7 @@ def server(registry: Registry, tmp_path: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # uvicorn would first finish what it computes
         process.wait(30)
 
 
