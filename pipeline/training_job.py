@@ -113,6 +113,10 @@ class TrainingJob:
         shape = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
         return {"name": self.params.network_name, **asdict(self.params.network_settings), **shape}
 
+    def model_metadata(self) -> dict[str, Any]:
+        """What the model file says of the task beside the weights: the names of the classes, for a classification."""
+        return self.task.model_metadata(lambda: Pack(self.packed / "train"))
+
     def network(self) -> nn.Module:
         """The network with its initial weights, which are the same in every process."""
         with torch.random.fork_rng(devices=[]):

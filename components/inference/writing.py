@@ -26,8 +26,15 @@ SUFFIXES = {
 FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "BMP")
 
 _SAME = {"MPO": "JPEG", "GIF": "PNG"}
-_JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
-"""4:4:4 at quality 95; Pillow's default (4:2:0 at 75) costs a restored photograph more than a network gains."""
+_LEVEL = 4
+"""Of zlib, for PNG; on a photograph of 3 megapixels 2.5 times as fast as Pillow's 6, and 8 % larger."""
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": _LEVEL},
+    # 4:4:4 at quality 95; Pillow's default (4:2:0 at 75) costs a restored photograph more than a network gains.
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+}
 
 _LOSES = {  # format -> what it cannot hold
     "JPEG": ("alpha", "16 bits"),
@@ -108,7 +115,7 @@ def _encoded(image: DecodedImage, form: str) -> bytes:
     if samples.dtype == np.uint16:
         return png_of_16_bits(samples, icc=image.icc, exif=image.exif)
     stream = io.BytesIO()
-    options: dict[str, Any] = {"JPEG": _JPEG, "WEBP": {"lossless": True, "exact": True}}.get(form, {})
+    options: dict[str, Any] = _OPTIONS.get(form, {})
     about = {"icc_profile": image.icc, "exif": image.exif}
     Image.fromarray(samples).save(stream, form, **options, **{key: value for key, value in about.items() if value})
     return stream.getvalue()
@@ -156,7 +163,7 @@ def png_of_16_bits(samples: np.ndarray, icc: bytes | None = None, exif: bytes | 
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
     if exif is not None:
         chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
-    chunks += [(b"IDAT", zlib.compress(filtered.data, 6)), (b"IEND", b"")]
+    chunks += [(b"IDAT", zlib.compress(filtered.data, _LEVEL)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )

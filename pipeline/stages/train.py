@@ -291,6 +291,7 @@ def write_results(
         "task": job.params.task,
         "hashes": asdict(identity),
         "steps": result.step,
+        **job.model_metadata(),
     }
     save_model(folder / MODEL.name, result.network, metadata)
     final = result.history[-1]

@@ -34,7 +34,7 @@ PROGRAM = "artifacts/model.pt2"
 _ENTRIES = {
     "image": (),
     "masked_image": ("components.degradations.holes",),
-    "ct": (),
+    "ct": ("components.inference.ct",),
     "labels": (),
 }
 """Kind of model -> modules that it needs beside those that the image model imports itself."""
@@ -45,6 +45,12 @@ import warnings
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+
+
+class RefusedInputError(MlflowException, ValueError):
+    """The input is not what the model takes; a server answers with status 400 and this message."""
+
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow wants type hints; none fits bytes, tables and arrays at once
@@ -62,7 +68,10 @@ with warnings.catch_warnings():
             self.model = ImageModel.load(program, CONTRACT, str(config.get("device", "auto")))
 
         def predict(self, context, model_input: np.ndarray, params=None):
-            return self.model.predict(model_input, params)
+            try:
+                return self.model.predict(model_input, params)
+            except ValueError as error:
+                raise RefusedInputError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 mlflow.models.set_model(ImageModel())
@@ -95,7 +104,7 @@ def save_version(
         package = copy_code(scratch / "code", contract)
         loader = scratch / "image_model.py"
         loader.write_text(_LOADER.replace("PACKAGE", package).replace("CONTRACT", repr(contract.as_dict())))
-        kinds = {int: "integer", str: "string"}
+        kinds = {int: "integer", float: "double", str: "string"}
         mlflow.pyfunc.save_model(
             path,
             python_model=str(loader),

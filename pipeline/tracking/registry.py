@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from components.inference.contract import Contract
 from components.inference.integrity import LIST, check_files
 from pipeline.errors import UserError, fault_of_machine
-from pipeline.model_file import contract_of, load_model
+from pipeline.model_file import contract_of, load_model, model_metadata
 from pipeline.provenance.code_hash import deciding_hash
 from pipeline.storage.databases import sqlite_file
 from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
@@ -34,6 +35,8 @@ UNCHANGED = "the registry was not changed: run 'eqreg register' again later, or 
 """What to do if nothing shows whether a version can be used."""
 
 _CODE = "eqreg.network_code"
+_LOGGED = r"models:/(m-\w+)"
+"""Pattern of the source of a version that is a logged model of MLflow, with its id."""
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """Codes with which MLflow says that a version or an alias does not exist."""
 
@@ -58,9 +61,10 @@ class Registry:
         UserError: the server does not answer; raised by every method.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, name: str | None = None) -> None:
+        """``name`` of the model; None for that of the store's task, ``eqreg-TASK``."""
         self.store = store
-        self.name = f"eqreg-{store.task}"
+        self.name = name or f"eqreg-{store.task}"
 
     def find(self, model_sha256: str) -> Version | None:
         """The version that holds this model; None if there is none with its files present.
@@ -138,7 +142,7 @@ class Registry:
 
         from pipeline.tracking.image_model import save_version
 
-        contract = contract_of(network, self.store.task)
+        contract = contract_of(network, self.store.task, model_metadata(file) if file else None)
         sums: list[str] = []
 
         class Flavor:
@@ -166,6 +170,14 @@ class Registry:
         with answering(self.store.uri):
             self.store.client.set_model_version_tag(self.name, version, key, value)
 
+    def describe(self, version: str, card: str, title: str) -> None:
+        """Sets the description of a version, its model card, and that of the model, if it has none, to one line."""
+        client = self.store.client
+        with answering(self.store.uri):
+            client.update_model_version(self.name, version, card)
+            if not client.get_registered_model(self.name).description:
+                client.update_registered_model(self.name, title)
+
     def reason(self, version: str) -> str:
         """The reason why a version has its alias; empty if none is stored."""
         return self._tags(version).get(REASON, "")
@@ -185,12 +197,19 @@ class Registry:
         return location is not None and self._lists(version, location)
 
     def _location(self, version: Version) -> str | None:
-        """The address of the files of a version; None if the version or its model was deleted."""
+        """The address of the files of a version; None if the version or its logged model was deleted.
+
+        The files of a logged model that was deleted are there until ``mlflow gc``, but ``models:/`` finds no model.
+        """
         from mlflow.exceptions import MlflowException
 
+        client = self.store.client
         with answering(self.store.uri):
             try:
-                return str(self.store.client.get_model_version_download_uri(self.name, version.number))
+                source = client.get_model_version(self.name, version.number).source
+                if found := re.fullmatch(_LOGGED, str(source)):
+                    client.get_logged_model(found[1])
+                return str(client.get_model_version_download_uri(self.name, version.number))
             except MlflowException as error:
                 if error.error_code in _MISSING:
                     return None
@@ -368,7 +387,10 @@ def _contract(files: Path, uri: str) -> Contract:
         raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
     inputs, outputs = (each.inputs[0].shape for each in (signature.inputs, signature.outputs))
     try:
-        return Contract.of_channels("", inputs[1], outputs[1] if len(outputs) == 4 else None)
+        is_image = len(outputs) == 4
+        return Contract.of_channels(
+            "", inputs[1], outputs[1] if is_image else None, classes=0 if is_image else outputs[1]
+        )
     except ValueError as error:
         raise UserError(f"--model {uri}: {error}") from error
 
