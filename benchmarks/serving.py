@@ -105,7 +105,7 @@ class Server:
         return max(process.memory_info().rss for process in family)
 
     def end(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGKILL)  # uvicorn would first finish what it computes
         self.process.wait(30)
 
 

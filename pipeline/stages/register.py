@@ -20,7 +20,7 @@ from pipeline.stages.gates import broken_gate
 from pipeline.tracking.champions import ChampionChangedError, move_champion
 from pipeline.tracking.model_card import facts_as_tags, model_card, model_title
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
-from pipeline.tracking.results import lineage_tags, log_results
+from pipeline.tracking.results import lineage_tags, log_registration, log_results
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -53,22 +53,29 @@ def register(params: Params) -> None:
         return
     network, _ = load_model(MODEL)
     decision = decide(params, network, registry, champion)
-    version = known or _add(params, registry, network, digest, decision, metrics)
+    run_id = log_results(registry.store, params.fetch.source)
+    version = known or _add(params, registry, run_id, network, digest, decision, metrics)
     while not _carry_out(registry, version, decision, champion):
         champion = registry.champion()
         decision = decide(params, network, registry, champion)
     registry.tag(version.number, REASON, decision.reason)
+    log_registration(registry.store, run_id, registry.name, version.number, decision.alias, decision.reason)
     _write(registry, version.number, decision)
     console.print(f"{registry.name} version {version.number}: {decision.alias} ({decision.reason})")
 
 
 def _add(
-    params: Params, registry: Registry, network: nn.Module, digest: str, decision: Decision, metrics: dict[str, Any]
+    params: Params,
+    registry: Registry,
+    run_id: str,
+    network: nn.Module,
+    digest: str,
+    decision: Decision,
+    metrics: dict[str, Any],
 ) -> Version:
     """Adds a version with its lineage, its figures and its model card."""
     from pipeline.tracking.card_facts import collect_facts
 
-    run_id = log_results(registry.store)
     lineage, facts = lineage_tags(registry.store, run_id), collect_facts(params, network, metrics)
     tags = lineage | {REASON: decision.reason} | figures_as_tags(metrics) | facts_as_tags(facts)
     version = registry.add(run_id, network, digest, tags, MODEL)

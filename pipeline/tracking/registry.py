@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from components.inference.contract import Contract
 from components.inference.integrity import LIST, check_files
 from pipeline.errors import UserError, fault_of_machine
-from pipeline.model_file import contract_of, load_model
+from pipeline.model_file import contract_of, load_model, model_metadata
 from pipeline.provenance.code_hash import deciding_hash
 from pipeline.storage.databases import sqlite_file
 from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
@@ -142,7 +142,7 @@ class Registry:
 
         from pipeline.tracking.image_model import save_version
 
-        contract = contract_of(network, self.store.task)
+        contract = contract_of(network, self.store.task, model_metadata(file) if file else None)
         sums: list[str] = []
 
         class Flavor:
@@ -387,7 +387,10 @@ def _contract(files: Path, uri: str) -> Contract:
         raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
     inputs, outputs = (each.inputs[0].shape for each in (signature.inputs, signature.outputs))
     try:
-        return Contract.of_channels("", inputs[1], outputs[1] if len(outputs) == 4 else None)
+        is_image = len(outputs) == 4
+        return Contract.of_channels(
+            "", inputs[1], outputs[1] if is_image else None, classes=0 if is_image else outputs[1]
+        )
     except ValueError as error:
         raise UserError(f"--model {uri}: {error}") from error
 

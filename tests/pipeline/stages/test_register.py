@@ -192,8 +192,8 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
         "reason": "there was no champion",
     }
     run_id = store.client.get_model_version("eqreg-denoise", "1").run_id
-    assert [entry.step for entry in store.client.get_metric_history(run_id, "task_loss")] == [25, 50]
-    assert store.client.get_run(run_id).data.metrics["test.restored.psnr"] == 30
+    assert [entry.step for entry in store.client.get_metric_history(run_id, "train/task_loss")] == [25, 50]
+    assert store.client.get_run(run_id).data.metrics["test/restored/psnr"] == 30
     register(params)
     assert len(store.client.search_model_versions("name='eqreg-denoise'")) == 1
     # Somebody deletes mlflow.db and all that belongs to it.
