@@ -17,7 +17,7 @@ from pipeline.config.schema import Params
 from pipeline.errors import UserError
 from pipeline.provenance.lineage import Lineage
 from pipeline.stages.register import Decision, decide, register
-from pipeline.tracking.champions import history
+from pipeline.tracking.models.champions import history
 from pipeline.tracking.registry import Registry, Version
 from pipeline.tracking.store import MODEL_TAG, Store
 from tests.pipeline.conftest import Project

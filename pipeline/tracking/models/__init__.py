@@ -1,0 +1,1 @@
+"""Registered models: their versions, the history of champions, and model cards."""
