@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError, fault_of_machine
-from pipeline.model_file import load_model
+from pipeline.model_file import load_model, model_metadata
 from pipeline.provenance.code_hash import deciding_hash
 from pipeline.storage.databases import sqlite_file
 from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
@@ -368,6 +368,30 @@ def registered_shapes(uri: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if signature is None or signature.inputs is None or signature.outputs is None:
         raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
     return tuple(signature.inputs.inputs[0].shape), tuple(signature.outputs.inputs[0].shape)
+
+
+def registered_origin(uri: str) -> tuple[dict[str, Any], str]:
+    """The metadata of the model file that a version holds, and the SHA-256 of the model; call `load_registered` first.
+
+    Without a model file the metadata hold the task alone, from the name of the model. The SHA-256 is empty if no tag
+    says it.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    """
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+
+    client = mlflow.MlflowClient()
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    task = name.removeprefix("eqreg-") if name.startswith("eqreg-") else ""
+    with TemporaryDirectory() as folder:
+        files = Path(download_artifacts(uri, dst_path=folder))
+        file = next(files.glob("extra_files/*.safetensors"), None)
+        metadata = model_metadata(file) if file else {"task": task}
+    return metadata, str(version.tags.get(MODEL_TAG, ""))
 
 
 def _torch_version() -> str:
