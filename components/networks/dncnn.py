@@ -117,7 +117,9 @@ class DnCNN(nn.Module):
         modules = list(self.layers)
         depth = sum(isinstance(module, nn.Conv2d) for module in modules)
         if depth < FEWEST_CONVOLUTIONS:
-            raise ValueError(f"chaiNNer recognises a dncnn of depth {FEWEST_CONVOLUTIONS} or more; this one has {depth}")
+            raise ValueError(
+                f"chaiNNer recognises a dncnn of depth {FEWEST_CONVOLUTIONS} or more; this one has {depth}"
+            )
         layers: list[nn.Module] = []
         for module, following in zip(modules, [*modules[1:], None], strict=True):
             if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):

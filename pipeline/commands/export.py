@@ -22,9 +22,9 @@ from pipeline.commands.exporting.source import Source, load_source
 from pipeline.console import console
 from pipeline.errors import UserError
 
-BOUND, BOUND_OF_DEVICE = 1e-5, 1e-4
+BOUND, BOUND_OF_DEVICE = 2e-5, 1e-4
 """Largest difference between file and model: on the CPU, on another device. For outputs of at most 1; in proportion for
-larger ones."""
+larger ones. On the CPU it is four times what was measured (docs/results/exports.md); no GPU was."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,12 @@ def export(model: str, kind: str, out: Path, device: str = "cpu") -> Export:
             if os.environ.get("EQREG_DEBUG"):
                 raise
             raise UserError(f"{model}: cannot be exported as {kind} ({first_line(error)})") from error
-        bound = _bound(device)
-        if comparison.exceeds(bound):
-            raise UserError(
-                f"{model}: as {kind} it differs from the model by {comparison.largest_difference:.1e}, and its outputs "
-                f"reach {comparison.largest_output:.2g}: more than {bound:g} of that (of 1 at least)\n"
-                f"{out} was not written"
-            )
+        if fault := comparison.fault(_bound(device)):
+            raise UserError(f"{model}: as {kind} it {fault}\n{out} was not written")
         description = _description(source, kind, device, comparison)
         form.describe(path, json.dumps(description, sort_keys=True))
         form.read(path, source, device)(source.example())  # the description has left it readable
+        path.chmod(0o644)  # safetensors gives its files to their owner alone
         path.replace(out)
     _show(out, kind, source, comparison, device)
     return Export(out, comparison, description)

@@ -1,4 +1,4 @@
-"""The formats of ``eqreg export``: name -> place of a `pipeline.commands.exporting.form.Form`, imported when it is named.
+"""The formats of ``eqreg export``: name -> place of a ``pipeline.commands.exporting.form.Form``.
 
 To add a format, write its module and one line in ``FORMATS``.
 """

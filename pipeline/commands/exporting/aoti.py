@@ -1,4 +1,7 @@
-"""``aoti``: machine code of AOTInductor for one device and the instructions of this machine's CPU."""
+"""``aoti``: machine code of AOTInductor for one device and the instructions of this machine's CPU.
+
+The machine code takes its input as contiguous and does not check that: turned or permuted views give wrong results.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def _read(path: Path, source: Source, device: str) -> Run:
 
     def run(images: Tensor) -> Tensor:
         with _silent_stderr():  # its C++ part prints a stack for every error that it also raises
-            return compiled(images)
+            return compiled(images.contiguous())
 
     return run
 

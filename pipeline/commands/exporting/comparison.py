@@ -17,6 +17,10 @@ SIZES = ((1, 64, 64), (2, 37, 29), (1, 33, 48), (3, 17, 40), (2, 96, 65))
 side above 16."""
 
 GROUP = "C4"
+
+MOST_ERRORS = 10
+"""Largest difference of the equivariance errors / bound of the difference of outputs."""
+
 _LONG = 33  # long side of the narrow images
 _MOST_TRIED = 16
 
@@ -43,9 +47,24 @@ class Comparison:
     model_equivariance_error: float
     equivariance_error: float
 
-    def exceeds(self, bound: float) -> bool:
-        """Whether the difference is above a bound, for outputs of at most 1; in proportion for larger outputs."""
-        return not self.largest_difference <= bound * max(1.0, self.largest_output)  # NaN exceeds, too
+    def fault(self, bound: float) -> str:
+        """Why the file is not the model, in one line; empty if it is.
+
+        Args:
+            bound: largest difference for outputs of at most 1; in proportion for larger outputs. The equivariance
+                errors may differ by `MOST_ERRORS` times as much.
+        """
+        if self.largest_difference > bound * max(1.0, self.largest_output):
+            return (
+                f"differs from the model by {self.largest_difference:.1e}, and its outputs reach "
+                f"{self.largest_output:.2g}: more than {bound:g} of that (of 1 at least)"
+            )
+        if not abs(self.equivariance_error - self.model_equivariance_error) <= MOST_ERRORS * bound:  # NaN, too
+            return (
+                f"has an equivariance error of {self.equivariance_error:.6f}, and the model has "
+                f"{self.model_equivariance_error:.6f}"
+            )
+        return ""
 
     def as_dict(self) -> dict[str, object]:
         """The fields, as JSON's types."""
@@ -106,9 +125,8 @@ def _least_side(source: Source, run: Run, bound: float, top: int) -> int:
     for side in range(top, 0, -1):
         long = top + _LONG
         for height, width in ((side, side), (side, long), (long, side)):
-            images = torch.rand(
-                1, source.contract.inputs, height, width, generator=torch.Generator().manual_seed(side)
-            )
+            generator = torch.Generator().manual_seed(side)
+            images = torch.rand(1, source.contract.inputs, height, width, generator=generator)
             try:
                 difference, output = _difference(source, run, images)
             except Exception:  # each runtime has its own

@@ -41,6 +41,10 @@ class Form:
     read: Callable[[Path, Source, str], Run]
 
 
+def no_check() -> None:
+    """For formats that need nothing besides what eqreg itself needs."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides what torch says about its own exporters: deprecations, and operators of libraries that are not there."""
