@@ -355,7 +355,7 @@ def gradients(network: nn.Module, name: str) -> Tensors:
     }
 
 
-def tiled(name: str, settings: dict[str, Any], image: Tensor, self_ensemble: bool, device: str) -> Tensors:
+def tiled(name: str, settings: dict[str, Any], image: Tensor, self_ensemble: int, device: str) -> Tensors:
     """An image restored in tiles."""
     network = random_network(name, **settings).eval().to(device)
     return {"image": restore(network, image.to(device), tile=32, overlap=16, self_ensemble=self_ensemble)}
@@ -399,8 +399,8 @@ def checks(images: Sequence[np.ndarray], sizes: Sizes, device: str) -> Iterator[
                 name,
                 lambda on, given=(name, settings, options, weight): penalised(*given, clean, on),
             )
-    for self_ensemble in (False, True):
-        label = "tiles, self-ensemble" if self_ensemble else "tiles"
+    for self_ensemble in (1, 4):
+        label = "tiles, self-ensemble" if self_ensemble > 1 else "tiles"
         for name, settings in sizes.checked.items():
             yield both(label, name, lambda on, given=(name, settings, image, self_ensemble): tiled(*given, on))
     odd = clean[:3, :, :-3, :-8]

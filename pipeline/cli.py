@@ -163,22 +163,48 @@ def check_cluster() -> None:
 
 @app.command()
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="an image, or a folder of images")],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the file or folder to write")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="images, folders, patterns such as 'in/**/*.jpg', or s3://BUCKET/PREFIX"
+        ),
+    ],
+    target: Annotated[str, typer.Argument(metavar="OUTPUT", help="the file, folder or s3://BUCKET/PREFIX to write")],
     model: Annotated[
-        str, typer.Option(help="models:/NAME@champion, or a model.safetensors")
+        str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a model.safetensors")
     ] = "models:/eqreg-denoise@champion",
     tile: Annotated[int, typer.Option(help="side of a tile in pixels; bounds the memory")] = 512,
     overlap: Annotated[int, typer.Option(help="pixels that neighbouring tiles share")] = 64,
-    self_ensemble: Annotated[bool, typer.Option("--self-ensemble", help="average over the 4 rotations")] = False,
+    self_ensemble: Annotated[
+        int, typer.Option(metavar="1|4|8", help="average over the 4 rotations, or over these and their mirror images")
+    ] = 1,
     mask: Annotated[
         Path | None, typer.Option(help="for inpaint: white where pixels are missing; a folder for a folder")
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="png, tiff, jpg, webp, bmp or same; by default the suffix of OUTPUT decides, and a folder gets png",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="of torch, such as cpu or cuda:1; auto: a GPU where there is one")
+    ] = "auto",
+    report: Annotated[Path | None, typer.Option(help="a CSV file with a line for each image")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors that restore; 0: this process alone")] = 0,
+    address: Annotated[str, typer.Option(help="the workers' Ray cluster: local, auto or HOST:PORT")] = "local",
 ) -> None:
-    """Restore an image or a folder of images with a registered model."""
+    """Restore images, folders or buckets of images with a registered model."""
     from pipeline.commands.restore import restore as run
 
-    run(source, target, model, tile, overlap, self_ensemble, mask)
+    failed = run(
+        sources, target, model, tile, overlap, self_ensemble, mask,
+        form=form, device=device, report=report, workers=workers, address=address,
+    )  # fmt: skip
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

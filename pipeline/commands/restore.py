@@ -5,223 +5,167 @@ torch is imported after the arguments are checked, so that a wrong argument is r
 
 from __future__ import annotations
 
+import csv
+import io
+import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from components.brief import first_line
-from components.data.readers.images import is_image_name, read_image, to_float, write_image
-from pipeline.console import console, track
+from pipeline.commands.restoring.memory import Memory, memory_of
+from pipeline.commands.restoring.model import check_model, load_restorer
+from pipeline.commands.restoring.places import is_remote, remove_partial_files, write
+from pipeline.commands.restoring.plan import Item, plan
+from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.sources.folder_listing import read_tree
-from pipeline.sources.names import skipped_text
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from components.inference.restorer import Options
+    from pipeline.commands.restoring.worker import Outcome
+
+_SHOWN = 20
+"""Failed images that the console lists; all are in the report."""
 
 
 def restore(
-    source: Path, target: Path, model: str, tile: int, overlap: int, self_ensemble: bool, mask: Path | None = None
-) -> None:
-    """Restores one image to a file, or every image of a folder to a folder (as PNG).
+    source: Path | str | Sequence[str],
+    target: Path | str,
+    model: str,
+    tile: int = 512,
+    overlap: int = 64,
+    self_ensemble: int = 1,
+    mask: Path | None = None,
+    *,
+    form: str | None = None,
+    device: str = "auto",
+    report: Path | None = None,
+    workers: int = 0,
+    address: str = "local",
+) -> int:
+    """Restores images; a file that cannot be restored is listed, and the others are restored.
 
     Args:
-        source: image file, or folder of images.
-        target: file or folder for the restored images.
-        model: ``models:/NAME@ALIAS`` or a model file.
+        source: files, folders, patterns, or prefixes ``s3://BUCKET/PREFIX``.
+        target: file for one file, else folder or prefix for the results.
+        model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or a model file.
         tile: largest side of a tile in pixels.
         overlap: least overlap of neighbouring tiles in pixels.
-        self_ensemble: whether the output is averaged over the quarter turns of the input.
+        self_ensemble: number of transformed images that are averaged: 1, 4 or 8.
         mask: mask for models of the task inpaint. It is an image that is white where pixels are missing, or a folder
             with a mask for each input, of the same name and in the same subfolder.
-
-    Raises:
-        UserError: the input is missing or holds no image, the output cannot be written, or the model is unknown or
-            fails on an image.
-    """
-    files = _plan(source, target)
-    masks = _masks(list(files), source, mask) if mask else {}
-    _check_model(model)
-    import torch
-
-    from components.inference.tiles import restore as restore_image
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, channels = _load(model, device)
-    colours = _colours(channels, model, mask)
-    for read_from in track(files, "restoring") if len(files) > 1 else files:
-        pixels = to_float(read_image(read_from, "grey" if colours == 1 else "rgb"))
-        holes = _holes(masks[read_from], pixels) if masks else None
-        image = torch.from_numpy(pixels if holes is None else _filled(pixels, holes)).to(device)
-        write_to = files[read_from]
-        try:
-            restored = restore_image(network, image, tile=tile, overlap=overlap, self_ensemble=self_ensemble)
-        except RuntimeError as error:
-            size = f"{image.shape[-1]}x{image.shape[-2]}"
-            raise UserError(f"{read_from}: {size} pixels, which this model fails on ({first_line(error)})") from error
-        try:
-            write_to.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{write_to.parent}: cannot be written ({error.strerror})") from error
-        result = np.asarray(restored.cpu())
-        write_image(write_to, result if holes is None else np.where(holes, result, pixels))
-    console.print(f"{len(files)} restored: {target}")
-
-
-def _filled(pixels: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """Returns the input of an inpainting model: the image with its missing pixels filled, and the mask as a channel."""
-    from components.degradations.holes import with_holes  # imports SciPy, which other tasks do not need
-
-    return with_holes(pixels, holes)
-
-
-def _plan(source: Path, target: Path) -> dict[Path, Path]:
-    """Maps every input file to its output file.
-
-    Raises:
-        UserError: there is no input, or an output cannot be used.
-    """
-    if source.is_dir():
-        if target.is_file():
-            raise UserError(f"{target}: is a file; for a folder of images name a folder")
-        if target.resolve() == source.resolve():
-            raise UserError(f"{target}: would overwrite the input; name another folder")
-        tree = read_tree(source)
-        names = [Path(file) for file in tree.files if is_image_name(Path(file))]
-        if left_out := skipped_text(tree.left_out()):
-            console.print(f"{source}: left out: {left_out}", markup=False)
-        # A target folder inside the source folder may hold the outputs of an earlier run; they are no inputs.
-        is_inside = target.resolve().is_relative_to(source.resolve())
-        plan = {
-            source / name: (target / name).with_suffix(".png")
-            for name in sorted(names)
-            if not any(part.startswith(".") for part in name.parts)
-            and not (is_inside and (source / name).resolve().is_relative_to(target.resolve()))
-        }
-        if not plan:
-            raise UserError(f"{source}: no image in this folder (png, jpg, bmp, tif, webp)")
-        outputs = list(plan.values())
-        if len(set(outputs)) < len(outputs):
-            twice = next(output for output in outputs if outputs.count(output) > 1)
-            raise UserError(f"{twice}: two images of {source} would be written there; rename one of them")
-        overwritten = {file.resolve() for file in plan} & {output.resolve() for output in outputs}
-        if overwritten:
-            raise UserError(f"{min(overwritten)}: an input would be overwritten; name another folder")
-        return plan
-    if not source.is_file():
-        raise UserError(f"{source}: there is no such file or folder")
-    if target.is_dir():
-        target = target / source.with_suffix(".png").name
-    elif not is_image_name(target):
-        raise UserError(f"{target}: its suffix names no image format that can be written; use for instance .png")
-    if target.resolve() == source.resolve():
-        raise UserError(f"{target}: would overwrite the input; name another file")
-    return {source: target}
-
-
-def _colours(channels: int, model: str, mask: Path | None) -> int:
-    """Returns the number of channels of an image that the model restores.
-
-    Raises:
-        UserError: the model needs a mask that is not given, takes no mask, or needs an input of another kind.
-    """
-    if channels in (1, 3) and mask is None:
-        return channels
-    if channels in (2, 4) and mask is not None:
-        return channels - 1
-    if mask is not None:
-        raise UserError(f"--mask {mask}: model {model} takes an image alone")
-    wanted = "an image and a mask: add --mask" if channels in (2, 4) else f"{channels} channels: call it from Python"
-    raise UserError(f"--model {model}: it wants {wanted}")
-
-
-def _masks(images: list[Path], source: Path, mask: Path) -> dict[Path, Path]:
-    """Maps each image to its mask: in the same subfolder as the image, else directly in the folder of masks.
-
-    Raises:
-        UserError: a mask is not in the same subfolder, and several images have the same name.
-    """
-    if not mask.is_dir():
-        return dict.fromkeys(images, mask)
-    counts = Counter(image.name for image in images)
-    masks = {}
-    for image in images:
-        relative = image.relative_to(source) if source.is_dir() else Path(image.name)
-        is_nested = (mask / relative).is_file()
-        if not is_nested and counts[image.name] > 1:
-            raise UserError(
-                f"--mask {mask}: {relative} is not there, and {counts[image.name]} images are called {image.name}: put "
-                "masks into the same subfolders as the images"
-            )
-        masks[image] = mask / (relative if is_nested else image.name)
-    return masks
-
-
-def _holes(path: Path, image: np.ndarray) -> np.ndarray:
-    """Reads a mask as ``(H, W)`` bool; it is True where the mask image is lighter than middle grey.
-
-    Raises:
-        UserError: the mask and its image have different sizes.
-    """
-    grey = to_float(read_image(path, "grey"))[0]
-    if grey.shape != image.shape[-2:]:
-        sizes = [f"{each.shape[-1]}x{each.shape[-2]}" for each in (grey, image)]
-        raise UserError(f"{path}: {sizes[0]} pixels, its image has {sizes[1]}")
-    return grey > 0.5
-
-
-def _check_model(model: str) -> None:
-    """Checks that the model file, or the registry of a ``models:/`` address, exists.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    if model.startswith("models:/"):
-        from pipeline.tracking.registry import check_store
-        from pipeline.tracking.store import tracking_uri
-
-        check_store(model, tracking_uri())
-    elif not Path(model).is_file():
-        raise UserError(f"--model {model}: neither models:/NAME@ALIAS nor a file")
-
-
-def _load(model: str, device: torch.device) -> tuple[nn.Module, int]:
-    """Loads the network onto the device.
+        form: format of the results (`plan.FORMATS`); None: by the suffix of a target file, PNG in a folder.
+        device: of the network; "auto" is a GPU where there is one.
+        report: CSV file that is written with a line for each image.
+        workers: number of Ray actors that restore; 0: this process alone.
+        address: Ray cluster of the workers.
 
     Returns:
-        (network, number of its input channels).
-    """
-    if model.startswith("models:/"):
-        from pipeline.tracking.registry import load_registered, registered_shapes
-        from pipeline.tracking.store import tracking_uri
-
-        network, (inputs, outputs) = load_registered(model, tracking_uri(), device), registered_shapes(model)
-        return network, _checked(inputs, outputs, model)
-    from pipeline.model_file import load_model
-
-    network = load_model(Path(model))[0].to(device)
-    channels = int(network.in_channels)  # type: ignore[arg-type]
-    return network, _checked((-1, channels, -1, -1), _result(network), model)
-
-
-def _result(network: nn.Module) -> tuple[int, ...]:
-    return (-1, -1) if hasattr(network, "classes") else (-1, int(network.out_channels), -1, -1)  # type: ignore[arg-type]
-
-
-def _checked(inputs: tuple[int, ...], outputs: tuple[int, ...], model: str) -> int:
-    """Returns the number of input channels.
+        The number of images that were not restored.
 
     Raises:
-        UserError: the output of the model is not an image, or its three input channels are not colours.
+        UserError: the input holds no image, the output cannot be written, or the model is unknown. Also the reason
+            why the only image of a call cannot be restored.
     """
-    if len(outputs) != 4:
-        raise UserError(f"--model {model}: it recognises images and restores none: call it from Python")
-    if inputs[1] == 3 and outputs[1] == 1:
-        raise UserError(
-            f"--model {model}: it wants a scan's LI image, artifact image and metal mask: call it from Python with "
-            "(B, 3, H, W)"
+    sources = [source] if isinstance(source, str) else [str(source)] if isinstance(source, Path) else list(source)
+    place = str(target)
+    items = plan(sources, place, form, str(mask) if mask else None)
+    check_model(model)
+    with memory_of(place) if len(items) > 1 else nullcontext(Memory(None)) as memory:
+        if not is_remote(place):
+            remove_partial_files(Path(place))
+        outcomes = list(
+            _shown(_outcomes(items, model, tile, overlap, self_ensemble, mask, device, workers, address, memory), items)
         )
-    return inputs[1]
+    if report is not None:
+        _write_report(report, outcomes)
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if failed and len(items) == 1:
+        raise UserError(failed[0].reason)
+    _say(outcomes, failed, place)
+    return len(failed)
+
+
+def _outcomes(
+    items: list[Item],
+    model: str,
+    tile: int,
+    overlap: int,
+    self_ensemble: int,
+    mask: Path | None,
+    device: str,
+    workers: int,
+    address: str,
+    memory: Memory,
+) -> Iterator[Outcome]:
+    """Restores the images one after another, or by actors, and records each that is done."""
+    from components.inference.restorer import Options
+    from components.inference.tiles import check_tiles
+
+    options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble)
+    check_tiles(tile, overlap, self_ensemble)
+    results: Iterable[Outcome]
+    if workers:
+        from pipeline.commands.restoring.actors import restore_by_actors
+
+        results = restore_by_actors(items, model, mask, options, device, workers, address, memory)
+    else:
+        results = _restore_here(items, model, mask, options, device, memory)
+    for outcome in results:
+        if outcome.status == "restored":
+            memory.add(outcome.item.target, outcome.fingerprint, outcome.sha256)
+        yield outcome
+
+
+def _restore_here(
+    items: list[Item], model: str, mask: Path | None, options: Options, device: str, memory: Memory
+) -> Iterator[Outcome]:
+    from pipeline.commands.restoring.worker import restore_item
+
+    restorer, digest = load_restorer(model, device, mask)
+    return (restore_item(item, restorer, options, digest, memory) for item in items)
+
+
+def _shown(outcomes: Iterator[Outcome], items: list[Item]) -> Iterator[Outcome]:
+    """Passes the outcomes on, with a progress bar for several images: megapixels of input a second."""
+    if len(items) == 1:
+        yield from outcomes
+        return
+    start, megapixels = time.monotonic(), 0.0
+    with progress() as bars:
+        bar = bars.add_task("restoring", total=len(items), note="")
+        for outcome in outcomes:
+            yield outcome
+            megapixels += outcome.megapixels
+            bars.update(bar, advance=1, note=f"{megapixels / (time.monotonic() - start):.2f} megapixels/s")
+
+
+def _say(outcomes: list[Outcome], failed: list[Outcome], target: str) -> None:
+    counts = Counter(outcome.status for outcome in outcomes)
+    said = [f"{counts['restored']} restored"]
+    said += [f"{counts['done before']} done before"] if counts["done before"] else []
+    said += [f"{len(failed)} failed"] if failed else []
+    console.print(f"{', '.join(said)}: {target}", markup=False)
+    for dropped, count in Counter(each for outcome in outcomes for each in outcome.dropped).most_common():
+        console.print(f"  not in the results of {count} images: {dropped}", markup=False)
+    for outcome in failed[:_SHOWN]:
+        console.print(f"  failed: {outcome.reason}", markup=False)
+    if len(failed) > _SHOWN:
+        console.print(f"  and {len(failed) - _SHOWN} more; --report FILE lists all", markup=False)
+
+
+def _write_report(report: Path, outcomes: list[Outcome]) -> None:
+    """Writes a CSV file with a line for each image.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "result", "status", "reason", "dropped", "megapixels", "seconds"])
+    for each in outcomes:
+        result = "" if each.status == "failed" else each.item.target
+        dropped, numbers = "; ".join(each.dropped), (f"{each.megapixels:.3f}", f"{each.seconds:.3f}")
+        table.writerow([each.item.source, result, each.status, each.reason, dropped, *numbers])
+    write(str(report), text.getvalue().encode())

@@ -26,14 +26,19 @@ _TRANSFER = TransferConfig(max_concurrency=THREADS, preferred_transfer_client="c
 
 
 class S3Store:
-    """Objects below ``s3://BUCKET/PREFIX``; each process that receives this object finds its own credentials."""
+    """Objects below ``s3://BUCKET/PREFIX``; each process that receives this object finds its own credentials.
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    Args:
+        address: of the prefix.
+        key: what messages call the address, such as the key of params.yaml that holds it.
+    """
+
+    def __init__(self, address: str, key: str = KEY) -> None:
+        self.address, self.key = address, key
         _ = self._connection  # reports missing settings of boto3 at once
 
     def __getstate__(self) -> dict[str, str]:
-        return {"address": self.address}
+        return {"address": self.address, "key": self.key}
 
     def names(self, prefix: str) -> list[str]:
         """Lists all names below ``prefix``; see `ArtifactStore.names`."""
@@ -80,7 +85,7 @@ class S3Store:
 
     @cached_property
     def _connection(self) -> Connection:
-        return Connection(self.address, KEY, THREADS, ATTEMPTS)
+        return Connection(self.address, self.key, THREADS, ATTEMPTS)
 
     def _object(self, name: str) -> dict[str, Any]:
         if reason := unsafe(name):

@@ -7,14 +7,16 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from components.inference.contract import Contract
+from components.inference.integrity import LIST, check_files
 from pipeline.errors import UserError, fault_of_machine
-from pipeline.model_file import load_model, model_metadata
+from pipeline.model_file import contract_of, load_model, model_metadata
 from pipeline.provenance.code_hash import deciding_hash
 from pipeline.storage.databases import sqlite_file
 from pipeline.tracking.store import MODEL_TAG, Store, answering, make_tables, without_password
@@ -23,12 +25,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+FILES_TAG = "eqreg.files_sha256"
+"""Tag of a version: SHA-256 of the list of its files."""
+
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON = "eqreg.reason"
 UNCHANGED = "the registry was not changed: run 'eqreg register' again later, or delete the alias champion to replace it"
 """What to do if nothing shows whether a version can be used."""
 
 _CODE = "eqreg.network_code"
+_FILE = "extra_files/*.safetensors"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """Codes with which MLflow says that a version or an alias does not exist."""
 
@@ -99,6 +105,7 @@ class Registry:
         with self._reading(version), TemporaryDirectory() as folder:
             files = Path(download_artifacts(location, dst_path=folder))
             try:
+                _verify(files, self._tags(version.number).get(FILES_TAG))
                 return _exported(files, "cpu")
             except Exception as error:
                 if fault_of_machine(error):
@@ -128,36 +135,30 @@ class Registry:
             The new version, without aliases.
         """
         import mlflow
-        import mlflow.pytorch
-        import numpy as np
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        from mlflow.models import Model
 
-        channels = int(network.in_channels)  # type: ignore[arg-type]
-        inputs = Schema([TensorSpec(np.dtype(np.float32), (-1, channels, -1, -1))])
-        classes = getattr(network, "classes", None)
-        result = (-1, classes) if classes else (-1, int(network.out_channels), -1, -1)  # type: ignore[arg-type]
-        outputs = Schema([TensorSpec(np.dtype(np.float32), result)])
-        # Two images whose height and width differ: torch.export treats a size of 1, or equal sizes, as fixed.
-        example = np.random.default_rng(0).random((2, channels, 64, 48), dtype=np.float32)
+        from pipeline.tracking.image_model import save_version
+
+        contract = contract_of(network, self.store.task)
+        sums: list[str] = []
+
+        class Flavor:
+            """What `Model.log` calls for the files of the version."""
+
+            @staticmethod
+            def save_model(path: str, mlflow_model: Any) -> None:
+                metadata = {_CODE: network_code(network)} if file else {}
+                sums.append(save_version(Path(path), network.eval(), contract, mlflow_model, file, **metadata))
+
         # MLflow prints messages to stderr.
         with answering(self.store.uri), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             for name in ("mlflow", "torch.export", "torch._export"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             with mlflow.start_run(run_id=run_id):
-                info = mlflow.pytorch.log_model(
-                    network.eval(),
-                    name="model",
-                    signature=ModelSignature(inputs, outputs),
-                    input_example=example,
-                    pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={_torch_version()}"],
-                    registered_model_name=self.name,
-                    extra_files=[str(file)] if file else None,
-                    metadata={_CODE: network_code(network)} if file else None,
-                )
+                info = Model.log(artifact_path=None, name="model", flavor=Flavor, registered_model_name=self.name)
         version = str(info.registered_model_version)
-        for key, value in {**tags, MODEL_TAG: model_sha256}.items():
+        for key, value in {**tags, MODEL_TAG: model_sha256, FILES_TAG: sums[0]}.items():
             self.tag(version, key, value)
         return Version(version, ())
 
@@ -168,9 +169,7 @@ class Registry:
 
     def reason(self, version: str) -> str:
         """The reason why a version has its alias; empty if none is stored."""
-        with answering(self.store.uri):
-            tags: dict[str, str] = self.store.client.get_model_version(self.name, version).tags
-        return tags.get(REASON, "")
+        return self._tags(version).get(REASON, "")
 
     def point(self, alias: str, version: str) -> None:
         """Moves an alias to a version."""
@@ -224,6 +223,11 @@ class Registry:
             reason = f"cannot be read here ({fault})" if fault else f"cannot be reached ({_one_line(error)})"
             raise UserError(f"{self._title(version)} {reason}\n{UNCHANGED}") from error
 
+    def _tags(self, version: str) -> dict[str, str]:
+        with answering(self.store.uri):
+            tags: dict[str, str] = self.store.client.get_model_version(self.name, version).tags
+        return tags
+
     def _title(self, version: Version) -> str:
         return f"{self.name} version {version.number}"
 
@@ -248,8 +252,32 @@ def check_store(uri: str, store_uri: str) -> None:
         raise UserError(f"--model {uri}: there is no {shown}; run 'eqreg register' or set MLFLOW_TRACKING_URI")
 
 
+@dataclass(frozen=True)
+class LoadedVersion:
+    """A registered version in memory.
+
+    Attributes:
+        network: on the device that was asked for.
+        contract: what it takes and gives.
+        digest: that names its files; of versions of earlier releases, the address with the number of the version.
+        model_sha256: of the model, by the tag of the version; empty if no tag says it.
+        settings: arguments of ``build_network``, from the model file; empty if the version holds none.
+    """
+
+    network: nn.Module
+    contract: Contract
+    digest: str
+    model_sha256: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.Module:
-    """Loads the network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` onto a device.
+    """Loads the network of a version, as `load_version`."""
+    return load_version(uri, store_uri, device).network
+
+
+def load_version(uri: str, store_uri: str, device: torch.device | str) -> LoadedVersion:
+    """Loads the network at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` onto a device; its files are verified.
 
     Do not move it with ``.to()``: torch does not support that for the module of an exported program.
 
@@ -259,7 +287,7 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
         device: of the network.
 
     Raises:
-        UserError: the model does not exist, or the registry does not answer.
+        UserError: the model does not exist, its files are gone or were altered, or the registry does not answer.
     """
     from pipeline.tracking.store import quiet_mlflow
 
@@ -272,9 +300,9 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
     mlflow.set_tracking_uri(store_uri)
     with answering(store_uri):
         try:
-            return _network(uri, device)
+            return _loaded(uri, device)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+            if error.error_code in (*_MISSING, "NOT_FOUND"):
                 shown = without_password(store_uri)
                 known = ", ".join(model.name for model in mlflow.MlflowClient().search_registered_models()) or "none"
                 reason = " ".join(str(error).split())
@@ -282,14 +310,75 @@ def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.
             raise
 
 
-def _network(uri: str, device: torch.device | str) -> nn.Module:
-    """Loads a registered network onto a device, from the store that MLflow is set to."""
+def _loaded(uri: str, device: torch.device | str) -> LoadedVersion:
+    """Loads a registered version onto a device, from the store that MLflow is set to."""
     from mlflow.artifacts import download_artifacts
 
+    uri, tags = _version_of(uri)
+    wanted = tags.get(FILES_TAG)
     with TemporaryDirectory() as folder:
         files = Path(download_artifacts(uri, dst_path=folder))
+        try:
+            _verify(files, wanted)
+        except ValueError as error:
+            raise UserError(f"--model {uri}: {error}; use another version, or register the model again") from error
         network = _rebuilt(files)
-        return _exported(files, device) if network is None else network.to(device)
+        network = _exported(files, device) if network is None else network.to(device)
+        file = next(files.glob(_FILE), None)
+        settings = model_metadata(file)["network"] if file else {}
+        return LoadedVersion(network, _contract(files, uri), wanted or uri, tags.get(MODEL_TAG, ""), settings)
+
+
+def _verify(files: Path, wanted: str | None) -> None:
+    """Checks the files of a version; versions of earlier releases have no list, and pass.
+
+    Raises:
+        ValueError: a file is altered, missing or additional.
+    """
+    if wanted is not None or (files / LIST).exists():
+        check_files(files, wanted)
+
+
+def _version_of(uri: str) -> tuple[str, dict[str, str]]:
+    """The address of a version by its number, and its tags.
+
+    Both are asked for at once, so that an alias that is moved meanwhile does not matter. Other addresses of MLflow,
+    such as that of a run, are returned as they are.
+    """
+    import mlflow
+
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    client = mlflow.MlflowClient()
+    if at:
+        version = client.get_model_version_by_alias(name, alias)
+    elif (parts := name.split("/"))[1:] and parts[1].isdecimal():
+        version = client.get_model_version(*parts[:2])
+    else:
+        return uri, {}
+    return f"models:/{version.name}/{version.version}", dict(version.tags)
+
+
+def _contract(files: Path, uri: str) -> Contract:
+    """What a version takes and gives; from the shapes of its signature, where an earlier release registered it.
+
+    Raises:
+        UserError: the version was registered without its shapes, or no command of ours can use such a model.
+    """
+    from mlflow.models import Model
+
+    from pipeline.tracking.image_model import CONTRACT
+
+    model = Model.load(str(files))
+    if stated := (model.metadata or {}).get(CONTRACT):
+        return Contract.from_dict(stated)
+    signature = model.signature
+    if signature is None or signature.inputs is None or signature.outputs is None:
+        raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
+    inputs, outputs = (each.inputs[0].shape for each in (signature.inputs, signature.outputs))
+    try:
+        return Contract.of_channels("", inputs[1], outputs[1] if len(outputs) == 4 else None)
+    except ValueError as error:
+        raise UserError(f"--model {uri}: {error}") from error
 
 
 def _rebuilt(files: Path) -> nn.Module | None:
@@ -301,7 +390,7 @@ def _rebuilt(files: Path) -> nn.Module | None:
     from mlflow.models import Model
 
     code = (Model.load(str(files)).metadata or {}).get(_CODE)
-    file = next(files.glob("extra_files/*.safetensors"), None)
+    file = next(files.glob(_FILE), None)
     if code is None or file is None:
         return None
     try:
@@ -352,46 +441,6 @@ def _writer(files: Path) -> str | None:
         return _release(str(Model.load(str(files)).flavors["pytorch"]["pytorch_version"]))
     except Exception:  # damaged, or of another kind
         return None
-
-
-def registered_shapes(uri: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The input shape and the output shape of a registered model; -1 stands for any size.
-
-    Call `load_registered` first.
-
-    Raises:
-        UserError: the model was registered without its shapes.
-    """
-    import mlflow.models
-
-    signature = mlflow.models.get_model_info(uri).signature
-    if signature is None or signature.inputs is None or signature.outputs is None:
-        raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
-    return tuple(signature.inputs.inputs[0].shape), tuple(signature.outputs.inputs[0].shape)
-
-
-def registered_origin(uri: str) -> tuple[dict[str, Any], str]:
-    """The metadata of the model file that a version holds, and the SHA-256 of the model; call `load_registered` first.
-
-    Without a model file the metadata hold the task alone, from the name of the model. The SHA-256 is empty if no tag
-    says it.
-
-    Args:
-        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-    """
-    import mlflow
-    from mlflow.artifacts import download_artifacts
-
-    client = mlflow.MlflowClient()
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    task = name.removeprefix("eqreg-") if name.startswith("eqreg-") else ""
-    with TemporaryDirectory() as folder:
-        files = Path(download_artifacts(uri, dst_path=folder))
-        file = next(files.glob("extra_files/*.safetensors"), None)
-        metadata = model_metadata(file) if file else {"task": task}
-    return metadata, str(version.tags.get(MODEL_TAG, ""))
 
 
 def _torch_version() -> str:

@@ -179,7 +179,7 @@ def start_ready(code: str, *arguments: str) -> subprocess.Popen[str]:
 def read_line(process: subprocess.Popen[str]) -> str:
     """The next line that a process prints. What follows stays in the pipe, so that ``communicate`` finds it.
 
-    ``process.stdout.readline`` may take more than a line out of the pipe; ``communicate`` does not look at what it took.
+    ``process.stdout.readline`` may take more than a line out of the pipe; ``communicate`` does not look there.
     """
     assert process.stdout is not None
     line = b""

@@ -6,10 +6,12 @@ Legend: C channels (1 grey, 3 RGB), H rows, W columns, of the upright image.
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -45,6 +47,16 @@ _LOW_BYTES = {
 _EXIF_ORIENTATION = 0x0112
 _DEFLATE = (8, 32946)  # TIFF's two numbers for this compression
 _SIGNED, _FLOAT = 2, 3  # TIFF's sample formats
+_EXIF_IN_TIFF = 34665
+_GREYS = ("1", "L", "LA")
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_OTHER_COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")
+_CHANGED = {
+    "1": "black and white: written as 8-bit grey",
+    "P": "palette: written as RGB",
+    "PA": "palette: written as RGB",
+    **{mode: f"{mode}: written as RGB, without its ICC profile" for mode in _OTHER_COLOURS},
+}
 _BOXES = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"jxl ": "JPEG XL"}
 _LYING = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 
@@ -64,24 +76,71 @@ def read_image(path: Path, colour: Literal["rgb", "grey"] = "rgb") -> np.ndarray
             over ``MAX_PIXELS`` pixels. It has several frames or pages, so the image is ambiguous. It has floating-point
             or signed pixels, so the value of white is unknown. Or it has 16 bits in a layout that would lose bits.
     """
-    with _opened(path) as image:
+    decoded = decode_image(path)
+    pixels = decoded.pixels
+    if colour == "grey" and pixels.ndim == 3:
+        pixels = luma(pixels)
+    if pixels.ndim == 2:
+        return np.ascontiguousarray(np.broadcast_to(pixels, (1 if colour == "grey" else 3, *pixels.shape)))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """What an image file holds, upright.
+
+    Attributes:
+        pixels: ``(H, W)`` grey or ``(H, W, 3)`` RGB, uint8 or uint16.
+        alpha: ``(H, W)`` of the same dtype, 0 transparent; None if the file has none.
+        format: of the file, such as "PNG".
+        icc: its ICC profile; None if it has none, or if the profile is not for grey or RGB.
+        exif: its EXIF data, without the orientation; None if it has none.
+        dropped: what else the file holds that the fields above do not, in words.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    format: str
+    icc: bytes | None
+    exif: bytes | None
+    dropped: tuple[str, ...]
+
+
+def decode_image(source: Path | bytes, name: str = "") -> DecodedImage:
+    """Read all of an image that the result of a restoration can keep: pixels, alpha, ICC profile, EXIF data.
+
+    The pixels are those of `read_image`, but grey files stay grey.
+
+    Args:
+        source: the file, or the bytes of one.
+        name: for messages; by default the path.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    with _opened(source, name) as image:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _SIGNED in image.tag_v2.get(
             TiffImagePlugin.SAMPLEFORMAT, ()
         ):
             raise _without_white("signed")
+        dropped = [_CHANGED[image.mode]] if image.mode in _CHANGED else []
         if _is_sixteen_bit(image):
-            pixels = _sixteen_bits(path, image)  # (H, W) or (H, W, 3)
+            pixels, alpha = _sixteen_bits(source, image)
         elif image.mode in ("I", "F"):
             raise _without_white("floating-point" if image.mode == "F" else "32-bit")
         else:
-            upright = ImageOps.exif_transpose(image).convert("RGB")  # RGB first: not every mode converts to grey
-            pixels = np.asarray(upright.convert("L") if colour == "grey" else upright)
-        _check_damage(path, image)
-    if colour == "grey" and pixels.ndim == 3:
-        pixels = _luma(pixels)
-    if pixels.ndim == 2:
-        return np.ascontiguousarray(np.broadcast_to(pixels, (1 if colour == "grey" else 3, *pixels.shape)))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright.convert("L" if image.mode in _GREYS else "RGB"))
+            has_alpha = upright.mode in _WITH_ALPHA or "transparency" in upright.info
+            alpha = np.asarray(upright.convert("RGBA"))[..., 3] if has_alpha else None
+        _check_damage(source, image)
+        info = image.info
+        if "xmp" in info or "XML:com.adobe.xmp" in info:
+            dropped.append("XMP data")
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _EXIF_IN_TIFF in image.tag_v2:
+            dropped.append("EXIF data")
+        icc = None if image.mode in _OTHER_COLOURS else info.get("icc_profile")
+        return DecodedImage(pixels, alpha, str(image.format), icc or None, _upright_exif(image), tuple(dropped))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -156,14 +215,15 @@ def is_image_name(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, name: str = "") -> Iterator[Image.Image]:
     """Open a file, read its header and check it; any error becomes a ValueError that names the file."""
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
-        if path.exists() and not path.is_file():
+        if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ValueError("not a file")
         # The open file is passed and not its name: by name, Pillow memory-maps uncompressed files, and rotated TIFFs
         # are then read wrongly.
-        with _no_warnings(), path.open("rb") as file, _identified(file) as image:
+        with _no_warnings(), _stream(source) as file, _identified(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS}: cut it into smaller images")
@@ -171,9 +231,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 raise ValueError("several frames or pages: save the one that is meant as a file of its own")
             yield image
     except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
+        raise ValueError(f"{name}: there is no such file") from None
     except Exception as error:  # on damaged files, Pillow's decoders raise errors of any type
-        raise ValueError(f"{path}: not a readable image ({_reason(error)}); replace it or take it away") from error
+        raise ValueError(f"{name}: not a readable image ({_reason(error)}); replace it or take it away") from error
+
+
+def _stream(source: Path | bytes) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _content(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 @contextmanager
@@ -218,16 +286,26 @@ def _without_white(kind: str) -> ValueError:
     return ValueError(f"{kind} pixels, whose white is not stated: convert it to 8 or 16 bits first")
 
 
-def _check_damage(path: Path, image: Image.Image) -> None:
+def _check_damage(source: Path | bytes, image: Image.Image) -> None:
     """Raise a ValueError for damage that the decoder ignored."""
     if image.format in ("JPEG", "MPO"):
-        check_jpeg(path.read_bytes())
+        check_jpeg(_content(source))
     elif isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TiffImagePlugin.COMPRESSION) in _DEFLATE:
         tags = image.tag_v2
         tiles = (TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS)
         strips = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS)
         places, sizes = (tags.get(tag, ()) for tag in (tiles if tiles[0] in tags else strips))
-        check_deflated(path.read_bytes(), places, sizes)
+        check_deflated(_content(source), places, sizes)
+
+
+def _upright_exif(image: Image.Image) -> bytes | None:
+    """Return the EXIF data without the orientation, which the pixels have already."""
+    stored: bytes | None = image.info.get("exif")
+    if not stored or image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
+        return stored or None
+    exif = image.getexif()
+    del exif[_EXIF_ORIENTATION]
+    return exif.tobytes()
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:
@@ -237,8 +315,8 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or any(";16" in _layout(tile) for tile in _tiles(image))
 
 
-def _sixteen_bits(path: Path, image: Image.Image) -> np.ndarray:
-    """Read an upright image as ``(H, W)`` or ``(H, W, 3)`` uint16.
+def _sixteen_bits(source: Path | bytes, image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an upright image as ``(H, W)`` or ``(H, W, 3)`` uint16, and its alpha ``(H, W)``.
 
     Pillow does not support 16-bit colour, so the high and the low bytes are read separately.
     """
@@ -246,20 +324,20 @@ def _sixteen_bits(path: Path, image: Image.Image) -> np.ndarray:
     layout = "planes apart" if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 else _layout(_tiles(image)[0])
     if image.mode.startswith("I;16") and layout != "I;12":
         grey = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
-        return 65535 - grey if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else grey  # 0: white is 0
+        return (65535 - grey if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else grey), None  # 0: white
     if layout == "LA;16B":
-        first_four = _unpacked(path, "RGBA")  # high and low byte of grey, high and low byte of alpha
-        high, low = first_four[..., 0], first_four[..., 1]
-    elif layout in _LOW_BYTES:
-        high, low = (_unpacked(path, half)[..., :3] for half in (layout, _LOW_BYTES[layout]))
-    else:
-        raise ValueError(f"more than 8 bits a channel, {layout}: save it as 16-bit grey or RGB PNG")
-    return high.astype(np.uint16) << 8 | low
+        first_four = _unpacked(source, "RGBA").astype(np.uint16)  # high and low byte of grey, of alpha
+        return first_four[..., 0] << 8 | first_four[..., 1], first_four[..., 2] << 8 | first_four[..., 3]
+    if layout in _LOW_BYTES:
+        high, low = (_unpacked(source, half).astype(np.uint16) for half in (layout, _LOW_BYTES[layout]))
+        bands = high << 8 | low
+        return bands[..., :3], bands[..., 3] if layout.startswith("RGBA") else None
+    raise ValueError(f"more than 8 bits a channel, {layout}: save it as 16-bit grey or RGB PNG")
 
 
-def _unpacked(path: Path, layout: str) -> np.ndarray:
+def _unpacked(source: Path | bytes, layout: str) -> np.ndarray:
     """Read the file's decompressed bytes in a given layout of Pillow, as upright ``(H, W, bands)`` uint8."""
-    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with _stream(source) as file, Image.open(file, formats=_FORMATS) as image:
         assert isinstance(image, ImageFile.ImageFile)
         image.tile = [
             tile._replace(args=layout if isinstance(tile.args, str) else (layout, *_arguments(tile)[1:]))
@@ -280,10 +358,10 @@ def _arguments(tile: ImageFile._Tile) -> tuple[Any, ...]:
     return tile.args if isinstance(tile.args, tuple) else (tile.args,)
 
 
-def _luma(colour: np.ndarray) -> np.ndarray:
-    """Convert ``(H, W, 3)`` to luma ``(H, W)`` uint16, with the weights of Pillow: BT.601 in units of 2^-16."""
+def luma(colour: np.ndarray) -> np.ndarray:
+    """Convert ``(H, W, 3)`` to luma ``(H, W)`` of the same dtype, with Pillow's weights: BT.601 in units of 2^-16."""
     weighted = colour.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
-    return ((weighted + 0x8000) >> 16).astype(np.uint16)  # at most 65535 * 2^16 + 2^15 < 2^32
+    return ((weighted + 0x8000) >> 16).astype(colour.dtype)  # at most 65535 * 2^16 + 2^15 < 2^32
 
 
 def _may_be_turned(path: Path) -> bool:

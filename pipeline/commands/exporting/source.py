@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,53 +71,48 @@ def load_source(name: str) -> Source:
     """
     if not name.startswith("models:/"):
         return _of_file(name, Path(name).expanduser())
-    from pipeline.tracking.registry import load_registered, registered_origin, registered_shapes
+    from pipeline.tracking.registry import load_version
     from pipeline.tracking.store import tracking_uri
 
     try:
-        network = load_registered(name, tracking_uri(), "cpu")
-        metadata, sha256 = registered_origin(name)
-        channels = registered_shapes(name)[0][1]
+        found = load_version(name, tracking_uri(), "cpu")
     except UserError as error:
         raise UserError(str(error).removeprefix("--model ")) from error
-    return _described(name, network, metadata, sha256, channels)
+    return _measured(name, found.network, found.contract, found.model_sha256, found.settings)
 
 
 def _of_file(name: str, path: Path) -> Source:
-    from pipeline.model_file import load_model, model_sha256
+    from pipeline.model_file import contract_of, load_model, model_sha256
 
     if not path.is_file():
         raise UserError(f"{name}: no such file; give a model.safetensors, models:/NAME@ALIAS or models:/NAME/VERSION")
     network, metadata = load_model(path)
-    return _described(name, network, metadata, model_sha256(path), int(network.in_channels))  # type: ignore[arg-type]
+    try:
+        contract = contract_of(network, metadata.get("task", ""))
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    return _measured(name, network, contract, model_sha256(path), metadata["network"])
 
 
-def _described(name: str, network: nn.Module, metadata: dict[str, Any], sha256: str, channels: int) -> Source:
-    """Finds the contract by running the network once, because a program does not declare it.
+@torch.no_grad()
+def _measured(name: str, network: nn.Module, contract: Contract, sha256: str, settings: Mapping[str, Any]) -> Source:
+    """The source, with the outputs and the scale as one run shows them: versions of earlier releases do not say them.
 
     Args:
         name: of the model.
         network: on the CPU.
-        metadata: of the model file: "network", "task"; what is unknown may be missing.
+        contract: what it takes and gives.
         sha256: of the model.
-        channels: input channels.
+        settings: arguments of ``build_network``; empty if they are unknown.
     """
-    smallest = _smallest_side(metadata.get("network", {}))
+    smallest = _smallest_side(settings)
     side = max(64, 2 * smallest)
-    with torch.no_grad():
-        output = network(torch.zeros(2, channels, side, side))
-    task = str(metadata.get("task", ""))
-    try:
-        if output.ndim == 2:
-            contract = Contract.of_channels(task, channels, None, classes=output.shape[1])
-        else:
-            contract = Contract.of_channels(task, channels, output.shape[1], output.shape[-1] // side)
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
-    return Source(name, network, contract, sha256, smallest)
+    output = network(torch.zeros(2, contract.inputs, side, side))
+    scale = output.shape[-1] // side if output.ndim == 4 else 1
+    return Source(name, network, replace(contract, outputs=output.shape[1], scale=scale), sha256, smallest)
 
 
-def _smallest_side(settings: dict[str, Any]) -> int:
+def _smallest_side(settings: Mapping[str, Any]) -> int:
     """The least side that a network with these arguments of ``build_network`` declares; 1 if they are unknown."""
     if not settings:
         return 1

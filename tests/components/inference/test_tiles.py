@@ -116,21 +116,21 @@ def test_the_self_ensemble_is_the_mean_over_the_quarter_turns(size: tuple[int, i
     network, image = convolutional(3), torch.rand(3, *size, dtype=torch.float64)
     with torch.no_grad():
         turned = [network(image.rot90(n, (1, 2))[None])[0].rot90(-n, (1, 2)) for n in range(4)]
-    ensemble = restore(network, image, tile=64, overlap=16, self_ensemble=True)
+    ensemble = restore(network, image, tile=64, overlap=16, self_ensemble=4)
     torch.testing.assert_close(ensemble, torch.stack(turned).mean(dim=0), rtol=0, atol=1e-12)
     assert (ensemble - turned[0]).abs().max() > 1e-3
 
 
 def test_the_self_ensemble_turns_with_the_image() -> None:
     network, image = convolutional(12), torch.rand(3, 75, 130, dtype=torch.float64)
-    one = restore(network, image, tile=64, overlap=16, self_ensemble=True).rot90(1, (1, 2))
-    other = restore(network, image.rot90(1, (1, 2)), tile=64, overlap=16, self_ensemble=True)
+    one = restore(network, image, tile=64, overlap=16, self_ensemble=4).rot90(1, (1, 2))
+    other = restore(network, image.rot90(1, (1, 2)), tile=64, overlap=16, self_ensemble=4)
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("self_ensemble", [False, True])
-def test_the_result_has_the_dtype_of_the_image_and_may_be_changed(dtype: torch.dtype, self_ensemble: bool) -> None:
+@pytest.mark.parametrize("self_ensemble", [1, 4])
+def test_the_result_has_the_dtype_of_the_image_and_may_be_changed(dtype: torch.dtype, self_ensemble: int) -> None:
     image = torch.rand(3, 100, 70, dtype=dtype)
     restored = restore(lambda x: x.half() * 2, image, tile=64, overlap=16, self_ensemble=self_ensemble)
     torch.testing.assert_close(restored, image.half().to(dtype) * 2)

@@ -15,8 +15,11 @@ from torch import nn
 
 from components.data.readers.images import read_image, to_float
 from components.degradations.holes import filled
+from components.inference.contract import Contract
+from components.inference.restorer import ImageRestorer
 from components.networks import build_network
-from pipeline.commands.restore import _load, restore
+from pipeline.commands.restore import restore
+from pipeline.commands.restoring.model import load_restorer
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
 from pipeline.tracking.registry import Registry
@@ -64,7 +67,7 @@ def _read(path: Path | str) -> np.ndarray:
         return np.asarray(image)
 
 
-def _run(source: str, target: str, model: str, tile: int = 64, overlap: int = 16, self_ensemble: bool = False) -> None:
+def _run(source: str, target: str, model: str, tile: int = 64, overlap: int = 16, self_ensemble: int = 1) -> None:
     restore(Path(source), Path(target), model, tile, overlap, self_ensemble)
 
 
@@ -85,9 +88,9 @@ def test_a_file_becomes_what_the_network_makes_of_it(model: str) -> None:
 
 def test_a_model_file_is_loaded_onto_the_device_on_which_images_are_restored(model: str) -> None:
     """A registered one too: see test_registry."""
-    network, channels = _load(model, torch.device("meta"))
-    assert channels == 3
-    assert network(torch.empty(1, 3, 20, 31, device="meta")).device.type == "meta"
+    restorer, _ = load_restorer(model, "meta", None)
+    assert restorer.contract.inputs == 3
+    assert restorer.network(torch.empty(1, 3, 20, 31, device="meta")).device.type == "meta"
 
 
 def test_a_registered_model_is_restored_without_what_exports_and_trains(model: str, store: Store) -> None:
@@ -120,10 +123,13 @@ def test_a_file_restored_into_a_folder_keeps_its_name(model: str) -> None:
     assert _read("out/in.png").shape == (20, 31, 3)
 
 
-def test_a_grey_image_comes_out_in_colour(model: str) -> None:
+def test_a_grey_image_comes_out_grey_as_the_luma_of_what_the_network_makes_of_it(model: str) -> None:
     pixels = _save(Path("grey.png"), mode="L")
     _run("grey.png", "out.png", model)
-    assert np.abs(_read("out.png").astype(int) - _expected(pixels)).max() <= 1
+    restored = _read("out.png")
+    assert restored.shape == pixels.shape[1:]
+    luma = np.asarray(Image.fromarray(_expected(pixels)).convert("L"))
+    assert np.abs(restored.astype(int) - luma).max() <= 1
 
 
 def test_a_large_image_in_tiles_is_the_image_in_one_piece(model: str) -> None:
@@ -134,7 +140,7 @@ def test_a_large_image_in_tiles_is_the_image_in_one_piece(model: str) -> None:
 
 def test_the_self_ensemble_is_the_mean_over_the_four_rotations(model: str) -> None:
     pixels = _save(Path("in.png"))
-    _run("in.png", "out.png", model, self_ensemble=True)
+    _run("in.png", "out.png", model, self_ensemble=4)
     image, network, answers = torch.from_numpy(pixels.astype(np.float32) / 255)[None], _network(), []
     with torch.inference_mode():
         for turns in range(4):
@@ -225,11 +231,11 @@ def test_what_cannot_be_read_or_written_is_named(model: str, source: str, target
 def test_an_output_folder_that_goes_away_while_writing_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _save(Path("in.png"))
 
-    def full(self: Image.Image, path: Path) -> None:
+    def full(self: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
-    assert "out.png: cannot be written ([Errno 28] No space left on device)" in _refusal("in.png", "out.png", model)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "out.png: cannot be written (No space left on device)" in _refusal("in.png", "out.png", model)
     assert not Path("out.png").exists()
 
 
@@ -241,9 +247,10 @@ class _Choosy(nn.Module):
 
 
 def test_an_image_that_the_network_fails_on_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.commands.restore._load", lambda model, device: (_Choosy(), 3))
-    _save(Path("in.png"), (3, 5))
-    expected = "in.png: 5x3 pixels, which this model fails on (Output size is too small)"
+    restorer = ImageRestorer(_Choosy(), Contract.of_channels("denoise", 3, 3), "cpu")
+    monkeypatch.setattr("pipeline.commands.restore.load_restorer", lambda *arguments: (restorer, "digest"))
+    _save(Path("in.png"), (30, 50))
+    expected = "in.png: 50x30 pixels, which this model fails on (Output size is too small)"
     assert _refusal("in.png", "out.png", model) == expected
 
 
@@ -288,7 +295,7 @@ def _store_decisions(path: str, **settings: object) -> None:
 def test_a_model_that_enlarges_writes_a_larger_picture(project: Project) -> None:
     _store_decisions("enlarge.safetensors", scale=3)
     _save(Path("in.png"), (90, 130))
-    restore(Path("in.png"), Path("out.png"), "enlarge.safetensors", 64, 16, False)
+    restore(Path("in.png"), Path("out.png"), "enlarge.safetensors", 64, 16, 1)
     whole = torch.nn.functional.interpolate(
         torch.from_numpy(to_float(read_image(Path("in.png"))))[None],
         scale_factor=3,
@@ -300,11 +307,11 @@ def test_a_model_that_enlarges_writes_a_larger_picture(project: Project) -> None
     assert np.abs(written - whole[0].clamp(0, 1).numpy()).max() < 1 / 255  # tiles have joined without a seam
 
 
-def test_a_model_of_grey_images_reads_a_colour_file_as_grey(project: Project) -> None:
+def test_a_model_of_grey_images_restores_the_channels_of_a_colour_file_one_by_one(project: Project) -> None:
     _store_decisions("grey.safetensors", in_channels=1, out_channels=1)
     _save(Path("in.png"), (20, 30))
-    restore(Path("in.png"), Path("out.png"), "grey.safetensors", 64, 16, False)
-    assert np.array_equal(read_image(Path("out.png"), "grey"), read_image(Path("in.png"), "grey"))
+    restore(Path("in.png"), Path("out.png"), "grey.safetensors", 64, 16, 1)
+    assert np.array_equal(read_image(Path("out.png")), read_image(Path("in.png")))
 
 
 def test_missing_pixels_are_filled_and_known_ones_kept(project: Project) -> None:
@@ -313,7 +320,7 @@ def test_missing_pixels_are_filled_and_known_ones_kept(project: Project) -> None
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[4:9, 7:21] = 255
     Image.fromarray(mask).save("mask.png")
-    restore(Path("in.png"), Path("out.png"), "fill.safetensors", 64, 16, False, Path("mask.png"))
+    restore(Path("in.png"), Path("out.png"), "fill.safetensors", 64, 16, 1, Path("mask.png"))
     before, after = read_image(Path("in.png")), read_image(Path("out.png"))
     assert np.array_equal(after[:, mask == 0], before[:, mask == 0])
     guess = np.rint(filled(to_float(before), mask > 0) * 255)  # which this model keeps
@@ -321,7 +328,7 @@ def test_missing_pixels_are_filled_and_known_ones_kept(project: Project) -> None
 
 
 def _restore_masked(folder: str) -> None:
-    restore(Path("in"), Path("out"), "fill.safetensors", 64, 16, False, Path(folder))
+    restore(Path("in"), Path("out"), "fill.safetensors", 64, 16, 1, Path(folder))
 
 
 def test_images_of_one_name_in_two_subfolders_have_a_mask_each(project: Project) -> None:
@@ -373,7 +380,7 @@ def test_a_model_of_other_inputs_says_what_it_wants(
     for name in ("mask.png", "small.png"):
         Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(name)
     with pytest.raises(UserError) as error:
-        restore(Path("in.png"), Path("out.png"), "odd.safetensors", 64, 16, False, Path(mask) if mask else None)
+        restore(Path("in.png"), Path("out.png"), "odd.safetensors", 64, 16, 1, Path(mask) if mask else None)
     assert message in str(error.value)
     assert not Path("out.png").exists()
 
@@ -383,4 +390,4 @@ def test_a_classifier_restores_nothing(project: Project) -> None:
     save_model(Path("classes.safetensors"), build_network(**settings), {"network": settings})  # type: ignore[arg-type]
     _save(Path("in.png"), (21, 31))
     with pytest.raises(UserError, match="it recognises images and restores none"):
-        restore(Path("in.png"), Path("out.png"), "classes.safetensors", 64, 16, False)
+        restore(Path("in.png"), Path("out.png"), "classes.safetensors", 64, 16, 1)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.inference.integrity import write_files
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
@@ -60,6 +61,7 @@ def test_a_version_is_found_by_the_hash_of_its_model_and_carries_its_tags(regist
     assert registry.find("bb") == second
     assert registry.find("cc") is None
     tags = registry.store.client.get_model_version("eqreg-denoise", "1").tags
+    assert len(tags.pop("eqreg.files_sha256")) == 64
     assert tags == {"eqreg.reason": "why", "eqreg.model_sha256": "aa", **LINEAGE}
     registry.tag("1", "eqreg.reason", "another")
     assert registry.store.client.get_model_version("eqreg-denoise", "1").tags["eqreg.reason"] == "another"
@@ -103,7 +105,10 @@ def test_a_version_whose_files_are_damaged_does_not_load(registry: Registry, pro
     assert damaged
     for file in damaged:
         file.write_bytes(file.read_bytes()[:100])
-    assert registry.load(version) is None
+    assert registry.load(version) is None  # its sum differs
+    for file in damaged:
+        _list_files_again(registry, version, file.parents[1])
+    assert registry.load(version) is None  # it does not load
 
 
 UNCHANGED = "the registry was not changed: run 'eqreg register' again later, or delete the alias champion to replace it"
@@ -237,6 +242,11 @@ def test_a_version_with_its_file_is_the_networks_own_class_and_computes_what_its
     assert {tensor.device.type for tensor in on_meta.state_dict().values()} == {"meta"}
 
 
+def _list_files_again(registry: Registry, version: Version, folder: Path) -> None:
+    """As if the files had been registered as they are now."""
+    registry.tag(version.number, "eqreg.files_sha256", write_files(folder))
+
+
 @pytest.mark.parametrize("change", ["other code", "no file", "file of an unknown network"])
 def test_a_version_whose_file_does_not_fit_this_code_is_loaded_as_its_program(
     registry: Registry, project: Project, change: str
@@ -251,6 +261,7 @@ def test_a_version_whose_file_does_not_fit_this_code_is_loaded_as_its_program(
         file.unlink()
     else:
         save_model(file, build_network(**SETTINGS), {"network": {"name": "of the past"}, "task": "denoise"})
+    _list_files_again(registry, version, record.parent)
     loaded = load_registered(f"models:/eqreg-denoise/{version.number}", registry.store.uri, "cpu")
     assert type(loaded) is not type(build_network(**SETTINGS))
     assert loaded(torch.rand(1, 3, 9, 12)).shape == (1, 3, 9, 12)
@@ -263,10 +274,10 @@ class Positions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.slope = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs + self.scale * torch.arange(inputs.shape[-1], device=inputs.device)
+        return inputs + self.slope * torch.arange(inputs.shape[-1], device=inputs.device)
 
 
 @pytest.mark.parametrize("kind", ["unet", "positions"])
@@ -292,6 +303,7 @@ def test_a_model_with_pickles_is_refused_on_every_device(registry: Registry, pro
     (archive,) = (project.folder / "mlartifacts").rglob("*.pt2")
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("model/data/weights/more", pickle.dumps(Path))
+    _list_files_again(registry, version, archive.parents[1])
     assert registry.load(version) is None
     for device in ("cpu", "meta"):
         with pytest.raises(UserError, match="pickle is disallowed"):
@@ -354,3 +366,17 @@ def test_asking_a_store_that_is_not_there_does_not_make_one(project: Project) ->
     with pytest.raises(UserError, match=r"--model models:/a@champion: there is no sqlite:///.*; run 'eqreg register'"):
         load_registered("models:/a@champion", f"sqlite:///{path}", "cpu")
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "MLmodel", "tiles.py"])
+def test_an_altered_byte_of_a_version_is_noticed_before_anything_is_loaded(
+    registry: Registry, project: Project, name: str
+) -> None:
+    version = _add(registry, "aa")
+    (file,) = (project.folder / "mlartifacts").rglob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} was altered after registration: its SHA-256 differs; use another"):
+        load_registered(f"models:/eqreg-denoise/{version.number}", registry.store.uri, "cpu")
+    assert registry.load(version) is None

@@ -1,0 +1,184 @@
+"""Which files are restored, and where each result is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+from components.data.readers.images import is_image_name
+from components.inference.writing import SUFFIXES
+from pipeline.commands.restoring.places import is_remote, names_below
+from pipeline.console import console
+from pipeline.errors import UserError
+from pipeline.sources.folder_listing import read_tree
+from pipeline.sources.names import is_hidden, skipped_text
+
+FORMATS = {"png": ".png", "tiff": ".tif", "jpg": ".jpg", "webp": ".webp", "bmp": ".bmp", "same": ""}
+"""Value of --format -> suffix of the results; "same" keeps the suffix of the input."""
+
+_WILD = ("*", "?", "[")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to restore.
+
+    Attributes:
+        source: path or address of the input.
+        target: path or address of the result.
+        mask: path of its mask; empty without one.
+    """
+
+    source: str
+    target: str
+    mask: str = ""
+
+
+def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None) -> list[Item]:
+    """Lists the images to restore, sorted, with the places of their results.
+
+    Args:
+        sources: files, folders, patterns such as ``photos/**/*.jpg``, or ``s3://BUCKET/PREFIX``.
+        target: a file for one file, else a folder or ``s3://BUCKET/PREFIX``.
+        form: one of `FORMATS`; by default the suffix of a target file decides, and in a folder PNG.
+        mask: a mask image for all images, or a folder of masks; None for models without masks.
+
+    Raises:
+        UserError: there is no input, or an output cannot be used.
+    """
+    if form is not None and form not in FORMATS:
+        raise UserError(f"--format {form}: it is none of {', '.join(FORMATS)}")
+    found: dict[str, str] = {}  # source -> its name below the target
+    for given in sources:
+        found |= _found(given, target)
+    is_one_file = len(sources) == 1 and list(found) == [sources[0]]
+    if is_one_file and not _is_folder(target):
+        targets = {sources[0]: _target_file(sources[0], target, form)}
+    else:
+        if not is_remote(target) and Path(target).is_file():
+            raise UserError(f"{target}: is a file; for a folder of images name a folder")
+        if len(sources) > 1 and is_image_name(Path(target)) and not _is_folder(target):
+            raise UserError(f"{target}: names one file; for {len(found)} images name a folder")
+        targets = {source: _joined(target, _renamed(name, form or "png")) for source, name in found.items()}
+    _check(targets, sources, target)
+    masks = _masks(found, mask) if mask else {}
+    return [Item(source, targets[source], masks.get(source, "")) for source in targets]
+
+
+def _found(given: str, target: str) -> dict[str, str]:
+    """Lists the images that an argument names: source -> its name below the target.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_remote(given):
+        if is_image_name(Path(given)):
+            return {given: given.rpartition("/")[2]}
+        names = [name for name in names_below(given) if is_image_name(Path(name)) and not is_hidden(name)]
+        return _some({_joined(given, name): name for name in names}, f"{given}: no image there")
+    path = Path(given)
+    if path.is_file():
+        return {given: path.name}
+    if path.is_dir():
+        return _some(_in_folder(path, target), f"{given}: no image in this folder")
+    if any(sign in given for sign in _WILD):
+        parts = PurePosixPath(given).parts
+        fixed = tuple(takewhile(lambda part: not any(sign in part for sign in _WILD), parts))
+        base = Path(*fixed)
+        files = [file for file in sorted(base.glob("/".join(parts[len(fixed) :]))) if file.is_file()]
+        return _some(
+            {str(file): file.relative_to(base).as_posix() for file in files if is_image_name(file)},
+            f"{given}: no image matches",
+        )
+    raise UserError(f"{given}: there is no such file or folder")
+
+
+def _some(found: dict[str, str], problem: str) -> dict[str, str]:
+    if not found:
+        raise UserError(f"{problem} (png, jpg, bmp, tif, webp)")
+    return found
+
+
+def _in_folder(folder: Path, target: str) -> dict[str, str]:
+    if not is_remote(target) and Path(target).resolve() == folder.resolve():
+        raise UserError(f"{target}: would overwrite the input; name another folder")
+    tree = read_tree(folder)
+    if left_out := skipped_text(tree.left_out()):
+        console.print(f"{folder}: left out: {left_out}", markup=False)
+    names = [name for name in sorted(tree.files) if is_image_name(Path(name)) and not is_hidden(name)]
+    # A target folder inside the source folder may hold the results of an earlier run; they are no inputs.
+    inside = None if is_remote(target) else Path(target).resolve()
+    if inside is None or not inside.is_relative_to(folder.resolve()):
+        return {str(folder / name): name for name in names}
+    return {str(folder / name): name for name in names if not (folder / name).resolve().is_relative_to(inside)}
+
+
+def _is_folder(target: str) -> bool:
+    return not is_image_name(Path(target)) if is_remote(target) else Path(target).is_dir()
+
+
+def _target_file(source: str, target: str, form: str | None) -> str:
+    suffix = Path(target).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{target}: its suffix names no image format that can be written; use for instance .png")
+    wanted = Path(source).suffix.lower() if form == "same" else FORMATS[form or "same"]
+    if form is not None and SUFFIXES.get(wanted) != SUFFIXES[suffix]:
+        raise UserError(f"--format {form}: {target} has the suffix of another format; leave --format out")
+    return target
+
+
+def _renamed(name: str, form: str) -> str:
+    """Returns the name of the result in a folder."""
+    return name if form == "same" else str(PurePosixPath(name).with_suffix(FORMATS[form]))
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(Path(folder) / name)
+
+
+def _check(targets: dict[str, str], sources: Sequence[str], target: str) -> None:
+    """Refuses outputs that would overwrite an input, or one another."""
+    counts = Counter(targets.values())
+    if twice := next((each for each, count in counts.items() if count > 1), None):
+        where = f" of {sources[0]}" if len(sources) == 1 else ""
+        raise UserError(f"{twice}: two images{where} would be written there; rename one of them")
+    inputs = {_place(source): source for source in targets}
+    for source, output in targets.items():
+        if _place(output) == _place(source):
+            raise UserError(f"{output}: would overwrite the input; name another {_kind(target)}")
+    if overwritten := sorted(output for output in targets.values() if _place(output) in inputs):
+        raise UserError(f"{overwritten[0]}: an input would be overwritten; name another folder")
+
+
+def _kind(target: str) -> str:
+    return "folder" if _is_folder(target) else "file"
+
+
+def _place(address: str) -> str:
+    return address if is_remote(address) else str(Path(address).resolve())
+
+
+def _masks(found: dict[str, str], mask: str) -> dict[str, str]:
+    """Maps each image to its mask: in the same subfolder as the image, else directly in the folder of masks.
+
+    Raises:
+        UserError: a mask is not in the same subfolder, and several images have the same name.
+    """
+    folder = Path(mask)
+    if not folder.is_dir():
+        return dict.fromkeys(found, mask)
+    counts = Counter(PurePosixPath(name).name for name in found.values())
+    masks = {}
+    for source, name in found.items():
+        last = PurePosixPath(name).name
+        is_nested = (folder / name).is_file()
+        if not is_nested and counts[last] > 1:
+            raise UserError(
+                f"--mask {mask}: {name} is not there, and {counts[last]} images are called {last}: put masks into the "
+                "same subfolders as the images"
+            )
+        masks[source] = str(folder / (name if is_nested else last))
+    return masks
