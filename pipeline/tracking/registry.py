@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ UNCHANGED = "the registry was not changed: run 'eqreg register' again later, or 
 _CODE = "eqreg.network_code"
 _LOGGED = r"models:/(m-\w+)"
 """Pattern of the source of a version that is a logged model of MLflow, with its id."""
+_FILE = "extra_files/*.safetensors"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """Codes with which MLflow says that a version or an alias does not exist."""
 
@@ -278,11 +279,15 @@ class LoadedVersion:
         network: on the device that was asked for.
         contract: what it takes and gives.
         digest: that names its files; of versions of earlier releases, the address with the number of the version.
+        model_sha256: of the model, by the tag of the version; empty if no tag says it.
+        settings: arguments of ``build_network``, from the model file; empty if the version holds none.
     """
 
     network: nn.Module
     contract: Contract
     digest: str
+    model_sha256: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_registered(uri: str, store_uri: str, device: torch.device | str) -> nn.Module:
@@ -328,7 +333,8 @@ def _loaded(uri: str, device: torch.device | str) -> LoadedVersion:
     """Loads a registered version onto a device, from the store that MLflow is set to."""
     from mlflow.artifacts import download_artifacts
 
-    uri, wanted = _version_of(uri)
+    uri, tags = _version_of(uri)
+    wanted = tags.get(FILES_TAG)
     with TemporaryDirectory() as folder:
         files = Path(download_artifacts(uri, dst_path=folder))
         try:
@@ -337,7 +343,9 @@ def _loaded(uri: str, device: torch.device | str) -> LoadedVersion:
             raise UserError(f"--model {uri}: {error}; use another version, or register the model again") from error
         network = _rebuilt(files)
         network = _exported(files, device) if network is None else network.to(device)
-        return LoadedVersion(network, _contract(files, uri), wanted or uri)
+        file = next(files.glob(_FILE), None)
+        settings = model_metadata(file)["network"] if file else {}
+        return LoadedVersion(network, _contract(files, uri), wanted or uri, tags.get(MODEL_TAG, ""), settings)
 
 
 def _verify(files: Path, wanted: str | None) -> None:
@@ -350,8 +358,8 @@ def _verify(files: Path, wanted: str | None) -> None:
         check_files(files, wanted)
 
 
-def _version_of(uri: str) -> tuple[str, str | None]:
-    """The address of a version by its number, and the SHA-256 of the list of its files.
+def _version_of(uri: str) -> tuple[str, dict[str, str]]:
+    """The address of a version by its number, and its tags.
 
     Both are asked for at once, so that an alias that is moved meanwhile does not matter. Other addresses of MLflow,
     such as that of a run, are returned as they are.
@@ -365,8 +373,8 @@ def _version_of(uri: str) -> tuple[str, str | None]:
     elif (parts := name.split("/"))[1:] and parts[1].isdecimal():
         version = client.get_model_version(*parts[:2])
     else:
-        return uri, None
-    return f"models:/{version.name}/{version.version}", version.tags.get(FILES_TAG)
+        return uri, {}
+    return f"models:/{version.name}/{version.version}", dict(version.tags)
 
 
 def _contract(files: Path, uri: str) -> Contract:
@@ -404,7 +412,7 @@ def _rebuilt(files: Path) -> nn.Module | None:
     from mlflow.models import Model
 
     code = (Model.load(str(files)).metadata or {}).get(_CODE)
-    file = next(files.glob("extra_files/*.safetensors"), None)
+    file = next(files.glob(_FILE), None)
     if code is None or file is None:
         return None
     try:
