@@ -265,6 +265,30 @@ def doctor(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="a model.safetensors, models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="onnx; pt2 (torch.export); aoti (compiled by AOTInductor); chainner (weights that chaiNNer reads)",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="the file to write, NAME.onnx, NAME.pt2 or NAME.safetensors; it is replaced")
+    ],
+    device: Annotated[str, typer.Option(help="of pt2 and aoti: the device that the file is for")] = "cpu",
+) -> None:
+    """Write a model as a file that others run, compared with the model at five sizes before it gets its name."""
+    from pipeline.commands.export import export as run
+
+    run(model, kind, out, device)
+
+
+@app.command()
 def params() -> None:
     """Print the params that train would use, with the origin of those that are not of params.yaml."""
     from pipeline.config.resolve import resolve

@@ -17,9 +17,9 @@ from pipeline.errors import UserError, fault_of_machine
 from pipeline.model_file import load_model, model_sha256
 from pipeline.paths import EVALUATE, MODEL, REGISTER, existing, replaced_folder
 from pipeline.stages.gates import broken_gate
-from pipeline.tracking.models.card import facts_as_tags, model_card, model_title
 from pipeline.tracking.models.champions import ChampionChangedError, move_champion
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
+from pipeline.tracking.models.model_card import facts_as_tags, model_card, model_title
+from pipeline.tracking.models.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
 from pipeline.tracking.results import lineage_tags, log_registration, log_results
 from pipeline.tracking.store import Store
 

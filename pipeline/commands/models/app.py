@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.tracking.models.registry import Registry
     from pipeline.tracking.models.versions import Record
-    from pipeline.tracking.registry import Registry
 
 models = typer.Typer(help="The models of the MLflow registry.", no_args_is_help=True)
 

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import console
-from pipeline.tracking.models.card import cost_rows, figures, read_facts
 from pipeline.tracking.models.champions import Champion
+from pipeline.tracking.models.loading import FILES_TAG
+from pipeline.tracking.models.model_card import cost_rows, figures, read_facts
+from pipeline.tracking.models.registry import REASON
 from pipeline.tracking.models.versions import Record
-from pipeline.tracking.registry import FILES_TAG, REASON
 from pipeline.tracking.store import MODEL_TAG
 
 _LINEAGE = {

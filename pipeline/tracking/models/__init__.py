@@ -1,1 +1,1 @@
-"""Registered models: their versions, the history of champions, and model cards."""
+"""The registry: versions of a model, how they are made, loaded, verified, described, and who is champion."""

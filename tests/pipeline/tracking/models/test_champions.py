@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.tracking.models import champions
+from pipeline.tracking import champions
 from pipeline.tracking.models.champions import ChampionChangedError, champion_before, history, move_champion, moves
-from pipeline.tracking.registry import CHAMPION, Registry
+from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 pytestmark = pytest.mark.process
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ MOVER = """
 import sys, time
 from pathlib import Path
 from pipeline.tracking.models.champions import move_champion
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 uri, version, number = sys.argv[1:]
 registry = Registry(Store("denoise", uri))

@@ -18,7 +18,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from pipeline.tracking.models.champions import history, move_champion
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.cluster.own_cluster import free_ports
@@ -58,7 +58,7 @@ def server(project: Project, empty_database: Path) -> Iterator[str]:
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 600
     while True:
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < end, "the server does not answer"
