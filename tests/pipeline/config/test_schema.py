@@ -145,7 +145,7 @@ def test_a_key_like_no_other_comes_with_those_that_are_known() -> None:
 def test_a_key_that_is_a_number_is_refused_as_unknown() -> None:
     values = read_values(ROOT / "params.yaml")
     values["register"][3] = 1
-    with pytest.raises(UserError, match=r"^params\.yaml: register\.3: unknown; known here: margin$"):
+    with pytest.raises(UserError, match=r"^params\.yaml: register\.3: unknown; known here: margin, largest_"):
         check_params(values, "params.yaml")
 
 
