@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.models.app import models
 from pipeline.errors import UserError, described
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 cluster = typer.Typer(help="The Ray cluster of cluster.address.", no_args_is_help=True)
 app.add_typer(cluster, name="cluster")
+app.add_typer(models, name="models")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -260,6 +262,30 @@ def doctor(
     from pipeline.commands.doctor import doctor as run
 
     run(network, size, group)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="a model.safetensors, models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="onnx; pt2 (torch.export); aoti (compiled by AOTInductor); chainner (weights that chaiNNer reads)",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="the file to write, NAME.onnx, NAME.pt2 or NAME.safetensors; it is replaced")
+    ],
+    device: Annotated[str, typer.Option(help="of pt2 and aoti: the device that the file is for")] = "cpu",
+) -> None:
+    """Write a model as a file that others run, compared with the model at five sizes before it gets its name."""
+    from pipeline.commands.export import export as run
+
+    run(model, kind, out, device)
 
 
 @app.command()

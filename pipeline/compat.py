@@ -1,8 +1,10 @@
-"""Private parts of Ray that eqreg uses, tested with Ray 2.60; no other module of ``pipeline`` names any.
+"""Private parts of Ray and torch that eqreg uses, tested with Ray 2.60 and torch 2.13.
+
+No other module of ``pipeline`` names any.
 
 ``from pipeline.compat import NAME`` returns a part; ``PARTS`` lists the names. A part is imported only when it is
-requested, because the process of Ray Train's controller must not import torch. If the installed Ray lacks the part, the
-command ends with an error that names the version of Ray that has it.
+requested, because the process of Ray Train's controller must not import torch. If the installed library lacks the part,
+the command ends with an error that names the version that has it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-_TRIED = "2.60"
+_TRIED = {"ray": "Ray 2.60", "torch": "torch 2.13"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A private part of Ray.
+    """A private part of a library.
 
     Attributes:
         module: the module that defines it.
@@ -54,6 +56,10 @@ PARTS = {
     ),
     "TrainingFramework": Part(f"{_TRAIN}.util", "TrainingFramework", "a backend has to name its framework"),
     "WorkerGroupCallback": Part(f"{_TRAIN}.execution.callback", "WorkerGroupCallback", "workers need no data sets"),
+    "aoti_compile_and_package": Part(
+        "torch._inductor", "aoti_compile_and_package", "AOTInductor has no other interface; torch documents this one"
+    ),
+    "aoti_load_package": Part("torch._inductor", "aoti_load_package", "as aoti_compile_and_package"),
     "bootstrap_address": Part("ray._private.services", "canonicalize_bootstrap_address", "the Ray of this machine"),
     "constants": Part(
         "ray._private.ray_constants", "", "to listen on the loopback address alone; where a dashboard is"
@@ -86,10 +92,11 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(part.module)
         return getattr(module, part.name) if part.name else module
     except (ImportError, AttributeError) as error:
-        import ray
-
+        library = part.module.partition(".")[0]
+        tried = _TRIED[library]
+        installed = importlib.import_module(library).__version__
         raise UserError(
-            f"Ray {ray.__version__} has no {part.module}.{part.name}, which Ray {_TRIED} has: "
+            f"{tried.split()[0]} {installed} has no {part.module}.{part.name}, which {tried} has: "
             "install the versions of constraints.txt"
         ) from error
 

@@ -178,14 +178,15 @@ def test_private_parts_of_libraries_are_named_in_compat_alone(module: str) -> No
 
 BROUGHT = {"aiohttp": "ray", "awscrt": "boto3", "botocore": "boto3", "sqlalchemy": "optuna", "urllib3": "requests"}
 """Package that the code imports without naming it as a dependency -> the dependency that works with it."""
-PLUGINS = {"dvc-s3"}
+PLUGINS = {"dvc-s3", "onnxscript"}
 """Dependencies that another one finds and imports."""
 
 
 def test_the_dependencies_are_what_the_code_imports() -> None:
-    """What tests alone need, as torchmetrics, is in the extra ``test``."""
+    """What one format of ``eqreg export`` needs is in the extra ``export``, what tests alone need in ``test``."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {re.split(r"[\[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["export"]]
+    named = {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
     roots = set()
     for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text())):

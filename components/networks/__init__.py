@@ -20,6 +20,9 @@ attribute ``is_classifier`` distinguishes a classifier from a restoration networ
 dynamic batch, height and width. No operation in the exported graph names a device, so the graph runs on the device of
 its weights.
 
+A network that chaiNNer's loader knows has a method ``chainner``. It returns the module whose ``state_dict`` has the
+published names. With these names it is the network itself.
+
 Example:
     >>> sorted(NETWORKS)
     ['dncnn', 'resnet', 'unet']

@@ -8,9 +8,11 @@ image first. Here the last convolution computes the sub-pixels, which costs ``sc
 from __future__ import annotations
 
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from components.networks.blocks import (
     MOST_CHANNELS,
@@ -23,6 +25,9 @@ from components.networks.blocks import (
     residual_image,
 )
 from components.registry import check_between
+
+FEWEST_CONVOLUTIONS = 8
+"""By which chaiNNer's loader tells a DnCNN without normalisation from other networks."""
 
 
 class DnCNN(nn.Module):
@@ -92,3 +97,44 @@ class DnCNN(nn.Module):
         """Restore a batch of input stacks; the shapes are those of the class."""
         taken_away = residual_image(self.layers(inputs), self.scale)
         return corrected_image(inputs, self.out_channels, self.scale) - taken_away
+
+    def chainner(self) -> nn.Module:
+        """Return the network in the published form without normalisation, whose weights chaiNNer's loader reads.
+
+        A normalisation is folded into the convolution before it. The weights are called ``model.0``, ``model.2``, ...,
+        as in https://github.com/cszn/KAIR (``models/network_dncnn.py``, ``act_mode="R"``). The network must be in
+        evaluation mode.
+
+        Raises:
+            ValueError: the published network has no such form: it enlarges, its input is more than the image that it
+                restores, or it has too few convolutions to be recognised.
+        """
+        if self.scale > 1 or self.in_channels != self.out_channels:
+            raise ValueError(
+                f"chaiNNer's dncnn restores one image at its own size; this one takes {self.in_channels} channels, "
+                f"gives {self.out_channels} and has scale {self.scale}"
+            )
+        modules = list(self.layers)
+        depth = sum(isinstance(module, nn.Conv2d) for module in modules)
+        if depth < FEWEST_CONVOLUTIONS:
+            raise ValueError(
+                f"chaiNNer recognises a dncnn of depth {FEWEST_CONVOLUTIONS} or more; this one has {depth}"
+            )
+        layers: list[nn.Module] = []
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
+            if isinstance(module, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                layers.append(fuse_conv_bn_eval(module, following))
+            elif not isinstance(module, nn.BatchNorm2d):
+                layers.append(deepcopy(module))
+        return _Published(layers)
+
+
+class _Published(nn.Module):
+    """``inputs - model(inputs)``, the published form without normalisation."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs - self.model(inputs)

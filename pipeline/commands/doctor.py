@@ -81,7 +81,7 @@ def _load(name: str) -> tuple[nn.Module, str]:
 
         return _initial(load_params()).eval(), f"{PARAMS}: its network with initial weights"
     if name.startswith("models:/"):
-        from pipeline.tracking.registry import load_registered
+        from pipeline.tracking.models.loading import load_registered
         from pipeline.tracking.store import tracking_uri
 
         try:
@@ -165,9 +165,14 @@ def _images(size: int, channels: int) -> tuple[Tensor, str]:
             found.append(image[:, top : top + size, left : left + size])
     if found:
         return torch.stack(found), f"{len(found)} validation images of {size}x{size} pixels"
+    return smooth_images(channels, size), f"{NUM_IMAGES} random smooth images of {size}x{size} pixels"
+
+
+def smooth_images(channels: int, size: int) -> Tensor:
+    """Returns random smooth images ``(B, channels, size, size)`` with values in [0, 1], always the same ones."""
     noise = torch.rand(NUM_IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))
     coarse = F.interpolate(F.avg_pool2d(noise, 4, ceil_mode=True), size=(size, size), mode="bilinear")
-    return 0.7 * coarse + 0.3 * noise, f"{NUM_IMAGES} random smooth images of {size}x{size} pixels"
+    return 0.7 * coarse + 0.3 * noise
 
 
 # ------------------------------------------------------------------------------------------------------------ printing
@@ -232,4 +237,4 @@ def _figure(residual: float | None) -> str:
     return "0" if residual == 0 else f"{residual:.3f}" if residual >= 1e-3 else f"{residual:.0e}"
 
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "smooth_images"]

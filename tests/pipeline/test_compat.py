@@ -1,4 +1,4 @@
-"""Each private part of Ray is there, and what misses one is told which Ray has it."""
+"""Each private part of a library is there, and what misses one is told which version has it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("name", compat.PARTS)
-def test_every_private_part_of_ray_is_there(name: str) -> None:
+def test_every_private_part_is_there(name: str) -> None:
     assert getattr(compat, name) is not None
 
 
