@@ -37,7 +37,8 @@ from PIL import Image
 from components.inference.tiles import restore
 from components.networks import build_network
 from pipeline.config.schema import load_params
-from pipeline.tracking.registry import CHAMPION, Registry, load_registered
+from pipeline.tracking.models.loading import load_registered
+from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]

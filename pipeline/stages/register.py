@@ -17,9 +17,9 @@ from pipeline.errors import UserError, fault_of_machine
 from pipeline.model_file import load_model, model_sha256
 from pipeline.paths import EVALUATE, MODEL, REGISTER, existing, replaced_folder
 from pipeline.stages.gates import broken_gate
-from pipeline.tracking.champions import ChampionChangedError, move_champion
-from pipeline.tracking.model_card import facts_as_tags, model_card, model_title
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
+from pipeline.tracking.models.champions import ChampionChangedError, move_champion
+from pipeline.tracking.models.model_card import facts_as_tags, model_card, model_title
+from pipeline.tracking.models.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
 from pipeline.tracking.runs.results import lineage_tags, log_registration, log_results
 from pipeline.tracking.store import Store
 
@@ -74,7 +74,7 @@ def _add(
     metrics: dict[str, Any],
 ) -> Version:
     """Adds a version with its lineage, its figures and its model card."""
-    from pipeline.tracking.card_facts import collect_facts
+    from pipeline.tracking.models.card_facts import collect_facts
 
     lineage, facts = lineage_tags(registry.store, run_id), collect_facts(params, network, metrics)
     tags = lineage | {REASON: decision.reason} | figures_as_tags(metrics) | facts_as_tags(facts)

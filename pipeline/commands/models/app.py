@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.tracking.registry import Registry
-    from pipeline.tracking.versions import Record
+    from pipeline.tracking.models.registry import Registry
+    from pipeline.tracking.models.versions import Record
 
 models = typer.Typer(help="The models of the MLflow registry.", no_args_is_help=True)
 
@@ -21,7 +21,7 @@ Reason = Annotated[str, typer.Option(help="why, for the history")]
 def list_versions(name: Name = "") -> None:
     """List the versions of a model: aliases, score, equivariance error, cost."""
     from pipeline.commands.models.tables import print_versions
-    from pipeline.tracking.versions import model_names, versions
+    from pipeline.tracking.models.versions import model_names, versions
 
     registry = _registry(name)
     print_versions(versions(registry), [other for other in model_names(registry) if other != registry.name])
@@ -31,7 +31,7 @@ def list_versions(name: Name = "") -> None:
 def show(version: Version) -> None:
     """Show a version: figures with intervals, cost, lineage, aliases, and when it was champion."""
     from pipeline.commands.models.tables import print_version
-    from pipeline.tracking.champions import history
+    from pipeline.tracking.models.champions import history
 
     registry, record = _find(version)
     print_version(record, history(registry))
@@ -80,8 +80,8 @@ def rollback(reason: Reason, name: Name = "") -> None:
 def history(name: Name = "") -> None:
     """Say who was champion when, since when, by whom and why."""
     from pipeline.commands.models.tables import print_history
-    from pipeline.tracking.champions import history as entries
-    from pipeline.tracking.versions import check_exists
+    from pipeline.tracking.models.champions import history as entries
+    from pipeline.tracking.models.versions import check_exists
 
     registry = _registry(name)
     check_exists(registry)
@@ -92,7 +92,7 @@ def history(name: Name = "") -> None:
 def verify(version: Version) -> None:
     """Download the files of a version and check their SHA-256 sums; exit code 1 if a file is not as it was."""
     from pipeline.errors import UserError
-    from pipeline.tracking.versions import verify as check
+    from pipeline.tracking.models.versions import verify as check
 
     registry, record = _find(version)
     try:
@@ -109,7 +109,7 @@ def _registry(name: str) -> Registry:
     """The registry of a model, by default of the task of params.yaml."""
     from pipeline.errors import UserError
     from pipeline.paths import PARAMS
-    from pipeline.tracking.versions import PREFIX, registry_of
+    from pipeline.tracking.models.versions import PREFIX, registry_of
 
     if not name:
         if not PARAMS.exists():
@@ -121,7 +121,7 @@ def _registry(name: str) -> Registry:
 
 
 def _find(version: str) -> tuple[Registry, Record]:
-    from pipeline.tracking.versions import Address, find_version, registry_of
+    from pipeline.tracking.models.versions import Address, find_version, registry_of
 
     address = Address.parse(version)
     registry = registry_of(address.name)

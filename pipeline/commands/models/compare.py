@@ -15,9 +15,9 @@ from pipeline.config.schema import Params
 from pipeline.console import console
 from pipeline.errors import UserError, fault_of_machine
 from pipeline.stages.comparison import Validation
-from pipeline.tracking.registry import load_registered
+from pipeline.tracking.models.loading import load_registered
+from pipeline.tracking.models.versions import PREFIX, Record
 from pipeline.tracking.store import tracking_uri
-from pipeline.tracking.versions import PREFIX, Record
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.tracking.champions import ChampionChangedError, Move, champion_before, history, move_champion
-from pipeline.tracking.registry import CHAMPION, FILES_TAG, Registry
-from pipeline.tracking.versions import Address, Record, check_files_exist, find_version, verify
+from pipeline.tracking.models.champions import ChampionChangedError, Move, champion_before, history, move_champion
+from pipeline.tracking.models.loading import FILES_TAG
+from pipeline.tracking.models.registry import CHAMPION, Registry
+from pipeline.tracking.models.versions import Address, Record, check_files_exist, find_version, verify
 
 
 def promote(registry: Registry, record: Record, reason: str) -> None:

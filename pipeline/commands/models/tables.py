@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import console
-from pipeline.tracking.champions import Champion
-from pipeline.tracking.model_card import cost_rows, figures, read_facts
-from pipeline.tracking.registry import FILES_TAG, REASON
+from pipeline.tracking.models.champions import Champion
+from pipeline.tracking.models.loading import FILES_TAG
+from pipeline.tracking.models.model_card import cost_rows, figures, read_facts
+from pipeline.tracking.models.registry import REASON
+from pipeline.tracking.models.versions import Record
 from pipeline.tracking.store import MODEL_TAG
-from pipeline.tracking.versions import Record
 
 _LINEAGE = {
     "commit": "eqreg.git_commit",
@@ -101,7 +102,7 @@ def print_history(name: str, entries: Sequence[Champion]) -> None:
 
     Args:
         name: of the model.
-        entries: from ``pipeline.tracking.champions.history``.
+        entries: from ``pipeline.tracking.models.champions.history``.
     """
     if not entries:
         console.print(f"{name}: there is no champion, and no move of the alias is recorded", markup=False)

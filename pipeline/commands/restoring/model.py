@@ -20,7 +20,7 @@ def check_model(model: str) -> None:
         UserError: it does not exist.
     """
     if model.startswith("models:/"):
-        from pipeline.tracking.registry import check_store
+        from pipeline.tracking.models.loading import check_store
         from pipeline.tracking.store import tracking_uri
 
         check_store(model, tracking_uri())
@@ -62,7 +62,7 @@ def load(model: str, device: str) -> tuple[ImageRestorer, str]:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from error
     if model.startswith("models:/"):
-        from pipeline.tracking.registry import load_version
+        from pipeline.tracking.models.loading import load_version
         from pipeline.tracking.store import tracking_uri
 
         loaded = load_version(model, tracking_uri(), device)

@@ -20,7 +20,7 @@ from components.networks import build_network
 from pipeline.commands.classify import BATCH, classify
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pipeline.conftest import ROOT, Project
 

@@ -22,7 +22,7 @@ from pipeline.commands.restore import restore
 from pipeline.commands.restoring.model import load_restorer
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pipeline.conftest import ROOT, Project
 

@@ -19,7 +19,7 @@ from components.networks import build_network
 from pipeline.commands.restore import restore
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.components.inference.dicom_files import SECRET, ct_bytes, hounsfield, read
 from tests.pipeline.conftest import Project

@@ -17,8 +17,8 @@ from pipeline.config.schema import Params
 from pipeline.errors import UserError
 from pipeline.provenance.lineage import Lineage
 from pipeline.stages.register import Decision, decide, register
-from pipeline.tracking.champions import history
-from pipeline.tracking.registry import Registry, Version
+from pipeline.tracking.models.champions import history
+from pipeline.tracking.models.registry import Registry, Version
 from pipeline.tracking.store import MODEL_TAG, Store
 from tests.pipeline.conftest import Project
 from tests.pipeline.small_results import MULTIPLY_ADDS, NETWORK, write_results, write_validation

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.cli import _is_for_the_user, app
 from pipeline.stages.register import register
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.messages import note
 from tests.pipeline.conftest import Project

@@ -1,7 +1,7 @@
 """The model card: the description of a registered version, in Markdown, from the facts of its registration.
 
-``pipeline.tracking.card_facts`` collects the facts. They are stored as JSON in a tag of the version, so that ``eqreg
-models show`` needs no results folder.
+``card_facts`` collects the facts. They are stored as JSON in a tag of the version, so that ``eqreg models show`` needs
+no results folder.
 """
 
 from __future__ import annotations

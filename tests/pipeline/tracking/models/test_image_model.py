@@ -28,9 +28,10 @@ from torch import nn
 
 from components.inference.contract import Contract
 from components.networks import build_network
-from pipeline.tracking import image_model
-from pipeline.tracking.image_model import copy_code, requirements
-from pipeline.tracking.registry import Registry, load_version
+from pipeline.tracking.models import image_model
+from pipeline.tracking.models.image_model import copy_code, requirements
+from pipeline.tracking.models.loading import load_version
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.conftest import Project

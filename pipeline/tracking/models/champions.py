@@ -21,7 +21,7 @@ from typing import Literal
 
 from pipeline.process_state import interrupts_ignored
 from pipeline.storage.databases import alone
-from pipeline.tracking.registry import CHAMPION, Registry
+from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import answering
 
 Command = Literal["register", "promote", "rollback"]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from pipeline.tracking.champions import history, move_champion
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.champions import history, move_champion
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.cluster.own_cluster import free_ports

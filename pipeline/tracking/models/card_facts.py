@@ -16,7 +16,7 @@ from components.tasks import Task
 from pipeline.config.schema import Params
 from pipeline.model_file import contract_of, model_metadata
 from pipeline.paths import MANIFEST, MODEL, PACKED, TRAIN
-from pipeline.tracking.model_card import FORMAT
+from pipeline.tracking.models.model_card import FORMAT
 from pipeline.tracking.store import without_password
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from components.inference.integrity import write_files
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import CHAMPION, Registry, Version, load_registered, network_code
+from pipeline.tracking.models.loading import load_registered, network_code
+from pipeline.tracking.models.registry import CHAMPION, Registry, Version
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.conftest import Project

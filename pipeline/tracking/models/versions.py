@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage.databases import sqlite_file
-from pipeline.tracking.registry import FILES_TAG, UNCHANGED, Registry, Version
+from pipeline.tracking.models.loading import FILES_TAG
+from pipeline.tracking.models.registry import UNCHANGED, Registry, Version
 from pipeline.tracking.store import Store, answering, tracking_uri, without_password
 
 PREFIX = "eqreg-"

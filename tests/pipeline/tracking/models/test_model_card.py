@@ -14,8 +14,15 @@ from components.data.packs import Entry, write_pack
 from components.inference.contract import Contract
 from pipeline.model_file import load_model
 from pipeline.paths import MODEL
-from pipeline.tracking.card_facts import collect_facts
-from pipeline.tracking.model_card import MOST_CHARACTERS, facts_as_tags, figures, model_card, model_title, read_facts
+from pipeline.tracking.models.card_facts import collect_facts
+from pipeline.tracking.models.model_card import (
+    MOST_CHARACTERS,
+    facts_as_tags,
+    figures,
+    model_card,
+    model_title,
+    read_facts,
+)
 from tests.pipeline.conftest import Project
 from tests.pipeline.small_results import FIGURES, MULTIPLY_ADDS, write_results, write_validation
 

@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.tracking import champions
-from pipeline.tracking.champions import ChampionChangedError, champion_before, history, move_champion, moves
-from pipeline.tracking.registry import CHAMPION, Registry
+from pipeline.tracking.models.champions import ChampionChangedError, champion_before, history, move_champion, moves
+from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 pytestmark = pytest.mark.process
@@ -131,8 +131,8 @@ def test_no_model_has_no_history(store: Store) -> None:
 MOVER = """
 import sys, time
 from pathlib import Path
-from pipeline.tracking.champions import move_champion
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.champions import move_champion
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 uri, version, number = sys.argv[1:]
 registry = Registry(Store("denoise", uri))
