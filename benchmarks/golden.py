@@ -154,7 +154,7 @@ def names(project: Path) -> dict[str, Any]:
 
         def distinct(table: str) -> list[str]:
             rows = connection.execute(f"select distinct key from {table} order by key")
-            return [key for (key,) in rows if "params" in table or not key.startswith("mlflow.")]
+            return [key for (key,) in rows if "params" in table or not key.startswith(("mlflow.", "system/"))]
 
         tables = {table: distinct(table) for table in ("metrics", "params", "tags", "model_version_tags")}
     return {
@@ -163,9 +163,11 @@ def names(project: Path) -> dict[str, Any]:
         "checkpoint": sorted(_keys(saved)),
         "metrics.json": sorted(_keys(metrics)),
         "files": sorted(
-            re.sub(r"comparison-.*", "comparison-SCENE.png", path.relative_to(project).as_posix())
-            for path in (project / "results").rglob("*")
-            if path.is_file()
+            {
+                re.sub(r"(?<=crops/).*", "IMAGE.png", re.sub(r"comparison-.*", "comparison-SCENE.png", name))
+                for path in (project / "results").rglob("*")
+                if path.is_file() and (name := path.relative_to(project).as_posix())
+            }
         ),
         **{f"MLflow {table}": keys for table, keys in tables.items()},
     }

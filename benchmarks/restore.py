@@ -26,7 +26,7 @@ from PIL import Image
 from components.networks import build_network
 from pipeline.config.schema import load_params
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import CHAMPION, Registry
+from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]

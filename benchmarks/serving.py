@@ -37,7 +37,8 @@ from PIL import Image
 from components.inference.tiles import restore
 from components.networks import build_network
 from pipeline.config.schema import load_params
-from pipeline.tracking.registry import CHAMPION, Registry, load_registered
+from pipeline.tracking.models.loading import load_registered
+from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ class Server:
         return max(process.memory_info().rss for process in family)
 
     def end(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGKILL)  # uvicorn would first finish what it computes
         self.process.wait(30)
 
 

@@ -140,7 +140,7 @@ def _figures(metrics: dict[str, Any], task: str) -> dict[str, Any]:
 def _images_per_second(folder: Path) -> float:
     """The median over the reports of the short run but the first, which waits for everything to start; from MLflow."""
     with sqlite3.connect(folder / "mlflow.db") as database:
-        query = "select value from metrics where key = 'images_per_second' order by step"
+        query = "select value from metrics where key = 'train/images_per_second' order by step"
         speeds = [float(value) for (value,) in database.execute(query)]
     speeds = sorted(speeds[1:] or speeds)
     return speeds[len(speeds) // 2]

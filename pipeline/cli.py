@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.models.app import models
 from pipeline.errors import UserError, described
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 cluster = typer.Typer(help="The Ray cluster of cluster.address.", no_args_is_help=True)
 app.add_typer(cluster, name="cluster")
+app.add_typer(models, name="models")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -166,7 +168,8 @@ def restore(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help="images, folders, patterns such as 'in/**/*.jpg', or s3://BUCKET/PREFIX"
+            metavar="INPUT...",
+            help="images, DICOM files, folders, patterns such as 'in/**/*.jpg', or s3://BUCKET/PREFIX",
         ),
     ],
     target: Annotated[str, typer.Argument(metavar="OUTPUT", help="the file, folder or s3://BUCKET/PREFIX to write")],
@@ -179,8 +182,12 @@ def restore(
         int, typer.Option(metavar="1|4|8", help="average over the 4 rotations, or over these and their mirror images")
     ] = 1,
     mask: Annotated[
-        Path | None, typer.Option(help="for inpaint: white where pixels are missing; a folder for a folder")
+        Path | None,
+        typer.Option(help="white where pixels are missing (inpaint), or where metal is (CT); a folder for a folder"),
     ] = None,
+    metal_threshold: Annotated[
+        float, typer.Option(metavar="HU", help="for CT without a mask: what is above it is metal")
+    ] = 2500.0,
     form: Annotated[
         str | None,
         typer.Option(
@@ -196,14 +203,33 @@ def restore(
     workers: Annotated[int, typer.Option(min=0, help="Ray actors that restore; 0: this process alone")] = 0,
     address: Annotated[str, typer.Option(help="the workers' Ray cluster: local, auto or HOST:PORT")] = "local",
 ) -> None:
-    """Restore images, folders or buckets of images with a registered model."""
+    """Restore images, CT slices, folders or buckets of them with a registered model."""
     from pipeline.commands.restore import restore as run
 
     failed = run(
         sources, target, model, tile, overlap, self_ensemble, mask,
-        form=form, device=device, report=report, workers=workers, address=address,
+        form=form, device=device, report=report, workers=workers, address=address, metal_threshold=metal_threshold,
     )  # fmt: skip
     if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def classify(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="an image, or a folder of images")],
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a model.safetensors")
+    ] = "models:/eqreg-classify@champion",
+    out: Annotated[Path, typer.Option(help="the CSV file to write")] = Path("predictions.csv"),
+    top: Annotated[int, typer.Option(min=1, help="classes of each image")] = 5,
+    device: Annotated[
+        str, typer.Option(help="of torch, such as cpu or cuda:1; auto: a GPU where there is one")
+    ] = "auto",
+) -> None:
+    """Write the likeliest classes of images to a CSV file, with a model that recognises images."""
+    from pipeline.commands.classify import classify as run
+
+    if run(source, model, out, top, device):
         raise typer.Exit(1)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -65,12 +67,13 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), metadata
 
 
-def contract_of(network: nn.Module, task: str) -> Contract:
+def contract_of(network: nn.Module, task: str, metadata: Mapping[str, Any] | None = None) -> Contract:
     """What a network takes and gives.
 
     Args:
         network: of ``build_network``.
         task: name of the task that it was trained for.
+        metadata: of its model file, which names the classes of a classification.
 
     Raises:
         ValueError: a network of such channels has no form that people call.
@@ -80,7 +83,10 @@ def contract_of(network: nn.Module, task: str) -> Contract:
     inputs, outputs = int(network.in_channels), getattr(network, "out_channels", None)  # type: ignore[arg-type]
     classes = getattr(network, "classes", None)
     scale = int(getattr(network, "scale", 1))
-    return Contract.of_channels(task, inputs, None if classes else outputs, scale, int(classes or 0))
+    contract = Contract.of_channels(task, inputs, None if classes else outputs, scale, int(classes or 0))
+    kept = ("classes", "image_size")
+    stated: dict[str, Any] = {key: tuple(value) for key, value in (metadata or {}).items() if key in kept}
+    return replace(contract, **stated)
 
 
 def model_sha256(path: Path) -> str:
@@ -102,6 +108,8 @@ def model_sha256(path: Path) -> str:
 
 def model_metadata(path: Path) -> dict[str, Any]:
     """The metadata that ``save_model`` wrote: "network", "task" and, for a trained model, "hashes" and "steps".
+
+    Of a classification it also holds "classes", their names, and "image_size", (height, width) of the training images.
 
     Raises:
         ValueError: the file is not a model of eqreg.

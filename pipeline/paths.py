@@ -18,6 +18,10 @@ TUNE = Path("results/tune")
 TRAIN = Path("results/train")
 EVALUATE = Path("results/evaluate")
 ABLATE = Path("results/ablate")
+CROPS = "crops"
+"""Subfolder of EVALUATE with crops of the test images."""
+LIVE = Path("results/live")
+"""The history of a training while it runs; no output of a stage."""
 TEST_PACKS = "out_of_distribution"
 """Subfolder of PACKED with the out-of-distribution test packs, one for each other degradation."""
 

@@ -20,6 +20,7 @@ from components.data.packs import Pack, read_auxiliary
 from components.data.randomness import Stream, torch_generator
 from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
+from components.evaluation.crops import compared_crop
 from components.networks import build_network
 from components.tasks import Task
 from components.training.global_batch import WorkerBatch, count_pairs, worker_batch
@@ -28,6 +29,13 @@ from components.training.settings import TrainingSettings
 from components.training.state import TrainingResult, TrainingState
 from components.training.worker import Worker
 from pipeline.config.schema import Params
+
+Show = Callable[[int, list[np.ndarray]], None]
+"""Receives (number of finished steps, images ``(H, W, 3)`` in uint8)."""
+
+NUM_CROPS = 3
+MOST_SHOWN = 100
+"""Largest number of validations, spread over the run, that show images."""
 
 CARRIED_OUT = ("checkpoint_every", "keep_best", "num_workers")
 """Keys of ``train`` that decide how a run is executed, and do not change its result."""
@@ -105,6 +113,10 @@ class TrainingJob:
         shape = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
         return {"name": self.params.network_name, **asdict(self.params.network_settings), **shape}
 
+    def model_metadata(self) -> dict[str, Any]:
+        """What the model file says of the task beside the weights: the names of the classes, for a classification."""
+        return self.task.model_metadata(lambda: Pack(self.packed / "train"))
+
     def network(self) -> nn.Module:
         """The network with its initial weights, which are the same in every process."""
         with torch.random.fork_rng(devices=[]):
@@ -133,6 +145,7 @@ class TrainingJob:
         report: Callable[[int, Metrics], None],
         checkpoint: Callable[[TrainingState, Metrics], None],
         resume: bytes | None = None,
+        show: Show | None = None,
     ) -> TrainingState:
         """Trains until the last step, in this process, which may be one of several workers.
 
@@ -140,6 +153,7 @@ class TrainingJob:
             report: called with (steps done, metrics) when there are new metrics.
             checkpoint: called with (state, metrics); it has to save ``state.to_bytes()``.
             resume: bytes of the checkpoint to resume from, the same on every worker; None to start at step 0.
+            show: called on rank 0 with images of a validation, before the report of that step.
 
         Returns:
             The state after the last step.
@@ -151,6 +165,13 @@ class TrainingJob:
         state = self.state(worker)
         if resume is not None:
             state.from_bytes(resume)
+
+        def validate(averaged: nn.Module) -> Metrics:
+            metrics = self.validate(averaged, worker)
+            if show and worker.rank == 0 and self.shows_at(state.step):
+                show(state.step, self.crops(averaged))
+            return metrics
+
         train(
             state,
             self.sampler(),
@@ -158,7 +179,7 @@ class TrainingJob:
             self.regularizer(state.network),
             self.settings(),
             worker,
-            TrainingCallbacks(report, checkpoint, lambda averaged: self.validate(averaged, worker)),
+            TrainingCallbacks(report, checkpoint, validate),
         )
         return state
 
@@ -206,6 +227,36 @@ class TrainingJob:
             raise TrainingDivergedError(f"validation: {message}: {HINT}")
         total = worker.mean(torch.tensor(sum(scores), dtype=torch.float64, device=worker.device))
         return {"val_score": float(total) * worker.num_workers / len(pack)}
+
+    def shows_at(self, step: int) -> bool:
+        """Whether the validation after so many steps shows images; of a long run, one of several does."""
+        steps, every = self.params.train.steps, self.params.train.validate_every
+        one_of = -(-steps // every // MOST_SHOWN) or 1
+        return not self.task.is_classification and (step == steps or step // every % one_of == 0)
+
+    @torch.inference_mode()
+    def crops(self, network: nn.Module) -> list[np.ndarray]:
+        """The centres of ``NUM_CROPS`` fixed validation pairs: degraded | restored | truth | error, uint8.
+
+        They are of different scenes if there are so many. Nothing random is drawn, and the network stays as it is.
+        """
+        pack = Pack(self.packed / "val")
+        first = {entry.scene: index for index, entry in reversed(list(enumerate(pack.entries)))}
+        others = sorted(set(range(len(pack))) - set(first.values()))
+        chosen = [*sorted(first.values()), *others][:NUM_CROPS]
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+        def restore(inputs: np.ndarray) -> np.ndarray:
+            outputs = network(torch.from_numpy(np.array(inputs, order="C"))[None].to(device))[0]
+            return self.task.postprocess(outputs.float().cpu().numpy(), inputs)
+
+        was_training = network.training
+        network.eval()
+        try:
+            pairs = self.task.pairs(pack, chosen)
+            return [compared_crop(restore, self.task.as_image, inputs, clean) for _, inputs, clean in pairs]
+        finally:
+            network.train(was_training)
 
     def worker_batch(self, rank: int, num_workers: int) -> WorkerBatch:
         """The images of each global batch that the worker of this rank trains on."""

@@ -139,6 +139,19 @@ def test_what_others_lift_out_imports_torch_alone(package: str) -> None:
     assert {name for module in modules for name in imports(module) if not f"{name}.".startswith(f"{package}.")} == set()
 
 
+def test_a_model_for_ct_travels_with_few_modules_and_libraries() -> None:
+    """Beside those of the image model of every kind."""
+    reached, waiting = {"components.inference.ct"}, ["components.inference.ct"]
+    while waiting:
+        found = imports(waiting.pop()) - reached
+        reached |= found
+        waiting += found
+    assert set().union(*map(libraries, reached)) == {"torch", "numpy", "pydicom"}
+    folders = ("components.inference.dicom", "components.inference.ct", "components.degradations.ct")
+    others = [module for module in sorted(reached) if not module.startswith(folders)]
+    assert others == ["components.data.readers.dicom_elements"]
+
+
 def test_no_folder_is_too_full() -> None:
     folders = {path.parent for path in MODULES.values()}
     counts = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) - 1 for folder in folders}

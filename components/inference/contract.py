@@ -20,6 +20,8 @@ class Contract:
         inputs: number of input channels of the network.
         outputs: number of output channels, or of classes.
         scale: size of the output / size of the input.
+        classes: names of the classes, in order; empty if they are unknown or there are none.
+        image_size: (height, width) of the training images, if the network is meant for that size alone.
     """
 
     task: str
@@ -27,6 +29,8 @@ class Contract:
     inputs: int
     outputs: int
     scale: int = 1
+    classes: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     @property
     def colours(self) -> int:
@@ -35,12 +39,18 @@ class Contract:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the contract as JSON's types, which `from_dict` takes."""
-        return asdict(self)
+        values = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Contract:
         """Read what `as_dict` gave; entries of later versions are left out."""
-        return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in cls.__dataclass_fields__
+        }
+        return cls(**known)
 
     @classmethod
     def of_channels(cls, task: str, inputs: int, outputs: int | None, scale: int = 1, classes: int = 0) -> Contract:
@@ -85,9 +95,21 @@ class Contract:
                     "missing. It changes the missing pixels alone."
                 )
             case "ct":
-                lines.append("The input channels are the LI image, the artifact image and the metal mask of a scan.")
+                lines.append(
+                    "The input channels are the LI image, the artifact image and the metal mask of a scan. The image "
+                    "model takes a DICOM file of a CT slice as bytes and gives a derived one back. It makes the LI "
+                    "image from the slice itself, as there is no sinogram. For research, not for diagnosis."
+                )
             case "labels":
                 lines.append(f"The image model takes an image ({colours}) and gives a score for each class.")
+                if self.image_size:
+                    height, width = self.image_size
+                    lines.append(
+                        f"An image of another size than {width}x{height} pixels, that of the training images, is "
+                        "resized until it covers that size, and cropped to its centre."
+                    )
+                if self.classes:
+                    lines.append(f"The classes: {', '.join(self.classes)}.")
         return "\n".join(lines)
 
     def _sizes(self) -> str:

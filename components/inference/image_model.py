@@ -26,7 +26,13 @@ COLUMN, MASK_COLUMN = "image", "mask"
 MOST_BYTES = 100 << 20
 """Largest size of the encoded images of one request, in bytes."""
 
-PARAMETERS: dict[str, int | str] = {"tile": 512, "overlap": 64, "self_ensemble": 1, "mask": ""}
+PARAMETERS: dict[str, int | float | str] = {
+    "tile": 512,
+    "overlap": 64,
+    "self_ensemble": 1,
+    "metal_threshold": 2500.0,
+    "mask": "",
+}
 """Parameters of a request with their defaults; ``mask`` is an encoded image in base64, for a request of one image."""
 
 WANTED = (
@@ -40,10 +46,11 @@ class ImageModel:
 
     Attributes:
         restorer: the network with what is known of it.
+        digest: SHA-256 of the list of the version's files, which names the model in a DICOM file.
     """
 
-    def __init__(self, restorer: ImageRestorer) -> None:
-        self.restorer = restorer
+    def __init__(self, restorer: ImageRestorer, digest: str = "") -> None:
+        self.restorer, self.digest = restorer, digest
 
     @classmethod
     def load(cls, program: Path, contract: dict[str, Any], device: str = "auto") -> ImageModel:
@@ -57,11 +64,11 @@ class ImageModel:
         Raises:
             ValueError: a file of the version is altered, missing or additional, or there is no such device.
         """
-        check_files(program.parents[1])
+        digest = check_files(program.parents[1])
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         network = load_program(program, device)
-        return cls(ImageRestorer(network, Contract.from_dict(contract), device))
+        return cls(ImageRestorer(network, Contract.from_dict(contract), device), digest)
 
     def predict(self, model_input: Any, parameters: Mapping[str, Any] | None = None) -> Any:
         """Restore images; a network that recognises images gives the score of each class instead.
@@ -103,7 +110,7 @@ class ImageModel:
         masks = list(table[MASK_COLUMN]) if MASK_COLUMN in table.columns else [mask] * len(table)
         results = self._of_files(list(table[COLUMN]), masks, options)
         if self.restorer.contract.kind == "labels":
-            return type(table)(results, index=table.index)
+            return type(table)(results, index=table.index, columns=list(self.restorer.contract.classes) or None)
         return type(table)({COLUMN: results}, index=table.index)
 
     def _of_files(self, files: list[Any], masks: list[Any], options: Options) -> list[Any]:
@@ -112,6 +119,8 @@ class ImageModel:
         return [self._of_file(*pair, options, number) for number, pair in enumerate(zip(files, masks, strict=True), 1)]
 
     def _of_file(self, file: Any, mask: Any, options: Options, number: int) -> Any:
+        if self.restorer.contract.kind == "ct":
+            return self._of_scan(file, mask, options, number)
         image = decode_image(_decoded(file), f"image {number}")
         if self.restorer.contract.kind == "labels":
             return self.restorer.scores(image).tolist()
@@ -120,6 +129,16 @@ class ImageModel:
             pixels = decode_image(_decoded(mask), f"mask {number}").pixels
             holes = is_missing(pixels)
         content, _ = encode_image(self.restorer.restore(image, options, holes), same_format(image.format))
+        return base64.b64encode(content).decode() if isinstance(file, str) else content
+
+    def _of_scan(self, file: Any, mask: Any, options: Options, number: int) -> Any:
+        metal = None
+        if mask is not None and mask != "":
+            metal = is_missing(decode_image(_decoded(mask), f"mask {number}").pixels)
+        try:
+            content = self.restorer.restore_scan(_decoded(file), options, metal, self.digest).data
+        except ValueError as error:
+            raise ValueError(f"image {number}: {error}") from None
         return base64.b64encode(content).decode() if isinstance(file, str) else content
 
     def _of_array(self, array: np.ndarray, options: Options, mask: bytes | str | None) -> np.ndarray:
@@ -172,7 +191,8 @@ def _options(parameters: Mapping[str, Any]) -> tuple[Options, bytes | str | None
         raise ValueError(f"params: {', '.join(PARAMETERS)} are known; {unknown[0]} is not")
     values = {**PARAMETERS, **{key: value for key, value in parameters.items() if value is not None}}
     mask = values.pop("mask")
-    return Options(**{key: int(value) for key, value in values.items()}), mask or None
+    numbers: dict[str, Any] = {key: type(PARAMETERS[key])(value) for key, value in values.items()}
+    return Options(**numbers), mask or None
 
 
 def _decoded(file: Any) -> bytes:

@@ -31,13 +31,16 @@ def write_files(folder: Path) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def check_files(folder: Path, wanted_sha256: str | None = None) -> None:
+def check_files(folder: Path, wanted_sha256: str | None = None) -> str:
     """Check that a model's files are those of the list.
 
     Args:
         folder: of the model.
         wanted_sha256: of the list, from the version's tag; None where it is unknown. A list that was replaced together
             with the files is then not noticed.
+
+    Returns:
+        The SHA-256 of the list, 64 hexadecimal digits.
 
     Raises:
         ValueError: the list is missing or is another one, or a file is altered, missing or additional. The message
@@ -47,7 +50,8 @@ def check_files(folder: Path, wanted_sha256: str | None = None) -> None:
         content = (folder / LIST).read_bytes()
     except OSError:
         raise ValueError(f"{LIST} is missing: the files of the model cannot be verified") from None
-    if wanted_sha256 is not None and hashlib.sha256(content).hexdigest() != wanted_sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if wanted_sha256 is not None and digest != wanted_sha256:
         raise ValueError(f"{LIST} is not the one that was written at registration: its SHA-256 differs")
     try:
         wanted = json.loads(content)
@@ -62,6 +66,7 @@ def check_files(folder: Path, wanted_sha256: str | None = None) -> None:
             raise ValueError(f"{name} was added after registration")
         if found[name] != wanted[name]:
             raise ValueError(f"{name} was altered after registration: its SHA-256 differs")
+    return digest
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from components.brief import first_line
 from components.data.readers.images import DecodedImage, luma, to_float
 from components.inference.contract import Contract
+from components.inference.labels import to_trained_size
 from components.inference.tiles import restore
 
 LEAST_SIDE = 16
@@ -39,11 +41,13 @@ class Options:
         tile: largest height and width of a tile in pixels; a multiple of 16.
         overlap: least overlap of neighbouring tiles in pixels; a multiple of 16.
         self_ensemble: number of transformed images that are averaged: 1, 4 (rotations) or 8 (and mirror images).
+        metal_threshold: a pixel above it is metal, in Hounsfield units; for CT slices without a mask.
     """
 
     tile: int = 512
     overlap: int = 64
     self_ensemble: int = 1
+    metal_threshold: float = 2500.0
 
 
 class ImageRestorer:
@@ -89,6 +93,38 @@ class ImageRestorer:
             alpha = _enlarged(alpha, self.contract.scale)
         return replace(image, pixels=pixels, alpha=alpha)
 
+    def restore_scan(
+        self, data: bytes, options: Options | None = None, metal: np.ndarray | None = None, digest: str = ""
+    ) -> Any:
+        """Restore a CT slice; for a network of the kind "ct".
+
+        Args:
+            data: a DICOM file.
+            options: of the tiles, the ensemble and the threshold of the metal.
+            metal: ``(H, W)`` bool, the metal; None to use the threshold.
+            digest: SHA-256 of the model, or another name of it, for the elements of the file.
+
+        Returns:
+            `components.inference.ct.RestoredSlice`.
+
+        Raises:
+            ValueError: the network takes no CT slices or fails, or the file or the metal cannot be used.
+        """
+        if self.contract.kind != "ct":
+            raise ValueError(f"a network of kind {self.contract.kind} restores no CT slice")
+        chosen = options or Options()
+        return import_module(
+            "components.inference.ct"
+        ).restore_dicom(  # imports pydicom
+            lambda inputs: self.restore_floats(inputs[None], chosen)[0],
+            data,
+            model=f"eqreg-{self.contract.task or 'ct'} {digest[:12]}" if len(digest) == 64 else digest or "eqreg-ct",
+            digest=digest,
+            metal=metal,
+            threshold_hu=chosen.metal_threshold,
+            settings=f"self-ensemble {chosen.self_ensemble}" if chosen.self_ensemble > 1 else "",
+        )
+
     def restore_floats(self, images: np.ndarray, options: Options | None = None) -> np.ndarray:
         """Restore a batch of network inputs, ``(B, C, H, W)`` float32 -> ``(B, C', s H, s W)`` float32, not clipped.
 
@@ -103,10 +139,14 @@ class ImageRestorer:
         Raises:
             ValueError: the network fails.
         """
+        return self.scores_of_floats(self.label_input(image)[None])[0]
+
+    def label_input(self, image: DecodedImage) -> np.ndarray:
+        """Return the input of a network that recognises images, ``(C, h, w)`` float32, of the size of training."""
         (plane, *others) = _planes(image.pixels, self.contract.colours)
         if others:  # a colour image for a network of grey
             plane = to_float(luma(image.pixels))[None]
-        return self.scores_of_floats(plane[None])[0]
+        return to_trained_size(plane, self.contract.image_size)
 
     def scores_of_floats(self, images: np.ndarray) -> np.ndarray:
         """Return the outputs for a batch, ``(B, C, H, W)`` float32 -> ``(B, classes)`` float32.

@@ -172,6 +172,14 @@ class Task(ABC):
         inputs, outputs = self.channels(colours)
         return {"in_channels": inputs, "out_channels": outputs, "scale": self.scale}
 
+    def model_metadata(self, train: Callable[[], Pack]) -> dict[str, Any]:
+        """Return what the user of a network needs to know and its weights do not say, as JSON's types.
+
+        Args:
+            train: gives the pack of the training images; only a task that needs it calls it.
+        """
+        return {}
+
     @property
     def largest_patch(self) -> int | None:
         """Side of the largest crop that training can use, in pixels; None if only the images limit it."""

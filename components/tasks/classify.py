@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -51,6 +52,17 @@ class Classify(Task):
     def network_shape(self, colours: int, train: Callable[[], Pack]) -> dict[str, int]:
         """Return the channels of an image, and the number of classes in the pack of the training images."""
         return {"in_channels": colours, "classes": max(entry.label or 0 for entry in train().entries) + 1}
+
+    def model_metadata(self, train: Callable[[], Pack]) -> dict[str, Any]:
+        """Return "classes", the names of the classes in order, and "image_size", [H, W] of the training images.
+
+        The name of an entry is that of its class and a number (`components.data.items`). A class without training
+        images has its number for a name.
+        """
+        entries = train().entries
+        names = {entry.label or 0: entry.name.rpartition("-")[0] for entry in entries}
+        size = [entries[0].height, entries[0].width]
+        return {"classes": [names.get(label, str(label)) for label in range(max(names) + 1)], "image_size": size}
 
     def untouched(self, inputs: np.ndarray, num_classes: int | None) -> np.ndarray:
         """Return uninformative scores, which select the first class."""

@@ -28,6 +28,7 @@ VARIABLES = {
     "EQREG_COMMITTED": "folder with the committed files that are compared with; `eqreg submit` sets it",
     "MLFLOW_TRACKING_URI": "where runs and models go; else `mlflow.db` in the main checkout",
     "MLFLOW_REGISTRY_URI": "where models go; else as the runs",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "`false`: the load of the machine is not logged; MLflow's own variable",
     "RAY_ADDRESS": "of `eqreg submit`: the cluster, if `--address` does not say it",
     "RAY_AUTH_TOKEN": "the token of Ray",
     "RAY_AUTH_TOKEN_PATH": "the file that holds it; else `~/.ray/auth_token`",

@@ -20,6 +20,7 @@ SCRATCH = {
     ".eqreg/register/decision.json": "version, alias and reason of the last registration",
     ".eqreg/evaluate/step_cost.json": "measured time of a step with and without the penalty",
     ".eqreg/unusable.csv": "images that made `preprocess` stop",
+    "results/live": "reports of a training while it runs (`history.csv`), and a dvc.yaml with their plots",
     "mlflow.db, mlartifacts": "runs and models of MLflow, if `MLFLOW_TRACKING_URI` is not set",
 }
 """What lies beside data and results, and is no output of a stage."""

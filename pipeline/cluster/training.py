@@ -21,6 +21,7 @@ from functools import partial
 from queue import Empty
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -42,7 +43,7 @@ from pipeline.process_state import changed_environment
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.staged_packs import StagedPacks
 from pipeline.storage.store import ArtifactStore
-from pipeline.training_job import TrainingJob
+from pipeline.training_job import Show, TrainingJob
 
 Report = Callable[[int, Metrics], None]
 _GO_ON = "run the stage again to go on from the last checkpoint"
@@ -85,7 +86,11 @@ class TrainingRun:
 
 
 def train_on_cluster(
-    job: TrainingJob, run: TrainingRun, report: Report, notice: Callable[[str], None] = lambda text: None
+    job: TrainingJob,
+    run: TrainingRun,
+    report: Report,
+    notice: Callable[[str], None] = lambda text: None,
+    show: Show | None = None,
 ) -> bytes:
     """Trains until the last step.
 
@@ -95,6 +100,7 @@ def train_on_cluster(
         report: called in this process with (step, metrics) of every step at which rank 0 reports, in order from the
             first step on. Reports can repeat after a loss of workers.
         notice: called with a one-line message about lost workers, restarts and damaged checkpoints.
+        show: called with the images of rank 0's validations (``TrainingJob.run``).
 
     Returns:
         The bytes of the last checkpoint.
@@ -106,7 +112,7 @@ def train_on_cluster(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     with tempfile.TemporaryDirectory(prefix="eqreg-", ignore_cleanup_errors=True) as records, _environment(run):
-        _Listener(run, report, notice).follow(_trainer(job, run, mailbox, records), mailbox)
+        _Listener(run, report, notice, show).follow(_trainer(job, run, mailbox, records, show is not None), mailbox)
     found = run.checkpoints().newest()
     if found is None or found[0] != job.params.train.steps:
         raise UserError(
@@ -115,12 +121,13 @@ def train_on_cluster(
     return found[1]
 
 
-def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str) -> QuickTrainer:
+def _trainer(job: TrainingJob, run: TrainingRun, mailbox: Queue, records: str, shows: bool) -> QuickTrainer:
     """Ray's trainer. It writes its own records into ``records``, a local folder; nothing is read from there."""
     config = {
         "params": job.params,
         "run": run,
         "mailbox": mailbox,
+        "shows": shows,
         "secrets": secret_environment(),
         "versions": _versions(),
     }
@@ -207,8 +214,11 @@ def _train_worker(config: dict[str, Any]) -> None:
         if is_first:
             checkpoints.save(state.step, state.to_bytes(), metrics.get("val_score"))
 
+    def show(step: int, images: list[np.ndarray]) -> None:
+        mailbox.put(("images", (step, images)))
+
     try:
-        job.run(report, checkpoint, resume)
+        job.run(report, checkpoint, resume, show if config["shows"] else None)
     except TrainingDivergedError as error:
         if is_first:  # no exception: Ray would start the workers again, and they would diverge at the same step
             mailbox.put(("diverged", str(error)))
@@ -237,8 +247,10 @@ def _versions() -> dict[str, str]:
 class _Listener:
     """The driver's side: passes the workers' messages to callbacks, and ends the run if no worker starts in time."""
 
-    def __init__(self, run: TrainingRun, report: Report, notice: Callable[[str], None]) -> None:
-        self._run, self._report, self._notice = run, report, notice
+    def __init__(
+        self, run: TrainingRun, report: Report, notice: Callable[[str], None], show: Show | None = None
+    ) -> None:
+        self._run, self._report, self._notice, self._show = run, report, notice, show
         self._waiting_since: float | None = time.monotonic()
         self._num_starts = 0
         self._fatal_message: str | None = None
@@ -279,6 +291,9 @@ class _Listener:
     def _on_event(self, kind: str, content: Any) -> None:
         if kind == "report":
             self._report(*content)
+        elif kind == "images":
+            if self._show:
+                self._show(*content)
         elif kind == "starting":
             self._waiting_since = self._waiting_since or time.monotonic()
         elif kind == "arrived":  # the workers run; fetching the packs may take long

@@ -81,7 +81,7 @@ def _load(name: str) -> tuple[nn.Module, str]:
 
         return _initial(load_params()).eval(), f"{PARAMS}: its network with initial weights"
     if name.startswith("models:/"):
-        from pipeline.tracking.registry import load_registered
+        from pipeline.tracking.models.loading import load_registered
         from pipeline.tracking.store import tracking_uri
 
         try:

@@ -43,6 +43,7 @@ def restore(
     report: Path | None = None,
     workers: int = 0,
     address: str = "local",
+    metal_threshold: float = 2500.0,
 ) -> int:
     """Restores images; a file that cannot be restored is listed, and the others are restored.
 
@@ -54,12 +55,14 @@ def restore(
         overlap: least overlap of neighbouring tiles in pixels.
         self_ensemble: number of transformed images that are averaged: 1, 4 or 8.
         mask: mask for models of the task inpaint. It is an image that is white where pixels are missing, or a folder
-            with a mask for each input, of the same name and in the same subfolder.
+            with a mask for each input, of the same name and in the same subfolder. For models for CT it is white where
+            there is metal, and is not needed.
         form: format of the results (`plan.FORMATS`); None: by the suffix of a target file, PNG in a folder.
         device: of the network; "auto" is a GPU where there is one.
         report: CSV file that is written with a line for each image.
         workers: number of Ray actors that restore; 0: this process alone.
         address: Ray cluster of the workers.
+        metal_threshold: a pixel of a CT slice above it is metal, in Hounsfield units, if there is no mask.
 
     Returns:
         The number of images that were not restored.
@@ -72,17 +75,26 @@ def restore(
     place = str(target)
     items = plan(sources, place, form, str(mask) if mask else None)
     check_model(model)
+    if not -1000 < metal_threshold < float("inf"):
+        raise UserError(f"--metal-threshold {metal_threshold:g}: use Hounsfield units above -1000, such as 2500")
     with memory_of(place) if len(items) > 1 else nullcontext(Memory(None)) as memory:
         if not is_remote(place):
             remove_partial_files(Path(place))
         outcomes = list(
-            _shown(_outcomes(items, model, tile, overlap, self_ensemble, mask, device, workers, address, memory), items)
+            _shown(
+                _outcomes(
+                    items, model, tile, overlap, self_ensemble, metal_threshold, mask, device, workers, address, memory
+                ),
+                items,
+            )
         )
     if report is not None:
         _write_report(report, outcomes)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failed and len(items) == 1:
         raise UserError(failed[0].reason)
+    if outcomes and all(outcome.status == "left out" for outcome in outcomes):
+        raise UserError(outcomes[0].reason)
     _say(outcomes, failed, place)
     return len(failed)
 
@@ -93,6 +105,7 @@ def _outcomes(
     tile: int,
     overlap: int,
     self_ensemble: int,
+    metal_threshold: float,
     mask: Path | None,
     device: str,
     workers: int,
@@ -103,7 +116,7 @@ def _outcomes(
     from components.inference.restorer import Options
     from components.inference.tiles import check_tiles
 
-    options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble)
+    options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble, metal_threshold=metal_threshold)
     check_tiles(tile, overlap, self_ensemble)
     results: Iterable[Outcome]
     if workers:
@@ -146,9 +159,12 @@ def _say(outcomes: list[Outcome], failed: list[Outcome], target: str) -> None:
     said = [f"{counts['restored']} restored"]
     said += [f"{counts['done before']} done before"] if counts["done before"] else []
     said += [f"{len(failed)} failed"] if failed else []
+    said += [f"{counts['left out']} of another kind left out"] if counts["left out"] else []
     console.print(f"{', '.join(said)}: {target}", markup=False)
     for dropped, count in Counter(each for outcome in outcomes for each in outcome.dropped).most_common():
         console.print(f"  not in the results of {count} images: {dropped}", markup=False)
+    for note, count in Counter(each for outcome in outcomes for each in outcome.notes).most_common():
+        console.print(f"  of {count} slices: {note}", markup=False)
     for outcome in failed[:_SHOWN]:
         console.print(f"  failed: {outcome.reason}", markup=False)
     if len(failed) > _SHOWN:
@@ -163,9 +179,9 @@ def _write_report(report: Path, outcomes: list[Outcome]) -> None:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", "result", "status", "reason", "dropped", "megapixels", "seconds"])
+    table.writerow(["file", "result", "status", "reason", "dropped", "megapixels", "seconds", "notes"])
     for each in outcomes:
-        result = "" if each.status == "failed" else each.item.target
+        result = "" if each.status in ("failed", "left out") else each.item.target
         dropped, numbers = "; ".join(each.dropped), (f"{each.megapixels:.3f}", f"{each.seconds:.3f}")
-        table.writerow([each.item.source, result, each.status, each.reason, dropped, *numbers])
+        table.writerow([each.item.source, result, each.status, each.reason, dropped, *numbers, "; ".join(each.notes)])
     write(str(report), text.getvalue().encode())

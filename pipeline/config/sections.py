@@ -216,6 +216,8 @@ class Register(Section):
     """The section ``register``."""
 
     margin: Annotated[float, Field(ge=0)]
+    largest_equivariance_error: Annotated[float, Field(gt=0)] | None
+    largest_multiply_adds_per_pixel: Annotated[float, Field(gt=0)] | None
 
 
 class Cluster(Section):

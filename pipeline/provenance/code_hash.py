@@ -37,6 +37,7 @@ EXCLUDED = {
     "pipeline/errors.py": "kinds of errors",
     "pipeline/process_state.py": "Ctrl-C, and environment variables of Ray",
     "pipeline/provenance/lineage.py": "the git commit, which is a tag in MLflow alone",
+    "pipeline/stages/live_history.py": "what editors draw while a training runs; it is removed at the end",
     "pipeline/stages/step_cost.py": "measures times, which no output holds",
     "pipeline/storage": "carries bytes, which are checked against their hash; opens databases",
     "pipeline/study/database.py": "where the database of studies is",

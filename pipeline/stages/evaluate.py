@@ -14,21 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from components.data.packs import Pack
 from components.evaluation.baselines import Baseline
 from components.evaluation.classical import CandidateScore
 from components.evaluation.comparison_images import save_comparison
+from components.evaluation.crops import compared_crop
 from components.evaluation.figures import save_equivariance_bars
 from components.evaluation.protocol import Method, Row, headline, summarise
 from components.registry import import_place
 from components.tasks import Task
 from pipeline.config.schema import Params
 from pipeline.console import console, progress
-from pipeline.measurement import equivariance_by_layer, evaluation_packs, first_draws, measured, restored_by
+from pipeline.measurement import Draw, equivariance_by_layer, evaluation_packs, first_draws, measured, restored_by
 from pipeline.model_file import load_model
-from pipeline.paths import EVALUATE, MODEL, PACKED, existing, replaced_folder
+from pipeline.paths import CROPS, EVALUATE, MODEL, PACKED, existing, replaced_folder
 from pipeline.stages.step_cost import record_step_cost
 from pipeline.tracking.results import log_results
 from pipeline.tracking.store import Store
@@ -47,7 +49,7 @@ def evaluate(params: Params) -> None:
     with one_thread():  # several images are processed in parallel, one thread each
         _evaluate(params, network, task, test, others)
     store = Store(params.task)
-    run_id = log_results(store)
+    run_id = log_results(store, params.fetch.source)
     record_step_cost(store, run_id)
 
 
@@ -85,11 +87,24 @@ def _evaluate(params: Params, network: nn.Module, task: Task, test: Pack, others
         (folder / "summary.json").write_text(json.dumps(few, indent=1) + "\n")
         _write_tables(folder, rows, errors, candidates, task.score.key)
         save_equivariance_bars(folder / "equivariance.png", {"restored": errors})
-        for entry, inputs, clean in [] if task.is_classification else draws[: params.evaluate.comparison_images]:
-            restored = task.postprocess(methods["restored"](inputs), inputs)
-            columns = {"input": task.as_image(inputs), "restored": restored, "truth": clean}
-            save_comparison(folder / f"comparison-{entry.scene}.png", columns)
+        if not task.is_classification:
+            _save_images(folder, draws, task, methods["restored"], params.evaluate.comparison_images)
     console.print(f"{len(rows)} cases measured; tables and pictures in {EVALUATE}")
+
+
+def _save_images(folder: Path, draws: Sequence[Draw], task: Task, method: Method, num_compared: int) -> None:
+    """Writes a crop of the first image of each scene, and comparison images of the first ``num_compared`` scenes."""
+
+    def restored(inputs: np.ndarray) -> np.ndarray:
+        return task.postprocess(method(inputs), inputs)
+
+    (folder / CROPS).mkdir()
+    for entry, inputs, clean in draws:
+        crop = compared_crop(restored, task.as_image, inputs, clean)
+        Image.fromarray(crop).save(folder / CROPS / f"{entry.name}.png")
+    for entry, inputs, clean in draws[:num_compared]:
+        columns = {"input": task.as_image(inputs), "restored": restored(inputs), "truth": clean}
+        save_comparison(folder / f"comparison-{entry.scene}.png", columns)
 
 
 def _classical(task: Task, num_workers: int, num_classes: int | None) -> Baseline:

@@ -15,9 +15,12 @@ from pipeline.config.schema import Params
 from pipeline.console import console
 from pipeline.errors import UserError, fault_of_machine
 from pipeline.model_file import load_model, model_sha256
-from pipeline.paths import EVALUATE, MODEL, PACKED, REGISTER, existing, replaced_folder
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
-from pipeline.tracking.results import lineage_tags, log_results
+from pipeline.paths import EVALUATE, MODEL, REGISTER, existing, replaced_folder
+from pipeline.stages.gates import broken_gate
+from pipeline.tracking.models.champions import ChampionChangedError, move_champion
+from pipeline.tracking.models.model_card import facts_as_tags, model_card, model_title
+from pipeline.tracking.models.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
+from pipeline.tracking.results import lineage_tags, log_registration, log_results
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -50,13 +53,49 @@ def register(params: Params) -> None:
         return
     network, _ = load_model(MODEL)
     decision = decide(params, network, registry, champion)
-    run_id = log_results(registry.store)
-    tags = lineage_tags(registry.store, run_id) | {REASON: decision.reason} | figures_as_tags(metrics)
-    version = known or registry.add(run_id, network, digest, tags, MODEL)
-    registry.point(decision.alias, version.number)
+    run_id = log_results(registry.store, params.fetch.source)
+    version = known or _add(params, registry, run_id, network, digest, decision, metrics)
+    while not _carry_out(registry, version, decision, champion):
+        champion = registry.champion()
+        decision = decide(params, network, registry, champion)
     registry.tag(version.number, REASON, decision.reason)
+    log_registration(registry.store, run_id, registry.name, version.number, decision.alias, decision.reason)
     _write(registry, version.number, decision)
     console.print(f"{registry.name} version {version.number}: {decision.alias} ({decision.reason})")
+
+
+def _add(
+    params: Params,
+    registry: Registry,
+    run_id: str,
+    network: nn.Module,
+    digest: str,
+    decision: Decision,
+    metrics: dict[str, Any],
+) -> Version:
+    """Adds a version with its lineage, its figures and its model card."""
+    from pipeline.tracking.models.card_facts import collect_facts
+
+    lineage, facts = lineage_tags(registry.store, run_id), collect_facts(params, network, metrics)
+    tags = lineage | {REASON: decision.reason} | figures_as_tags(metrics) | facts_as_tags(facts)
+    version = registry.add(run_id, network, digest, tags, MODEL)
+    registry.describe(
+        version.number, model_card(facts, registry.name, version.number, lineage), model_title(params.task)
+    )
+    return version
+
+
+def _carry_out(registry: Registry, version: Version, decision: Decision, champion: Version | None) -> bool:
+    """Moves the alias; False if another version has become champion since the decision, which then no longer holds."""
+    if decision.alias != CHAMPION:
+        registry.point(decision.alias, version.number)
+        return True
+    try:
+        before = champion.number if champion else None
+        move_champion(registry, version.number, "register", decision.reason, expected=before)
+    except ChampionChangedError:
+        return False
+    return True
 
 
 def decide(params: Params, network: nn.Module, registry: Registry, champion: Version | None) -> Decision:
@@ -67,6 +106,9 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
     paired difference of the scores exceeds ``register.margin`` and that its whole interval is above 0. With one scene
     there is no interval, and the new version becomes challenger. Test metrics are not used.
 
+    A version that exceeds a bound of ``pipeline.stages.gates`` becomes challenger, also if there is no champion or if
+    the champion's files are gone: no champion is better than one that a user has excluded.
+
     Args:
         params: checked params.
         network: network of the new version.
@@ -76,20 +118,19 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
     Raises:
         UserError: the champion cannot be reached, or this machine cannot load or run it. It then keeps its alias.
     """
+    if (reason := broken_gate(params, network)) is not None:
+        return Decision(CHALLENGER, reason)
     if champion is None:
         return Decision(CHAMPION, "there was no champion")
     rival = registry.load(champion)
     if rival is None:
         return Decision(CHAMPION, f"champion version {champion.number} does not load")
-    from components.data.packs import Pack
-    from components.evaluation.statistics import clustered_interval
-    from pipeline.training_job import validation_scores
+    from pipeline.stages.comparison import Validation
 
-    validation = Pack(PACKED / "val")
-    task = params.build_task()
-    own = validation_scores(network, task, validation, range(len(validation)))
+    validation = Validation(params)
+    own = validation.scores(network)
     try:
-        its = validation_scores(rival, task, validation, range(len(validation)))
+        its = validation.scores(rival)
     except Exception as error:
         if isinstance(error, OSError) or fault_of_machine(error):
             raise UserError(
@@ -97,14 +138,11 @@ def decide(params: Params, network: nn.Module, registry: Registry, champion: Ver
                 f"{UNCHANGED}"
             ) from error
         return Decision(CHAMPION, f"champion version {champion.number} does not run ({first_line(error)})")
-    differences = [mine - other for mine, other in zip(own, its, strict=True)]
-    scenes = [entry.scene for entry in validation.entries]
-    interval = clustered_interval(differences, scenes, seed=params.seed)
-    shown = f"{interval.mean:+.3f} ({task.score.title}) on validation"
-    if interval.low is None:
-        return Decision(CHALLENGER, f"{shown} to version {champion.number}, no interval with one scene")
-    shown += f" [{interval.low:+.3f}, {interval.high:+.3f}] to version {champion.number}"
-    wins = interval.mean > params.register_.margin and interval.low > 0
+    difference = validation.difference(own, its)
+    shown = f"{validation.shown(difference)} to version {champion.number}"
+    if difference.low is None:
+        return Decision(CHALLENGER, f"{shown}, no interval with one scene")
+    wins = difference.mean > params.register_.margin and difference.low > 0
     return Decision(CHAMPION if wins else CHALLENGER, f"{shown}, margin {params.register_.margin:g}")
 
 

@@ -20,6 +20,7 @@ from pipeline.cluster.session import KEPT_MEMORY
 from pipeline.config.resolve import resolve
 from pipeline.model_file import model_sha256
 from pipeline.paths import MODEL, PACKED, SCRATCH
+from pipeline.tracking import metric_names
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def record_step_cost(store: Store, run_id: str) -> None:
         return
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     cost = {"step_cost": median, "step_cost_low": low, "step_cost_high": high}
-    store.log(run_id, 0, cost)
+    store.log(run_id, 0, {metric_names.STEP_COST: median})
     _RECORD.parent.mkdir(parents=True, exist_ok=True)
     _RECORD.write_text(json.dumps({**cost, "rounds": len(ratios), "model": model_sha256(MODEL)}))
 

@@ -30,11 +30,14 @@ from pipeline.model_file import model_sha256, save_model
 from pipeline.paths import MODEL, PACKED, SCRATCH, TRAIN, existing, replaced_folder
 from pipeline.provenance.lineage import trace
 from pipeline.provenance.training_fingerprint import TrainingFingerprint
+from pipeline.stages.live_history import LiveHistory, live_history
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.open_store import open_store
 from pipeline.storage.staged_packs import deliver
 from pipeline.storage.store import ArtifactStore
+from pipeline.tracking.datasets import log_datasets
 from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store
+from pipeline.tracking.training_log import TrainingLog, system_metrics
 from pipeline.training_job import TrainingJob
 
 if TYPE_CHECKING:
@@ -143,11 +146,14 @@ def _train_or_take_up(
             return finished
         run_id = stack.enter_context(store.running(tags))
         store.log_params(run_id, resolved.params.resolved, resolved.as_yaml())
+        log_datasets(store, run_id, tags["eqreg.data_hash"], params.fetch.source, ("train", "val"))
         run = _run(job, plan, artifact_store)
         bars = session.enter_context(progress())
         if is_local:
             session.enter_context(ray_session(params.cluster, dashboard=False))
-        data = _follow(job, run, bars, _History(store, run_id))
+            session.enter_context(system_metrics(store, run_id))  # rank 0 is on this machine
+        history = session.enter_context(live_history())
+        data = _follow(job, run, bars, TrainingLog(store, run_id), history)
     artifact_store.write(f"{plan.prefix}/{_FINISHED}", json.dumps(dict(tags)).encode())
     return _Finished(plan.num_workers, data, tags, run_id)
 
@@ -211,8 +217,8 @@ def _alone(prefix: str) -> AbstractContextManager[object]:
         raise UserError(f"{path}: another command trains with the same params; wait for it to end") from None
 
 
-def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, history: _History) -> bytes:
-    """Runs the job, shows its progress on the console and logs its reports to MLflow."""
+def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, log: TrainingLog, history: LiveHistory) -> bytes:
+    """Runs the job, shows its progress on the console, and passes its reports on to MLflow and to a file."""
     from pipeline.cluster.training import train_on_cluster
 
     note = f"starting {_worded(run.num_workers)} workers"
@@ -221,33 +227,16 @@ def _follow(job: TrainingJob, run: TrainingRun, bars: Progress, history: _Histor
 
     def report(step: int, metrics: dict[str, float]) -> None:
         nonlocal furthest
-        history.add(step, metrics)
+        log.add(step, metrics)
         if step < furthest:  # reported again after a recovery
             return
+        if step > furthest:
+            history.add(step, metrics)
         furthest = step
         validation = f", validation {metrics['val_score']:.2f}" if "val_score" in metrics else ""
         bars.update(bar, completed=step, note=f"loss {metrics['task_loss']:.4f}{validation}")
 
-    return train_on_cluster(job, run, report, lambda text: console.print(text, markup=False))
-
-
-class _History:
-    """Logs the reports to MLflow: each step once and in order, even if steps are reported again after a recovery."""
-
-    def __init__(self, store: Store, run_id: str) -> None:
-        self._store, self._run_id = store, run_id
-        self._logged = store.last_step(run_id, "task_loss")
-        self._answers = True
-
-    def add(self, step: int, metrics: dict[str, float]) -> None:
-        if step <= self._logged or not self._answers:
-            return
-        try:
-            self._store.log(self._run_id, step, metrics)
-            self._logged = step
-        except UserError as error:
-            self._answers = False  # every further attempt would wait for the same timeout
-            console.print(f"{first_line(error)}\ntraining goes on; evaluate will log the steps that are missing")
+    return train_on_cluster(job, run, report, lambda text: console.print(text, markup=False), log.show)
 
 
 def _numbers(chosen: int | tuple[int, int]) -> range:
@@ -272,7 +261,7 @@ def _record(store: Store, finished: _Finished, sha256: str, result: TrainingResu
         if run_id is None:
             run_id = store.parent_run(finished.tags)
             store.log_params(run_id, resolved.params.resolved, resolved.as_yaml())
-            history = _History(store, run_id)
+            history = TrainingLog(store, run_id)
             for row in result.history:
                 history.add(int(row["step"]), {key: row[key] for key in row.keys() - {"step"}})
         store.set_tag(run_id, MODEL_TAG, sha256)
@@ -302,6 +291,7 @@ def write_results(
         "task": job.params.task,
         "hashes": asdict(identity),
         "steps": result.step,
+        **job.model_metadata(),
     }
     save_model(folder / MODEL.name, result.network, metadata)
     final = result.history[-1]

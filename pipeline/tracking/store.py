@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import sqlalchemy
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from components.tasks import Metric
 
 PARENT_TAG = "mlflow.parentRunId"
 TRAINING_TAG = "eqreg.training"
@@ -69,6 +71,13 @@ class Store:
     def __init__(self, task: str, uri: str | None = None) -> None:
         self.task = task
         self.uri = uri or tracking_uri()
+
+    @cached_property
+    def score(self) -> Metric:
+        """The metric by which validation of the task chooses."""
+        from components.tasks import task_class
+
+        return task_class(self.task).metrics[0]
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -225,6 +234,35 @@ class Store:
         """
         with answering(self.uri):
             self.client.log_artifacts(run_id, str(folder), artifact_path)
+
+    def log_file(self, run_id: str, file: Path, artifact_path: str) -> None:
+        """Logs one file as an artifact.
+
+        Args:
+            run_id: the run.
+            file: the file.
+            artifact_path: folder among the run's artifacts.
+        """
+        with answering(self.uri):
+            self.client.log_artifact(run_id, str(file), artifact_path)
+
+    def log_table(self, run_id: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Logs a table, which MLflow's pages show with its images. A table that is there already is not changed.
+
+        Args:
+            run_id: the run.
+            rows: rows with the same columns; a value that is a path is an image file.
+            name: of the artifact, with the suffix ``.json``.
+        """
+        import mlflow
+
+        def cell(value: Any) -> Any:
+            return mlflow.Image(str(value)) if isinstance(value, Path) else value
+
+        with answering(self.uri):
+            if name in {artifact.path for artifact in self.client.list_artifacts(run_id)}:
+                return  # MLflow would append the rows
+            self.client.log_table(run_id, {key: [cell(row[key]) for row in rows] for key in rows[0]}, name)
 
     def tags(self, run_id: str) -> dict[str, str]:
         """All tags of a run."""

@@ -15,13 +15,13 @@ from components.brief import first_line
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.process_state import interrupts_ignored
+from pipeline.tracking import metric_names, notes
 from pipeline.tracking.store import PARENT_TAG, Store, answering
 
 if TYPE_CHECKING:
     from pipeline.study.study import Trial
 
 _STUDY, _NUMBER, _KIND = "eqreg.study", "eqreg.trial", "eqreg.kind"
-_MEASURED = ("equivariance_error", "layer_error", "step_time")  # measured at a trial's end
 _MOST_RUNS = 1000  # in one page of MLflow's search
 
 
@@ -89,7 +89,16 @@ class SweepLog:
         for trial in trials:
             self._add(trial, [(step, {"val_score": score}) for step, score in scores.get(trial.number, [])])
         self._store.log_files(self.run_id, folder, "tune")
+        notes.write_block(self._store, self.run_id, "results", self._outcome(trials))
         self._set_status(self.run_id, "FINISHED")
+
+    def _outcome(self, trials: Sequence[Trial]) -> str:
+        finished = [trial for trial in trials if not trial.stopped_early and trial.failure is None]
+        scores = [(trial.metrics["val_score"], trial.number) for trial in finished if "val_score" in trial.metrics]
+        best = max(scores, default=None)
+        control = next((trial.metrics.get("val_score") for trial in finished if trial.is_control), None)
+        failed = sum(trial.failure is not None for trial in trials)
+        return notes.of_sweep(best, control, failed, self._store.score)
 
     def _begin(self) -> None:
         """Creates or finds the run of the sweep, and marks it as RUNNING."""
@@ -131,14 +140,15 @@ class SweepLog:
             self._status[number] == "KILLED" and number in self._own
         ):
             return
+        score = self._store.score.key
         if number not in self._last_steps:
-            self._last_steps[number] = self._store.last_step(run_id, "val_score")
+            self._last_steps[number] = self._store.last_step(run_id, metric_names.validation(score))
         for step, metrics in reports:
             if step > self._last_steps[number]:
-                self._store.log(run_id, step, metrics)
+                self._store.log(run_id, step, metric_names.of_report(metrics, score))
                 self._last_steps[number] = step
         if trial.has_ended:
-            measured = {key: value for key, value in trial.metrics.items() if key in _MEASURED}
+            measured = metric_names.of_trial(trial.metrics)
             # All metrics are logged in one request: if the first is there, all are.
             if measured and self._store.last_step(run_id, next(iter(measured))) < trial.steps:
                 self._store.log(run_id, trial.steps, measured)

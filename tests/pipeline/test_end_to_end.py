@@ -157,8 +157,25 @@ def test_trials_are_nested_under_their_sweep_and_that_under_the_one_pipeline_run
 
 def test_the_history_has_every_report_once(workspace: Workspace) -> None:
     parent = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")[0][0]
-    steps = rows(workspace, f"select step from metrics where run_uuid = '{parent}' and key = 'task_loss' order by step")
+    steps = rows(
+        workspace, f"select step from metrics where run_uuid = '{parent}' and key = 'train/task_loss' order by step"
+    )
     assert [step for (step,) in steps] == list(range(5, 41, 5))
+
+
+def test_the_run_has_images_of_each_validation_its_data_and_a_note(workspace: Workspace) -> None:
+    parent = rows(workspace, "select run_uuid from tags where key = 'eqreg.kind' and value = 'pipeline'")[0][0]
+    images = (workspace.folder / f"mlartifacts/{parent}/artifacts/images").glob("*.png")
+    shown = sorted(tuple(image.name.split("+")[0:3:2]) for image in images)
+    assert shown == [(f"validation~{number}", str(step)) for number in (1, 2) for step in (10, 20, 30, 40)]
+    query = f"select value from input_tags join inputs using (input_uuid) where destination_id = '{parent}'"
+    contexts = rows(workspace, query)
+    assert sorted(contexts) == [("test",), ("train",), ("validation",)]
+    (note,) = rows(workspace, f"select value from tags where run_uuid = '{parent}' and key = 'mlflow.note.content'")
+    assert "| restored |" in str(note)
+    assert "champion (there was no champion)" in str(note)
+    linked = rows(workspace, "select dataset_name from logged_model_metrics where metric_name = 'test/restored/psnr'")
+    assert linked == [("denoise test",)]
 
 
 def outputs(workspace: Workspace) -> dict[str, bytes]:
@@ -260,7 +277,7 @@ def test_an_emptied_registry_is_filled_by_the_next_repro(workspace: Workspace) -
     output = workspace.run("dvc", "repro")
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["register"]
     assert rows(workspace, "select alias from registered_model_aliases") == [("champion",)]
-    steps = rows(workspace, "select step from metrics where key = 'task_loss' order by step")
+    steps = rows(workspace, "select step from metrics where key = 'train/task_loss' order by step")
     assert [step for (step,) in steps] == list(range(5, 41, 5))
 
 

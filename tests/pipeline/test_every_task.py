@@ -138,7 +138,8 @@ def test_a_task_runs_from_files_to_figures(
     identity = TrainingFingerprint.of(job.deciding_params(), job.params.modules, data_hash(PACKED))
     with replaced_folder(TRAIN) as folder:
         write_results(folder, job, (1, 1), identity, state.result)
-    loaded, _ = load_model(MODEL)
+    loaded, metadata = load_model(MODEL)
+    assert metadata.get("classes") == (["bright", "dark"] if name == "classify" else None)
     inputs, _, _ = next(iter(_batches(job)))
     with torch.inference_mode():
         assert torch.equal(loaded(inputs), state.averaged.module.eval()(inputs))

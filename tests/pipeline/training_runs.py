@@ -24,7 +24,7 @@ def weights(workspace: Workspace) -> str:
     return digest.hexdigest()
 
 
-def history(workspace: Workspace, metric: str = "task_loss") -> list[tuple[int, float]]:
+def history(workspace: Workspace, metric: str = "train/task_loss") -> list[tuple[int, float]]:
     """(step, value) of every entry of a metric that MLflow has, trials aside."""
     try:
         with sqlite3.connect(f"file:{workspace.folder / 'mlflow.db'}?mode=ro", uri=True, timeout=30) as database:

@@ -15,23 +15,22 @@ from typing import Any, TypeVar
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.pixels import get_decoder
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from components.brief import short_digest
+from components.data.readers.dicom_elements import (
+    METAL_HU,
+    check_slice,
+    check_syntax,
+    square_spacing,
+    stored_values,
+    to_hounsfield,
+)
 from components.data.readers.safe_arrays import file_size, load_h5, load_npy, load_npz, naming_file
 
 Report = Callable[[str], None]
 T = TypeVar("T")
 
-METAL_HU = 2500.0
-"""A pixel above this value is metal; cortical bone and teeth reach 2000 to 2400 HU."""
-
-PADDING_HU = -1024.0
-"""Replaces the padding value of a DICOM file, which is used outside the round field of view."""
-
 _NO_MASKS = np.zeros((1, 1, 0), dtype=np.uint8)
-LARGEST_SIDE = 4096  # pixels: limit for a DICOM slice; scanners produce 512 to 2048
 SYNDEEPLESION_SCALE = 0.5
 """Attenuation in 1/cm that is scaled to 1. On this data set, the literature computes the PSNR of values clipped to
 [0, 0.5]."""
@@ -194,7 +193,7 @@ def _array_slices(path: Path, name: str) -> Iterator[Slice]:
         names = [f"{name}-{file.removesuffix('.dcm')}" for file in files]
         if len(set(names)) < len(names) or "fname" not in arrays:
             names = [f"{name}-{index:04}" for index in range(len(hu))]
-        spacings = [_square(spacing) for spacing in _column(arrays, "pixel_spacing_mm", len(hu), None)]
+        spacings = [square_spacing(spacing) for spacing in _column(arrays, "pixel_spacing_mm", len(hu), None)]
     for values, patient, own, spacing in zip(hu, patients, names, spacings, strict=True):
         with naming_file(path, "CT file"):
             pixels = _checked(values, own)
@@ -209,17 +208,6 @@ def _column(arrays: dict[str, np.ndarray], name: str, number: int, default: str 
     if len(column) != number:
         raise ValueError(f"{name} has {len(column)} entries for {number} slices")
     return list(column)
-
-
-def _square(spacing: Any) -> float | None:
-    if spacing is None:
-        return None
-    sides = np.atleast_1d(np.asarray(spacing, dtype=np.float64))
-    if sides.size not in (1, 2) or not (np.isfinite(sides).all() and sides.min() > 0):
-        raise ValueError(f"pixel spacing {spacing}: give a positive number of millimetres")
-    if sides.max() > 1.01 * sides.min():
-        raise ValueError(f"pixels of {sides[0]:g} x {sides[1]:g} mm: resample them to square ones")
-    return float(sides.mean())
 
 
 def _checked(values: np.ndarray, name: str) -> np.ndarray:
@@ -259,62 +247,23 @@ def _headers(path: Path) -> list[tuple[str, float]]:
 def _dataset(path: Path, pixels: bool) -> pydicom.Dataset:
     """Read the elements of a file, which must be one CT slice, uncompressed or with an available decoder.
 
-    The elements are checked before the pixels are decoded. The transfer syntax is checked before anything is read,
-    because a deflated file is decompressed as a whole.
+    The elements are checked before the pixels are decoded. The transfer syntax is checked before anything is read.
     """
     file_size(path)
-    syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
-    if syntax is None or syntax == DeflatedExplicitVRLittleEndian or not _can_decode(syntax):
-        name = "none" if syntax is None else syntax.name
-        raise ValueError(
-            f"transfer syntax {name}: decompress it first, for instance with dcmdjpeg, dcmdjpls or gdcmconv"
-        )
+    check_syntax(pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID"))
     dataset = pydicom.dcmread(path, force=False, stop_before_pixels=not pixels)
-    modality = dataset.get("Modality")
-    if modality != "CT":
-        raise ValueError(f"modality {modality}: only CT has Hounsfield units")
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):
-        raise ValueError("a localizer (scout view), not a slice")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ValueError(f"{dataset.NumberOfFrames} frames in one file: split it into slices")
-    if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
-        raise ValueError(f"photometric interpretation {dataset.get('PhotometricInterpretation')}: only grey is CT")
-    rows, columns = dataset.get("Rows"), dataset.get("Columns")
-    if not (isinstance(rows, int) and isinstance(columns, int) and 0 < rows <= LARGEST_SIDE >= columns > 0):
-        raise ValueError(f"{rows} rows and {columns} columns: at most {LARGEST_SIDE} each")
-    if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
-        raise ValueError("no RescaleSlope and RescaleIntercept: its numbers are not in Hounsfield units")
-    if (dataset.get("RescaleType") or "HU") != "HU":
-        raise ValueError(f"rescaled to {dataset.RescaleType}: only HU is meant")
+    check_slice(dataset)
     return dataset
-
-
-def _can_decode(syntax: Any) -> bool:
-    try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        return False
 
 
 def _dicom_slices(path: Path, name: str) -> list[Slice]:
     """Read the slice of a file, as a list with one element."""
     with naming_file(path, "DICOM slice"):
         dataset = _dataset(path, pixels=True)
-        if not dataset.file_meta.TransferSyntaxUID.is_compressed:
-            expected = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-            if len(dataset.PixelData) not in (expected, expected + 1):  # an odd number of bytes is padded
-                raise ValueError(f"{len(dataset.PixelData)} bytes of pixels where {expected} should be")
-        stored = dataset.pixel_array  # (H, W)
-        hu = stored.astype(np.float64) * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-        padding = dataset.get("PixelPaddingValue")
-        if padding is not None:
-            hu[stored == int(padding)] = PADDING_HU
+        hu = to_hounsfield(dataset, stored_values(dataset))
         identity = str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or path.parent.name)
         patient = "patient-" + short_digest(identity)
-        return [Slice(name, patient, _checked(hu, name), _square(dataset.get("PixelSpacing")))]
+        return [Slice(name, patient, _checked(hu, name), square_spacing(dataset.get("PixelSpacing")))]
 
 
 def _masks(path: Path) -> np.ndarray:

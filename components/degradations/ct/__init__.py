@@ -5,8 +5,8 @@ Example:
     1604
 """
 
-from components.degradations.ct.artifacts import WHITE, MetalArtifactCase, MetalArtifacts, scan
-from components.degradations.ct.attenuation import WATER
+from components.degradations.ct.artifacts import MetalArtifactCase, MetalArtifacts, scan
+from components.degradations.ct.attenuation import WATER, WHITE
 from components.degradations.ct.geometry import FanBeam
 from components.degradations.ct.interpolation import linear_interpolation
 from components.degradations.ct.projection import project

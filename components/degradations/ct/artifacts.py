@@ -17,6 +17,7 @@ from components.degradations.ct.attenuation import (
     BONE_PER_WATER,
     DENSITIES,
     WATER,
+    WHITE,
     transmission,
     water_equivalent,
 )
@@ -26,7 +27,6 @@ from components.degradations.ct.metal import LARGEST_AREA, SMALLEST_AREA, body_o
 from components.degradations.ct.projection import project
 from components.degradations.ct.reconstruction import filtered_back_projection
 
-WHITE = 0.5  # 1/cm: attenuation shown as 1, that is 1604 HU; the SynDeepLesion data use the same unit, 1/cm
 FINE = 3  # rays per bin where there is metal
 SOFT_TISSUE, BONE = 100.0, 1500.0  # HU: only water up to the first, only bone from the second, a mixture between them
 # Odds. Iron is close to steel and cobalt-chrome; gold and copper occur in teeth.

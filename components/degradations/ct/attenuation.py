@@ -47,6 +47,7 @@ TABLE = np.array(
 )
 DENSITIES = {"titanium": 4.54, "iron": 7.874, "copper": 8.96, "gold": 19.32}  # g/cm^3, NISTIR 5632, table 1
 WATER = 0.192  # 1/cm: attenuation of water in the reconstructed images, the scale of the SynDeepLesion data
+WHITE = 0.5  # 1/cm: attenuation shown as 1, that is 1604 HU; the SynDeepLesion data use the same unit, 1/cm
 # Ratio of the mass attenuations at 70 keV, from the sources above; at this energy water is near WATER.
 BONE_PER_WATER = 0.2570 / 0.1929
 LONGEST = 150.0  # cm of water: longer than the water equivalent of the darkest ray

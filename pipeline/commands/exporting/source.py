@@ -71,7 +71,7 @@ def load_source(name: str) -> Source:
     """
     if not name.startswith("models:/"):
         return _of_file(name, Path(name).expanduser())
-    from pipeline.tracking.registry import load_version
+    from pipeline.tracking.models.loading import load_version
     from pipeline.tracking.store import tracking_uri
 
     try:

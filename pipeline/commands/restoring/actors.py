@@ -131,4 +131,4 @@ def _absolute(item: Item) -> Item:
         each if not each or is_remote(each) else str(Path(each).absolute())
         for each in (item.source, item.target, item.mask)
     )
-    return Item(source, target, mask)
+    return replace(item, source=source, target=target, mask=mask)

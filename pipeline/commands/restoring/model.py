@@ -20,7 +20,7 @@ def check_model(model: str) -> None:
         UserError: it does not exist.
     """
     if model.startswith("models:/"):
-        from pipeline.tracking.registry import check_store
+        from pipeline.tracking.models.loading import check_store
         from pipeline.tracking.store import tracking_uri
 
         check_store(model, tracking_uri())
@@ -29,13 +29,27 @@ def check_model(model: str) -> None:
 
 
 def load_restorer(model: str, device: str, mask: Path | None) -> tuple[ImageRestorer, str]:
-    """Loads a model onto a device.
+    """Loads a model that restores images or CT slices onto a device.
 
     Returns:
         (the network with what is known of it, a digest that names the model).
 
     Raises:
         UserError: the model is unknown, takes no mask or needs one, restores no images, or torch cannot use the device.
+    """
+    restorer, digest = load(model, device)
+    _check_contract(restorer.contract, model, mask)
+    return restorer, digest
+
+
+def load(model: str, device: str) -> tuple[ImageRestorer, str]:
+    """Loads a model of any kind onto a device.
+
+    Returns:
+        (the network with what is known of it, a digest that names the model).
+
+    Raises:
+        UserError: the model is unknown, no command takes such a model, or torch cannot use the device.
     """
     import torch
 
@@ -48,7 +62,7 @@ def load_restorer(model: str, device: str, mask: Path | None) -> tuple[ImageRest
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from error
     if model.startswith("models:/"):
-        from pipeline.tracking.registry import load_version
+        from pipeline.tracking.models.loading import load_version
         from pipeline.tracking.store import tracking_uri
 
         loaded = load_version(model, tracking_uri(), device)
@@ -58,11 +72,10 @@ def load_restorer(model: str, device: str, mask: Path | None) -> tuple[ImageRest
 
         network, metadata = load_model(Path(model))
         try:
-            contract = contract_of(network, metadata.get("task", ""))
+            contract = contract_of(network, metadata.get("task", ""), metadata)
         except ValueError as error:
             raise UserError(f"--model {model}: it wants {network.in_channels} channels: call it from Python") from error
         network, digest = network.to(device), sha256(Path(model).read_bytes())
-    _check_contract(contract, model, mask)
     return ImageRestorer(network, contract, device), digest
 
 
@@ -73,12 +86,7 @@ def _check_contract(contract: Contract, model: str, mask: Path | None) -> None:
         UserError: it needs a mask that is not given, takes no mask, or needs an input of another kind.
     """
     if contract.kind == "labels":
-        raise UserError(f"--model {model}: it recognises images and restores none: call it from Python")
-    if contract.kind == "ct":
-        raise UserError(
-            f"--model {model}: it wants a scan's LI image, artifact image and metal mask: call it from Python with "
-            "(B, 3, H, W)"
-        )
+        raise UserError(f"--model {model}: it recognises images and restores none: use eqreg classify")
     if contract.kind == "image" and mask is not None:
         raise UserError(f"--mask {mask}: model {model} takes an image alone")
     if contract.kind == "masked_image" and mask is None:

@@ -14,7 +14,8 @@ from pipeline.commands.restoring.places import is_remote, names_below
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.sources.folder_listing import read_tree
-from pipeline.sources.names import is_hidden, skipped_text
+from pipeline.sources.names import HEAD, SCANS, is_hidden, is_taken, skipped_text
+from pipeline.sources.names import is_scan as has_scan_mark
 
 FORMATS = {"png": ".png", "tiff": ".tif", "jpg": ".jpg", "webp": ".webp", "bmp": ".bmp", "same": ""}
 """Value of --format -> suffix of the results; "same" keeps the suffix of the input."""
@@ -30,15 +31,19 @@ class Item:
         source: path or address of the input.
         target: path or address of the result.
         mask: path of its mask; empty without one.
+        is_scan: whether the input is a DICOM file.
     """
 
     source: str
     target: str
     mask: str = ""
+    is_scan: bool = False
 
 
 def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None) -> list[Item]:
-    """Lists the images to restore, sorted, with the places of their results.
+    """Lists the images and DICOM files to restore, sorted, with the places of their results.
+
+    Which of both are restored depends on the model. The result of a DICOM file keeps its name.
 
     Args:
         sources: files, folders, patterns such as ``photos/**/*.jpg``, or ``s3://BUCKET/PREFIX``.
@@ -54,18 +59,43 @@ def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None
     found: dict[str, str] = {}  # source -> its name below the target
     for given in sources:
         found |= _found(given, target)
+    scans = {source for source in found if is_scan(source)}
     is_one_file = len(sources) == 1 and list(found) == [sources[0]]
     if is_one_file and not _is_folder(target):
-        targets = {sources[0]: _target_file(sources[0], target, form)}
+        targets = {sources[0]: target if scans else _target_file(sources[0], target, form)}
     else:
         if not is_remote(target) and Path(target).is_file():
             raise UserError(f"{target}: is a file; for a folder of images name a folder")
         if len(sources) > 1 and is_image_name(Path(target)) and not _is_folder(target):
             raise UserError(f"{target}: names one file; for {len(found)} images name a folder")
-        targets = {source: _joined(target, _renamed(name, form or "png")) for source, name in found.items()}
+        targets = {
+            source: _joined(target, _renamed(name, "same" if source in scans else form or "png"))
+            for source, name in found.items()
+        }
     _check(targets, sources, target)
-    masks = _masks(found, mask) if mask else {}
-    return [Item(source, targets[source], masks.get(source, "")) for source in targets]
+    masks = _masks(found, scans, mask) if mask else {}
+    return [Item(source, targets[source], masks.get(source, ""), source in scans) for source in targets]
+
+
+def is_scan(address: str) -> bool:
+    """Returns whether a file is a DICOM file; of an object in a bucket, by its suffix."""
+    path = Path(address)
+    if is_image_name(path):
+        return False
+    if is_remote(address):
+        return path.suffix.lower() in SCANS
+    try:
+        with path.open("rb") as file:
+            return has_scan_mark(file.read(HEAD))
+    except OSError:
+        return False
+
+
+def _is_taken(folder: Path, name: str) -> bool:
+    """Returns whether a file of a folder is an image or a DICOM file."""
+    path = Path(name)
+    may_be_scan = path.suffix.lower() in SCANS or (is_taken(name) is None and path.name != "DICOMDIR")
+    return not is_hidden(name) and (is_image_name(path) or (may_be_scan and is_scan(str(folder / name))))
 
 
 def _found(given: str, target: str) -> dict[str, str]:
@@ -75,9 +105,9 @@ def _found(given: str, target: str) -> dict[str, str]:
         UserError: there is none.
     """
     if is_remote(given):
-        if is_image_name(Path(given)):
+        if is_image_name(Path(given)) or is_scan(given):
             return {given: given.rpartition("/")[2]}
-        names = [name for name in names_below(given) if is_image_name(Path(name)) and not is_hidden(name)]
+        names = [name for name in names_below(given) if _is_remote_input(name)]
         return _some({_joined(given, name): name for name in names}, f"{given}: no image there")
     path = Path(given)
     if path.is_file():
@@ -90,15 +120,19 @@ def _found(given: str, target: str) -> dict[str, str]:
         base = Path(*fixed)
         files = [file for file in sorted(base.glob("/".join(parts[len(fixed) :]))) if file.is_file()]
         return _some(
-            {str(file): file.relative_to(base).as_posix() for file in files if is_image_name(file)},
+            {str(file): name for file in files if _is_taken(base, name := file.relative_to(base).as_posix())},
             f"{given}: no image matches",
         )
     raise UserError(f"{given}: there is no such file or folder")
 
 
+def _is_remote_input(name: str) -> bool:
+    return not is_hidden(name) and (is_image_name(Path(name)) or Path(name).suffix.lower() in SCANS)
+
+
 def _some(found: dict[str, str], problem: str) -> dict[str, str]:
     if not found:
-        raise UserError(f"{problem} (png, jpg, bmp, tif, webp)")
+        raise UserError(f"{problem} (png, jpg, bmp, tif, webp, DICOM)")
     return found
 
 
@@ -108,7 +142,7 @@ def _in_folder(folder: Path, target: str) -> dict[str, str]:
     tree = read_tree(folder)
     if left_out := skipped_text(tree.left_out()):
         console.print(f"{folder}: left out: {left_out}", markup=False)
-    names = [name for name in sorted(tree.files) if is_image_name(Path(name)) and not is_hidden(name)]
+    names = [name for name in sorted(tree.files) if _is_taken(folder, name)]
     # A target folder inside the source folder may hold the results of an earlier run; they are no inputs.
     inside = None if is_remote(target) else Path(target).resolve()
     if inside is None or not inside.is_relative_to(folder.resolve()):
@@ -161,8 +195,10 @@ def _place(address: str) -> str:
     return address if is_remote(address) else str(Path(address).resolve())
 
 
-def _masks(found: dict[str, str], mask: str) -> dict[str, str]:
+def _masks(found: dict[str, str], scans: set[str], mask: str) -> dict[str, str]:
     """Maps each image to its mask: in the same subfolder as the image, else directly in the folder of masks.
+
+    The mask of ``1.dcm`` is ``1.png`` or ``1.dcm.png``.
 
     Raises:
         UserError: a mask is not in the same subfolder, and several images have the same name.
@@ -173,12 +209,21 @@ def _masks(found: dict[str, str], mask: str) -> dict[str, str]:
     counts = Counter(PurePosixPath(name).name for name in found.values())
     masks = {}
     for source, name in found.items():
-        last = PurePosixPath(name).name
-        is_nested = (folder / name).is_file()
-        if not is_nested and counts[last] > 1:
+        nested = _mask_names(name) if source in scans else [name]
+        last = [PurePosixPath(each).name for each in nested]
+        if counts[PurePosixPath(name).name] > 1 and not any((folder / each).is_file() for each in nested):
+            image = PurePosixPath(name).name
             raise UserError(
-                f"--mask {mask}: {name} is not there, and {counts[last]} images are called {last}: put masks into the "
-                "same subfolders as the images"
+                f"--mask {mask}: {nested[0]} is not there, and {counts[image]} images are called {image}: put masks "
+                "into the same subfolders as the images"
             )
-        masks[source] = str(folder / (name if is_nested else last))
+        there = (each for each in (*nested, *last) if (folder / each).is_file())
+        masks[source] = str(folder / next(there, last[0]))
     return masks
+
+
+def _mask_names(scan: str) -> list[str]:
+    """Returns the names that the mask of a DICOM file may have."""
+    path = PurePosixPath(scan)
+    own = [str(path.with_suffix(".png"))] if path.suffix.lower() in SCANS else []
+    return [*own, f"{scan}.png"]

@@ -23,9 +23,10 @@ class Outcome:
 
     Attributes:
         item: the image.
-        status: "restored", "done before" or "failed".
-        reason: why it failed; empty otherwise.
+        status: "restored", "done before", "failed", or "left out" if the model restores files of another kind.
+        reason: why it failed or is left out; empty otherwise.
         dropped: what the input holds that the result does not, in words.
+        notes: what else there is to say of the result, in words.
         megapixels: of the input.
         seconds: that the image took.
         fingerprint: of input, mask, model and options.
@@ -33,13 +34,14 @@ class Outcome:
     """
 
     item: Item
-    status: Literal["restored", "done before", "failed"]
+    status: Literal["restored", "done before", "failed", "left out"]
     reason: str = ""
     dropped: tuple[str, ...] = field(default=())
     megapixels: float = 0.0
     seconds: float = 0.0
     fingerprint: str = ""
     sha256: str = ""
+    notes: tuple[str, ...] = field(default=())
 
 
 def restore_item(item: Item, restorer: ImageRestorer, options: Options, model_digest: str, memory: Memory) -> Outcome:
@@ -56,6 +58,9 @@ def restore_item(item: Item, restorer: ImageRestorer, options: Options, model_di
         UserError: the result cannot be written, which holds for the other images, too.
     """
     start = time.monotonic()
+    if item.is_scan != (restorer.contract.kind == "ct"):
+        kind = "a CT slice, and the model restores images" if item.is_scan else "no DICOM file, and the model is for CT"
+        return Outcome(item, "left out", f"{item.source}: {kind}")
     try:
         data = read(item.source)
         mask = read(item.mask) if item.mask else b""
@@ -64,6 +69,8 @@ def restore_item(item: Item, restorer: ImageRestorer, options: Options, model_di
     fingerprint = sha256("\0".join([sha256(data), sha256(mask), model_digest, repr(options)]).encode())
     if memory.is_done(item.target, fingerprint):
         return Outcome(item, "done before", fingerprint=fingerprint)
+    if item.is_scan:
+        return _restore_scan(item, restorer, options, model_digest, data, mask, fingerprint, start)
     try:
         image = decode_image(data, item.source)
         holes = is_missing(decode_image(mask, item.mask).pixels) if mask else None
@@ -82,6 +89,32 @@ def restore_item(item: Item, restorer: ImageRestorer, options: Options, model_di
     pixels = image.pixels.shape[0] * image.pixels.shape[1] / 1e6
     return Outcome(
         item, "restored", "", (*image.dropped, *lost), pixels, time.monotonic() - start, fingerprint, sha256(content)
+    )
+
+
+def _restore_scan(
+    item: Item,
+    restorer: ImageRestorer,
+    options: Options,
+    model_digest: str,
+    data: bytes,
+    mask: bytes,
+    fingerprint: str,
+    start: float,
+) -> Outcome:
+    """Restores a CT slice."""
+    try:
+        metal = is_missing(decode_image(mask, item.mask).pixels) if mask else None
+    except ValueError as error:
+        return _failed(item, str(error))
+    try:
+        restored = restorer.restore_scan(data, options, metal, model_digest)
+    except ValueError as error:
+        return _failed(item, f"{item.source}: {error}")
+    write(item.target, restored.data)
+    seconds = time.monotonic() - start
+    return Outcome(
+        item, "restored", "", (), restored.pixels / 1e6, seconds, fingerprint, sha256(restored.data), restored.summary
     )
 
 

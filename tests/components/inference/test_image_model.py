@@ -132,7 +132,7 @@ def test_what_cannot_be_restored_is_refused_with_what_is_wanted_first(given: Any
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"tiles": 3}, "params: tile, overlap, self_ensemble, mask are known; tiles is not"),
+        ({"tiles": 3}, "params: tile, overlap, self_ensemble, metal_threshold, mask are known; tiles is not"),
         ({"tile": 100}, "tile 100 and overlap 64 must be multiples of 16"),
         ({"self_ensemble": 2}, "self_ensemble 2: 1 .off., 4"),
         ({"mask": base64.b64encode(_file()).decode()}, "mask: this network takes an image alone"),

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
+from components.data.packs import Entry, Pack, ShardWriter, write_index
 from components.data.sampler import margin_of
 from components.tasks import TASKS, Task, build_task, task_class
 
@@ -163,3 +164,15 @@ def test_kernels_and_masks_are_read_from_files(tmp_path: Path) -> None:
     assert np.array_equal(read[0] > 0, mask > 0)
     degraded = inpaint.degradation([read[0]])(np.zeros((3, 30, 30), dtype=np.float32), np.random.default_rng(0))
     assert degraded[-1].sum() == 100
+
+
+def test_a_classification_names_its_classes_by_the_training_images(tmp_path: Path) -> None:
+    """A class without images has its number for a name."""
+    writer = ShardWriter(tmp_path)
+    for number, (label, name) in enumerate([(3, "a-b_c"), (0, "apple"), (0, "apple"), (1, "pear")]):
+        entry = Entry(f"{name}-{number:06d}", f"{name}-{number:06d}", 24, 32, label)
+        writer.add(entry, np.zeros((3, 24, 32), dtype=np.uint8))
+    write_index(tmp_path, writer.close())
+    found = _task("classify").model_metadata(lambda: Pack(tmp_path))
+    assert found == {"classes": ["apple", "pear", "2", "a-b_c"], "image_size": [24, 32]}
+    assert _task("denoise").model_metadata(lambda: Pack(tmp_path)) == {}

@@ -96,7 +96,7 @@ def histories(workspace: Workspace, study: str) -> dict[int, list[int]]:
     with sqlite3.connect(workspace.folder / "mlflow.db") as database:
         found = database.execute(
             "select n.value, m.step from tags s join tags n on n.run_uuid = s.run_uuid and n.key = 'eqreg.trial'"
-            " left join metrics m on m.run_uuid = s.run_uuid and m.key = 'val_score'"
+            " left join metrics m on m.run_uuid = s.run_uuid and m.key = 'validation/psnr'"
             " where s.key = 'eqreg.study' and s.value like ? order by 1, 2",
             (f"{study}-%",),
         ).fetchall()

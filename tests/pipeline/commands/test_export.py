@@ -32,7 +32,7 @@ from pipeline.commands.exporting.program import PT2, export_program
 from pipeline.commands.exporting.source import Source, load_source
 from pipeline.errors import UserError
 from pipeline.model_file import model_sha256, save_model
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.conftest import ROOT, Project

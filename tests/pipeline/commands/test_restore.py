@@ -22,7 +22,7 @@ from pipeline.commands.restore import restore
 from pipeline.commands.restoring.model import load_restorer
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import Registry
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pipeline.conftest import ROOT, Project
 
@@ -366,7 +366,7 @@ def test_a_lone_name_may_have_its_mask_directly_in_the_folder(project: Project) 
     ("settings", "mask", "message"),
     [
         ({"in_channels": 4, "out_channels": 3}, None, "it wants an image and a mask: add --mask"),
-        ({"in_channels": 3, "out_channels": 1}, None, "it wants a scan's LI image, artifact image and metal mask"),
+        ({"in_channels": 3, "out_channels": 1}, None, "in.png: no DICOM file, and the model is for CT"),
         ({"in_channels": 5, "out_channels": 3}, None, "it wants 5 channels: call it from Python"),
         ({}, "mask.png", "--mask mask.png: model odd.safetensors takes an image alone"),
         ({"in_channels": 4, "out_channels": 3}, "small.png", "small.png: 30x20 pixels, its image has 31x21"),

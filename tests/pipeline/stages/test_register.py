@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
-from components.data.packs import Entry, write_pack
 from pipeline.config.schema import Params
-from pipeline.config.values import read_values
 from pipeline.errors import UserError
-from pipeline.model_file import model_sha256, save_model
 from pipeline.provenance.lineage import Lineage
-from pipeline.provenance.training_fingerprint import TrainingFingerprint
 from pipeline.stages.register import Decision, decide, register
-from pipeline.tracking.registry import Registry, Version
+from pipeline.tracking.models.champions import history
+from pipeline.tracking.models.registry import Registry, Version
 from pipeline.tracking.store import MODEL_TAG, Store
 from tests.pipeline.conftest import Project
+from tests.pipeline.small_results import MULTIPLY_ADDS, NETWORK, write_results, write_validation
 
 pytestmark = pytest.mark.process
 
@@ -63,20 +59,10 @@ class _Holding:
         return self.network
 
 
-def _pack(scenes: Sequence[int]) -> None:
-    """data/packed/val with an image for each number, all of it (number + 1) / 10 bright, degraded by nothing."""
-    folder = Path("data/packed/val")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    clean = [np.full((3, 8, 8), round(25.5 * (scene + 1)), dtype=np.uint8) for scene in scenes]
-    entries = [Entry(f"i{n}", f"s{scene}", 8, 8) for n, scene in enumerate(scenes)]
-    write_pack(folder, entries, clean, [image.astype(np.float32) / 255 for image in clean])
-
-
 @pytest.fixture
 def params(project: Project) -> Params:
     """With three validation scenes on disk and a margin of 0.5 dB."""
-    _pack([0, 1, 2])
+    write_validation([0, 1, 2])
     return project.params(register__margin=0.5)
 
 
@@ -169,13 +155,13 @@ def test_a_champion_falls_only_if_beaten_by_more_than_the_margin_with_the_interv
 
 
 def test_the_margin_is_that_of_params(project: Project) -> None:
-    _pack([0, 1, 2])
+    write_validation([0, 1, 2])
     assert _decide(project.params(register__margin=0.4), _Off(18), _Off(19)).alias == "champion"
     assert _decide(project.params(register__margin=7), _Off(5), _Off(10)).alias == "challenger"
 
 
 def test_one_scene_gives_no_interval_and_no_new_champion(params: Params) -> None:
-    _pack([1, 1, 1])
+    write_validation([1, 1, 1])
     decision = _decide(params, _Off(5), _Off(10))
     assert decision == Decision(
         "challenger", "+6.021 (PSNR, dB) on validation to version 7, no interval with one scene"
@@ -185,32 +171,10 @@ def test_one_scene_gives_no_interval_and_no_new_champion(params: Params) -> None
 # The whole stage, with a real registry.
 
 
-def _results(levels: float) -> str:
-    """results/ as train and evaluate leave them, the network so many grey levels off; gives the model's SHA-256."""
-    from components.networks import build_network
-
-    network_params = {"name": "dncnn", "width": 4, "depth": 2, "norm": "none"}
-    network = build_network(**network_params)  # type: ignore[arg-type]
-    last = network.layers.conv2  # type: ignore[union-attr]
-    nn.init.zeros_(last.weight)  # type: ignore[arg-type,union-attr]
-    nn.init.constant_(last.bias, levels / 255)  # type: ignore[arg-type,union-attr]
-    hashes = asdict(TrainingFingerprint("data", f"params{levels}", "code"))
-    train, evaluate = Path("results/train"), Path("results/evaluate")
-    for folder in (train, evaluate):
-        folder.mkdir(parents=True, exist_ok=True)
-    save_model(train / "model.safetensors", network, {"network": network_params, "hashes": hashes, "task": "denoise"})
-    (train / "params.yaml").write_text(yaml.safe_dump(read_values(Path("params.yaml"))))
-    (train / "history.csv").write_text("step,task_loss,val_score\n25,0.5,\n50,0.25,21.5\n")
-    scores = {"psnr": 20.0, "ssim": 0.5, "psnr_y": 21.0, "ssim_y": 0.6}
-    figures: dict[str, Any] = {"test": {"input": scores, "classical": scores, "restored": scores | {"psnr": 30.0}}}
-    (evaluate / "metrics.json").write_text(json.dumps(figures))
-    return model_sha256(train / "model.safetensors")
-
-
 def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
     params: Params, store: Store, project: Project, empty_database: Path
 ) -> None:
-    sha256 = _results(10)
+    sha256 = write_results(10)
     trained = Lineage("abc", "", "data", "params").tags()
     store.set_tag(store.parent_run(trained), MODEL_TAG, sha256)
     register(params)
@@ -228,8 +192,8 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
         "reason": "there was no champion",
     }
     run_id = store.client.get_model_version("eqreg-denoise", "1").run_id
-    assert [entry.step for entry in store.client.get_metric_history(run_id, "task_loss")] == [25, 50]
-    assert store.client.get_run(run_id).data.metrics["test.restored.psnr"] == 30
+    assert [entry.step for entry in store.client.get_metric_history(run_id, "train/task_loss")] == [25, 50]
+    assert store.client.get_run(run_id).data.metrics["test/restored/psnr"] == 30
     register(params)
     assert len(store.client.search_model_versions("name='eqreg-denoise'")) == 1
     # Somebody deletes mlflow.db and all that belongs to it.
@@ -249,17 +213,27 @@ def test_the_stage_registers_once_and_fills_an_emptied_registry_anew(
 
 def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Params, store: Store) -> None:
     registry = Registry(store)
-    first = _results(10)
+    first = write_results(10)
     first_model = Path("results/train/model.safetensors").read_bytes()
     register(params)
-    worse = _results(20)
+    worse = write_results(20)
     register(params)
     assert registry.find(first) == Version("1", ("champion",))
     assert registry.find(worse) == Version("2", ("challenger",))
-    better = _results(5)
+    better = write_results(5)
     register(params)
     assert registry.find(better) == Version("3", ("champion",))
     assert registry.find(first) == Version("1", ())
+    version = store.client.get_model_version("eqreg-denoise", "3")
+    assert version.description.startswith("# eqreg-denoise, version 3\n")
+    assert len(store.client.get_registered_model(registry.name).description.splitlines()) == 1
+    assert version.tags["eqreg.multiply_adds_per_pixel"] == str(MULTIPLY_ADDS)
+    moves = [entry.move for entry in history(registry) if entry.move]
+    assert [(move.version, move.before, move.command) for move in moves] == [
+        ("1", None, "register"),
+        ("3", "1", "register"),
+    ]
+    assert moves[1].reason == version.tags["eqreg.reason"]
     # Back to the first: nothing is decided anew, but the summary must speak of it and of no other.
     Path("results/train/model.safetensors").write_bytes(first_model)
     register(params)
@@ -272,9 +246,9 @@ def test_a_worse_model_becomes_challenger_and_a_better_one_champion(params: Para
 def test_a_known_model_takes_the_alias_of_a_champion_whose_files_are_gone(params: Params, store: Store) -> None:
     from mlflow.artifacts import download_artifacts
 
-    _results(10)
+    write_results(10)
     register(params)
-    sha256 = _results(20)
+    sha256 = write_results(20)
     register(params)
     shutil.rmtree(download_artifacts(store.client.get_model_version_download_uri("eqreg-denoise", "1")))
     register(params)
@@ -291,7 +265,7 @@ def test_a_champion_that_cannot_be_reached_keeps_its_alias(
     client.create_registered_model("eqreg-denoise")
     client.create_model_version("eqreg-denoise", f"{server}/model")
     client.set_registered_model_alias("eqreg-denoise", "champion", "1")
-    _results(10)
+    write_results(10)
     with pytest.raises(UserError, match=r"eqreg-denoise version 1 cannot be reached \(API request to http"):
         register(params)
     assert Registry(store).champion() == Version("1", ("champion",))
@@ -302,7 +276,103 @@ def test_a_champion_that_cannot_be_reached_keeps_its_alias(
 def test_without_results_the_stage_to_run_is_named(params: Params) -> None:
     with pytest.raises(ValueError, match="run 'eqreg train'"):
         register(params)
-    _results(10)
+    write_results(10)
     Path("results/evaluate/metrics.json").unlink()
     with pytest.raises(ValueError, match="run 'eqreg evaluate'"):
         register(params)
+
+
+# Bounds beside the score.
+
+
+class _Tilted(_Off):
+    """Brighter at the right: far from equivariant under quarter turns."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + torch.linspace(-0.5, 0.5, images.shape[-1])
+
+
+@pytest.mark.parametrize(("largest", "alias"), [(0.01, "challenger"), (2.0, "champion"), (None, "champion")])
+@pytest.mark.parametrize("champion", [None, _Off(20), _Failing()])
+def test_a_network_beyond_the_largest_equivariance_error_is_challenger_whoever_is_champion(
+    project: Project, largest: float | None, alias: str, champion: nn.Module | None
+) -> None:
+    write_validation([0, 1, 2])
+    params = project.params(register__margin=0, register__largest_equivariance_error=largest)
+    holding: Any = _Holding(champion)
+    decision = decide(params, _Tilted(5), holding, None if champion is None else CHAMPION)
+    if isinstance(champion, _Off) and alias == "champion":  # then the score decides, which is bad
+        assert decision.reason.startswith("-")
+        return
+    assert decision.alias == alias
+    assert ("register.largest_equivariance_error is 0.01" in decision.reason) == (alias == "challenger")
+    assert decide(params, _Off(5), holding, None if champion is None else CHAMPION).alias == "champion"  # 0 exactly
+
+
+@pytest.mark.parametrize(("most", "alias"), [(MULTIPLY_ADDS - 1, "challenger"), (MULTIPLY_ADDS, "champion")])
+def test_a_network_that_costs_more_multiply_adds_a_pixel_than_allowed_is_challenger(
+    params: Params, most: int, alias: str
+) -> None:
+    from components.networks import build_network
+
+    bounded = params.patched({"register.largest_multiply_adds_per_pixel": float(most)})
+    decision = decide(bounded, build_network(**NETWORK).eval(), _Holding(None), None)  # type: ignore[arg-type]
+    assert decision.alias == alias
+    if alias == "challenger":
+        assert (
+            decision.reason == f"{most + 1} multiply-adds a pixel, register.largest_multiply_adds_per_pixel is {most}"
+        )
+
+
+def test_a_first_version_beyond_a_bound_leaves_no_champion_until_the_bound_is_changed(
+    params: Params, store: Store, project: Project
+) -> None:
+    write_results(10)
+    register(project.params(register__largest_multiply_adds_per_pixel=10))
+    registry = Registry(store)
+    assert registry.champion() is None
+    assert store.client.get_registered_model("eqreg-denoise").aliases == {"challenger": 1}
+    assert history(registry) == []
+    register(project.params(register__largest_multiply_adds_per_pixel=None))
+    assert registry.champion() == Version("1", ("champion",))
+    assert len(store.client.search_model_versions("name='eqreg-denoise'")) == 1
+
+
+# What others do with the registry.
+
+
+def test_a_version_whose_logged_model_was_deleted_is_registered_again(params: Params, store: Store) -> None:
+    """Its files are still there, but ``models:/`` does not lead to them any more."""
+    sha256 = write_results(10)
+    register(params)
+    registry = Registry(store)
+    store.client.delete_logged_model(store.client.get_model_version("eqreg-denoise", "1").source.rpartition("/")[2])
+    assert not registry.has_files(Version("1", ()))
+    assert registry.find(sha256) is None
+    register(params)
+    assert registry.find(sha256) == Version("2", ("champion",))
+    decision = json.loads(Path(".eqreg/register/decision.json").read_text())
+    assert decision["reason"] == "champion version 1 does not load"
+
+
+def test_a_decision_is_made_again_if_somebody_moves_the_alias_meanwhile(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(10)
+    register(params)
+    write_results(6)
+    asked: list[tuple[str | None, str]] = []
+
+    def decide_slowly(params: Params, network: nn.Module, registry: Registry, champion: Version | None) -> Decision:
+        decision = decide(params, network, registry, champion)
+        asked.append((champion.number if champion else None, decision.reason[:6]))
+        if len(asked) == 1:
+            store.client.delete_registered_model_alias(registry.name, "champion")
+        return decision
+
+    monkeypatch.setattr(importlib.import_module("pipeline.stages.register"), "decide", decide_slowly)
+    register(params)
+    assert asked == [("1", "+4.437"), (None, "there ")]
+    assert Registry(store).champion() == Version("2", ("champion",))
+    tags = store.client.get_model_version("eqreg-denoise", "2").tags
+    assert tags["eqreg.reason"] == "there was no champion"

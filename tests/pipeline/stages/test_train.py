@@ -231,7 +231,7 @@ def test_a_balanced_run_ends_with_a_model_and_logs_the_lambda_it_has_found(
     prepared.set({"train.num_workers": 2, "train.steps": 40, "equivariance.balance": 0.05})
     assert "40 steps with 2 workers" in train_here()
     assert json.loads((prepared.folder / "results/train/metrics.json").read_text())["steps"] == 40
-    assert len({value for _, value in history(prepared, "lambda")}) > 3  # it moves
+    assert len({value for _, value in history(prepared, "train/lambda")}) > 3  # it moves
     prepared.set({"train.steps": STEPS, "equivariance.balance": None})
 
 

@@ -423,12 +423,12 @@ store.quiet_mlflow()
 import mlflow
 Path(sys.argv[2]).touch()
 while not Path("go").exists():
-    time.sleep(0.001)
+    time.sleep(0.01)
 print(store.Store("denoise", sys.argv[1]).parent_run({"eqreg.lineage": sys.argv[2]}))
 """
 
 
-def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]:
+def _meet(folder: Path, uri: str, number: int = 8) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of processes that use a store at the same moment."""
     names = [f"p{place}" for place in range(number)]
     started = [
@@ -442,10 +442,17 @@ def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]
         )
         for name in names
     ]
-    while not all((folder / name).exists() for name in names) and all(each.poll() is None for each in started):
-        time.sleep(0.01)
-    (folder / "go").touch()
-    outputs = [each.communicate(timeout=120) for each in started]
+    try:
+        end = time.monotonic() + 300  # imports of all of them, on few cores
+        while not all((folder / name).exists() for name in names) and all(each.poll() is None for each in started):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (folder / "go").touch()
+        end = time.monotonic() + 120
+        outputs = [each.communicate(timeout=end - time.monotonic()) for each in started]
+    finally:
+        for each in started:
+            each.kill()
     return [(each.returncode, *output) for each, output in zip(started, outputs, strict=True)]
 
 
@@ -453,7 +460,7 @@ def _meet(folder: Path, uri: str, number: int = 2) -> list[tuple[int, str, str]]
 def test_processes_that_meet_a_fresh_database_make_it_once_and_all_use_it(project: Project) -> None:
     uri = f"sqlite:///{project.folder}/new/mlflow.db"
     ended = _meet(project.folder, uri)
-    assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 2
+    assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 8
     store = Store("denoise", uri)
     assert {run.info.run_id for run in store.client.search_runs([store.experiment_id])} == {
         output.strip() for _, output, _ in ended
@@ -465,7 +472,7 @@ def test_processes_that_meet_a_fresh_database_make_it_once_and_all_use_it(projec
 def test_processes_that_meet_a_fresh_postgres_make_its_tables_once_and_all_use_them(
     project: Project, postgres: str
 ) -> None:
-    ended = _meet(project.folder, postgres)
+    ended = _meet(project.folder, postgres, number=2)
     assert [(code, errors) for code, _, errors in ended] == [(0, "")] * 2
     store = Store("denoise", postgres)
     runs = store.client.search_runs([store.experiment_id])

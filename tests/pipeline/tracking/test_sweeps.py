@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.study.study import Trial
+from pipeline.tracking.notes import NOTE_TAG
 from pipeline.tracking.store import PARENT_TAG, Store
 from pipeline.tracking.sweeps import SweepLog
 
@@ -32,7 +33,7 @@ def children(store: Store, log: SweepLog) -> list[Any]:
     return list(store.client.search_runs([store.experiment_id], f"tags.`{PARENT_TAG}` = '{log.run_id}'"))
 
 
-def steps(store: Store, run: Any, metric: str = "val_score") -> list[int]:
+def steps(store: Store, run: Any, metric: str = "validation/psnr") -> list[int]:
     return [entry.step for entry in store.client.get_metric_history(run.info.run_id, metric)]
 
 
@@ -48,7 +49,7 @@ def test_a_trial_that_goes_on_under_another_driver_has_one_run_without_gaps_or_d
     second.end([ended], {1: [(step, metrics["val_score"]) for step, metrics in ROWS]}, Path("tune_spaces"))
     (run,) = children(store, second)
     assert steps(store, run) == [10, 20, 30]
-    assert steps(store, run, "step_time") == [30]
+    assert steps(store, run, "train/step_time") == [30]
     assert run.info.status == "FINISHED"
     assert store.client.get_run(second.run_id).info.status == "FINISHED"
     assert run.data.params == {"equivariance.weight": "0.1"}
@@ -82,6 +83,7 @@ def test_the_end_fills_in_what_a_driver_could_not_log(store: Store) -> None:
     assert all(steps(store, run) == [10, 20, 30] for run in runs.values())
     assert runs["2"].data.tags["eqreg.failure"] == "out of memory"
     assert runs["0"].data.tags["eqreg.control"] == "true"
+    assert "Control (weight 0, the same pairs): 22.00." in str(store.tag(log.run_id, NOTE_TAG))
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (ValueError(), "FAILED")])

@@ -34,7 +34,7 @@ PROGRAM = "artifacts/model.pt2"
 _ENTRIES = {
     "image": (),
     "masked_image": ("components.degradations.holes",),
-    "ct": (),
+    "ct": ("components.inference.ct",),
     "labels": (),
 }
 """Kind of model -> modules that it needs beside those that the image model imports itself."""
@@ -104,7 +104,7 @@ def save_version(
         package = copy_code(scratch / "code", contract)
         loader = scratch / "image_model.py"
         loader.write_text(_LOADER.replace("PACKAGE", package).replace("CONTRACT", repr(contract.as_dict())))
-        kinds = {int: "integer", str: "string"}
+        kinds = {int: "integer", float: "double", str: "string"}
         mlflow.pyfunc.save_model(
             path,
             python_model=str(loader),

@@ -28,10 +28,12 @@ from torch import nn
 
 from components.inference.contract import Contract
 from components.networks import build_network
-from pipeline.tracking import image_model
-from pipeline.tracking.image_model import copy_code, requirements
-from pipeline.tracking.registry import Registry, load_version
+from pipeline.tracking.models import image_model
+from pipeline.tracking.models.image_model import copy_code, requirements
+from pipeline.tracking.models.loading import load_version
+from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
+from tests.pages import python_blocks
 from tests.pipeline.conftest import Project
 
 pytestmark = pytest.mark.process
@@ -183,6 +185,37 @@ def test_a_version_requires_what_its_code_imports(
     assert not [line for line in required if "+" in line]
 
 
+def _run_page(page: str, part: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **changes: str) -> None:
+    """Runs the block of Python in a page that has a part, in a folder with a photograph."""
+    (lines,) = (block.text for block in python_blocks(page) if part in block.text)
+    for old, new in changes.values():
+        assert old in lines
+        lines = lines.replace(old, new)
+    monkeypatch.chdir(folder)
+    Path("photo.jpg").write_bytes(_file(form="JPEG"))
+    exec(lines, names := {})
+    (folder / "restored").write_bytes(names.get("restored", b""))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/deploy.md"])
+def test_the_pages_restore_a_photograph(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """Their very lines, with the address of this test's store."""
+    uri = _add(registry)
+    registry.point("champion", uri.rpartition("/")[2])
+    _run_page(
+        page,
+        "mlflow.pyfunc.load_model",
+        monkeypatch,
+        tmp_path,
+        **({"store": ("sqlite:////path/to/mlflow.db", registry.store.uri)} if page != "README.md" else {}),
+    )
+    restored = (tmp_path / "restored").read_bytes()
+    with Image.open(io.BytesIO(restored)) as image:
+        assert (image.format, image.size) == ("JPEG", (29, 37))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -215,7 +248,7 @@ def server(registry: Registry, tmp_path: Path) -> Iterator[str]:
                 time.sleep(0.2)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # uvicorn would first finish what it computes
         process.wait(30)
 
 
@@ -236,7 +269,9 @@ def _images(*files: bytes, **params: Any) -> dict[str, Any]:
     return {"dataframe_split": {"columns": ["image"], "data": rows}, "params": params}
 
 
-def test_a_server_restores_files_for_several_clients_and_lives_on_after_bad_ones(server: str) -> None:
+def test_a_server_restores_files_for_several_clients_and_lives_on_after_bad_ones(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, answer = _ask(server, _images(_file(), _file(PIXELS[:5]), tile=32, overlap=16))
     assert status == 200, answer
     whole, strip = (_pixels(base64.b64decode(row["image"])) for row in answer["predictions"])
@@ -267,3 +302,5 @@ def test_a_server_restores_files_for_several_clients_and_lives_on_after_bad_ones
     assert status == 200
     restored = np.asarray(answer["predictions"])[0].transpose(1, 2, 0)
     assert np.abs(np.clip(restored, 0, 1) * 255 - _expected(PIXELS)).max() <= 1
+    _run_page("docs/how-to/deploy.md", "/invocations", monkeypatch, tmp_path, server=("http://127.0.0.1:5001", server))
+    assert _pixels((tmp_path / "clean.jpg").read_bytes()).shape == PIXELS.shape

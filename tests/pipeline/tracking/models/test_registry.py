@@ -19,7 +19,8 @@ from components.inference.integrity import write_files
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.registry import CHAMPION, Registry, Version, load_registered, network_code
+from pipeline.tracking.models.loading import load_registered, network_code
+from pipeline.tracking.models.registry import CHAMPION, Registry, Version
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.conftest import Project
@@ -336,7 +337,7 @@ def test_the_pages_load_a_model_onto_a_gpu_without_this_project(registry: Regist
     assert (names["restored"].device.type, names["restored"].shape) == ("meta", (1, 3, 480, 640))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to/deploy.md"])
+@pytest.mark.parametrize("page", ["docs/how-to/deploy.md"])
 def test_the_pages_load_a_model_without_this_project(registry: Registry, page: str) -> None:
     """Their very lines, with the address of this test's store."""
     lines = _lines_of(page, "mlflow.pytorch.load_model")

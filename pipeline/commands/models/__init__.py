@@ -1,0 +1,1 @@
+"""The commands ``eqreg models``; importing this imports none of them."""
