@@ -427,6 +427,19 @@ def test_the_table_of_repeated_runs_holds_the_rows() -> None:
     }
 
 
+def test_the_table_of_ct_holds_the_rows() -> None:
+    """``own_network`` is what `eqreg restore` does; ``artifact`` is the slice that it is given."""
+    columns = ("artifact", "li", "own_li", "network", "own_network")
+    recorded = rows_of("ct_restore.jsonl")
+    expected = {}
+    for mean in (row for row in recorded if row["figure"] == "mean"):
+        of_size = [row for row in recorded if row["figure"] == "slice" and row["size"] == mean["size"]]
+        worse = sum(row["own_network"] > row["artifact"] for row in of_size)
+        assert len(of_size) == mean["slices"]
+        expected[str(mean["size"])] = [*(rounded(mean[key], 1) for key in columns), f"{worse} of {len(of_size)}"]
+    assert table("docs/how-to/ct.md", "## How much is lost") == expected
+
+
 def figures() -> Iterator[tuple[str, str]]:
     """(page, what its text says) for figures that stand in no table."""
     crops, memory, preprocess = (
