@@ -408,6 +408,19 @@ def test_the_table_of_samples_holds_the_rows() -> None:
     }
 
 
+def test_the_table_of_exports_holds_the_rows() -> None:
+    assert table("docs/results/exports.md", "# Exports") == {
+        f"{row['network']}: `{row['format']}`": [
+            f"{row['largest_difference']:.1e} of {row['largest_output']}",
+            f"{row['equivariance_error']:.6f} / {row['equivariance_error_of_model']:.6f}",
+            str(row["least_side"]),
+            rounded(row["bytes"] / 1e6),
+        ]
+        for row in rows_of("export.jsonl")
+        if "refused" not in row
+    }
+
+
 def test_the_table_of_repeated_runs_holds_the_rows() -> None:
     assert table("docs/results/tasks.md", "Rows: `benchmarks/results/repeat.jsonl`, one run each.") == {
         row["run"]: [row["model"], rounded(row["validation"]), rounded(row["test"])] for row in rows_of("repeat.jsonl")
