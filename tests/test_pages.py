@@ -408,6 +408,10 @@ def test_the_table_of_samples_holds_the_rows() -> None:
     }
 
 
+def measured_exports() -> list[dict[str, Any]]:
+    return [row for row in rows_of("export.jsonl") if "refused" not in row]
+
+
 def test_the_table_of_exports_holds_the_rows() -> None:
     assert table("docs/results/exports.md", "# Exports") == {
         f"{row['network']}: `{row['format']}`": [
@@ -416,8 +420,7 @@ def test_the_table_of_exports_holds_the_rows() -> None:
             str(row["least_side"]),
             rounded(row["bytes"] / 1e6),
         ]
-        for row in rows_of("export.jsonl")
-        if "refused" not in row
+        for row in measured_exports()
     }
 
 
@@ -459,6 +462,9 @@ def figures() -> Iterator[tuple[str, str]]:
     yield data, f"{min(ratios):.0f} to {max(ratios):.0f} times as fast as the default step"
     seconds = {row.get("size"): row["value"] for row in rows_of("ct_artifacts.jsonl") if "seconds" in row["figure"]}
     yield data, f"a slice takes {rounded(seconds[416], 1)} s on two cores"
+
+    shares = [row["largest_difference"] / max(1, row["largest_output"]) for row in measured_exports()]
+    yield "docs/results/exports.md", f"At most the difference is {max(shares):.0e} of the largest output"
 
     clusters = "docs/results/clusters.md"
     runs = [row for row in rows_of("kills.jsonl") if "case" in row]
