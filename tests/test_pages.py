@@ -408,10 +408,39 @@ def test_the_table_of_samples_holds_the_rows() -> None:
     }
 
 
+def measured_exports() -> list[dict[str, Any]]:
+    return [row for row in rows_of("export.jsonl") if "refused" not in row]
+
+
+def test_the_table_of_exports_holds_the_rows() -> None:
+    assert table("docs/results/exports.md", "# Exports") == {
+        f"{row['network']}: `{row['format']}`": [
+            f"{row['largest_difference']:.1e} of {row['largest_output']}",
+            f"{row['equivariance_error']:.6f} / {row['equivariance_error_of_model']:.6f}",
+            str(row["least_side"]),
+            rounded(row["bytes"] / 1e6),
+        ]
+        for row in measured_exports()
+    }
+
+
 def test_the_table_of_repeated_runs_holds_the_rows() -> None:
     assert table("docs/results/tasks.md", "Rows: `benchmarks/results/repeat.jsonl`, one run each.") == {
         row["run"]: [row["model"], rounded(row["validation"]), rounded(row["test"])] for row in rows_of("repeat.jsonl")
     }
+
+
+def test_the_table_of_ct_holds_the_rows() -> None:
+    """``own_network`` is what `eqreg restore` does; ``artifact`` is the slice that it is given."""
+    columns = ("artifact", "li", "own_li", "network", "own_network")
+    recorded = rows_of("ct_restore.jsonl")
+    expected = {}
+    for mean in (row for row in recorded if row["figure"] == "mean"):
+        of_size = [row for row in recorded if row["figure"] == "slice" and row["size"] == mean["size"]]
+        worse = sum(row["own_network"] > row["artifact"] for row in of_size)
+        assert len(of_size) == mean["slices"]
+        expected[str(mean["size"])] = [*(rounded(mean[key], 1) for key in columns), f"{worse} of {len(of_size)}"]
+    assert table("docs/how-to/ct.md", "## How much is lost") == expected
 
 
 def figures() -> Iterator[tuple[str, str]]:
@@ -433,6 +462,9 @@ def figures() -> Iterator[tuple[str, str]]:
     yield data, f"{min(ratios):.0f} to {max(ratios):.0f} times as fast as the default step"
     seconds = {row.get("size"): row["value"] for row in rows_of("ct_artifacts.jsonl") if "seconds" in row["figure"]}
     yield data, f"a slice takes {rounded(seconds[416], 1)} s on two cores"
+
+    shares = [row["largest_difference"] / max(1, row["largest_output"]) for row in measured_exports()]
+    yield "docs/results/exports.md", f"At most the difference is {max(shares):.0e} of the largest output"
 
     clusters = "docs/results/clusters.md"
     runs = [row for row in rows_of("kills.jsonl") if "case" in row]

@@ -15,6 +15,7 @@ from components.networks import build_network
 from pipeline.commands.restore import restore
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
+from tests.components.inference.dicom_files import ct_bytes
 from tests.pipeline.conftest import Project
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
@@ -48,6 +49,20 @@ def test_workers_restore_as_one_process_does(model: str, capsys: pytest.CaptureF
     assert "failed: in/bad.png: not a readable image" in said
     assert restore("in", "out", model, self_ensemble=4, workers=2) == 1
     assert "0 restored, 8 done before, 1 failed: out" in capsys.readouterr().out
+
+
+def test_workers_restore_ct_slices_too(project: Project) -> None:
+    settings = {**NETWORK, "in_channels": 3, "out_channels": 1}
+    save_model(Path("ct.safetensors"), build_network(**settings), {"network": settings, "task": "ct_mar"})  # type: ignore[arg-type]
+    stored = np.full((40, 40), 1000, dtype=np.uint16)
+    stored[20:23, 20:23] = 4000
+    Path("series").mkdir()
+    for number in range(2):
+        Path(f"series/{number}.dcm").write_bytes(ct_bytes(stored, SOPInstanceUID=f"1.2.3.{number}"))
+    assert restore("series", "alone", "ct.safetensors", metal_threshold=2000) == 0
+    assert restore("series", "out", "ct.safetensors", metal_threshold=2000, workers=1) == 0
+    assert _files("out") == _files("alone")
+    assert len(_files("out")) == 2
 
 
 def _kill_a_worker() -> None:
