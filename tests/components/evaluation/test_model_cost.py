@@ -60,12 +60,12 @@ def test_a_classifier_is_counted_for_a_pixel_of_its_input_too() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from Linux's /proc")
-@pytest.mark.parametrize("copies", [2, 20])
+@pytest.mark.parametrize("copies", [10, 40])
 def test_the_peak_memory_is_that_of_the_tensors_that_are_held_at_a_time(copies: int) -> None:
     peak = measure_cost(Holding(copies)).peak_bytes_per_megapixel
     expected = copies * 3 * 4 * 1e6  # float32, three channels
     assert peak is not None
-    assert abs(peak - expected) < 0.1 * expected + 3e6, peak / expected
+    assert abs(peak - expected) < 0.1 * expected + 8e6, peak / expected
 
 
 def test_the_time_of_twice_the_work_is_longer_and_the_machine_is_named() -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.tracking import champions
+from pipeline.tracking.models import champions
 from pipeline.tracking.models.champions import ChampionChangedError, champion_before, history, move_champion, moves
 from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 pytestmark = pytest.mark.process
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ for turn in range(int(number)):
 def test_two_processes_that_promote_at_once_leave_one_champion_and_a_history_that_holds_all_moves_in_order(
     registry: Registry, project: Any
 ) -> None:
-    number = 8
+    number = 4
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
