@@ -14,7 +14,8 @@ from pipeline.cli import app
 
 EXIT_CODES = {
     "0": "success",
-    "1": "a traceback: a bug of eqreg. With `EQREG_DEBUG=1` a user's error ends so, too",
+    "1": "`eqreg restore` left images out, or `eqreg models verify` found a file that is not as it was registered: it "
+    "says which. With a traceback: a bug of eqreg. With `EQREG_DEBUG=1` a user's error ends so, too",
     "2": "an error that you can fix, in one or two lines on stderr that begin with `error:`; or wrong usage",
     "130": "Ctrl-C or SIGTERM. Nothing half-written is left; the same command goes on where it stopped",
     "other": "of `eqreg submit`: the exit code of the stage",

@@ -37,8 +37,8 @@ from pipeline.search_space.space import Space, load_space
 from pipeline.stages.tune import sweep_settings
 from pipeline.storage.open_store import open_store
 from pipeline.storage.staged_packs import StagedPacks, deliver
+from pipeline.tracking.runs.sweeps import SweepLog
 from pipeline.tracking.store import Store
-from pipeline.tracking.sweeps import SweepLog
 from pipeline.training_job import TrainingJob
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from pipeline.measurement import Draw, equivariance_by_layer, evaluation_packs, 
 from pipeline.model_file import load_model
 from pipeline.paths import CROPS, EVALUATE, MODEL, PACKED, existing, replaced_folder
 from pipeline.stages.step_cost import record_step_cost
-from pipeline.tracking.results import log_results
+from pipeline.tracking.runs.results import log_results
 from pipeline.tracking.store import Store
 
 MOST_CHOSEN_BY = 24  # largest number of validation pairs that are used to choose the classical baseline

@@ -20,7 +20,7 @@ from pipeline.stages.gates import broken_gate
 from pipeline.tracking.models.champions import ChampionChangedError, move_champion
 from pipeline.tracking.models.model_card import facts_as_tags, model_card, model_title
 from pipeline.tracking.models.registry import CHALLENGER, CHAMPION, REASON, UNCHANGED, Registry, Version
-from pipeline.tracking.results import lineage_tags, log_registration, log_results
+from pipeline.tracking.runs.results import lineage_tags, log_registration, log_results
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:

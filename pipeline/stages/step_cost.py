@@ -20,7 +20,7 @@ from pipeline.cluster.session import KEPT_MEMORY
 from pipeline.config.resolve import resolve
 from pipeline.model_file import model_sha256
 from pipeline.paths import MODEL, PACKED, SCRATCH
-from pipeline.tracking import metric_names
+from pipeline.tracking.runs import metric_names
 from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:

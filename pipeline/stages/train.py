@@ -35,9 +35,9 @@ from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.open_store import open_store
 from pipeline.storage.staged_packs import deliver
 from pipeline.storage.store import ArtifactStore
-from pipeline.tracking.datasets import log_datasets
+from pipeline.tracking.runs.datasets import log_datasets
+from pipeline.tracking.runs.training_log import TrainingLog, system_metrics
 from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store
-from pipeline.tracking.training_log import TrainingLog, system_metrics
 from pipeline.training_job import TrainingJob
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,9 @@ def _lines(part: str) -> str:
 
 
 @pytest.fixture
-def server(project: Project) -> Iterator[str]:
+def server(project: Project, empty_database: Path) -> Iterator[str]:
     """A tracking server with the variables of the page; gives its address."""
+    shutil.copyfile(empty_database, "server.db")
     port = free_ports(1)[0]
     environment = os.environ | {
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
@@ -43,7 +45,7 @@ def server(project: Project) -> Iterator[str]:
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [f"{Path(sys.executable).parent}/mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=2"]
+    command = [f"{Path(sys.executable).parent}/mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     command += ["--backend-store-uri=sqlite:///server.db", "--artifacts-destination=./artifacts"]
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
@@ -56,7 +58,7 @@ def server(project: Project) -> Iterator[str]:
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 600
     while True:
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < end, "the server does not answer"

@@ -15,7 +15,7 @@ from components.brief import first_line
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.process_state import interrupts_ignored
-from pipeline.tracking import metric_names, notes
+from pipeline.tracking.runs import metric_names, notes
 from pipeline.tracking.store import PARENT_TAG, Store, answering
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A training in MLflow: the metrics of its reports, its validation images, and the load of the machine.
 
-A store that does not answer ends the logging and not the training; `pipeline.tracking.results` logs the metrics that
-are missing.
+A store that does not answer ends the logging and not the training; `pipeline.tracking.runs.results` logs the metrics
+that are missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components.brief import first_line
 from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.tracking import metric_names
+from pipeline.tracking.runs import metric_names
 from pipeline.tracking.store import Store, answering
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.metric_names import of_evaluation, of_report, of_trial
+from pipeline.tracking.runs.metric_names import of_evaluation, of_report, of_trial
 
 pytestmark = pytest.mark.unit
 

@@ -18,8 +18,8 @@ from pipeline.model_file import model_metadata, model_sha256
 from pipeline.paths import CROPS, EVALUATE, MODEL, TRAIN, existing
 from pipeline.provenance.lineage import UNKNOWN, Lineage
 from pipeline.provenance.training_fingerprint import TrainingFingerprint
-from pipeline.tracking import metric_names, notes
-from pipeline.tracking.datasets import dataset_name, log_datasets
+from pipeline.tracking.runs import metric_names, notes
+from pipeline.tracking.runs.datasets import dataset_name, log_datasets
 from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store, answering
 
 COLUMNS = "degraded, restored, truth, error"

@@ -17,12 +17,12 @@ from components.networks import build_network
 from pipeline.model_file import model_sha256, save_model
 from pipeline.provenance.lineage import Lineage
 from pipeline.provenance.training_fingerprint import TrainingFingerprint
-from pipeline.tracking.notes import NOTE_TAG
-from pipeline.tracking.results import lineage_tags, link_metrics, log_results, training_run
+from pipeline.tracking.runs.notes import NOTE_TAG
+from pipeline.tracking.runs.results import lineage_tags, link_metrics, log_results, training_run
 from pipeline.tracking.store import MODEL_TAG, TRAINING_TAG, Store
 from tests.pages import blocks, python_blocks
 from tests.pipeline.conftest import Project
-from tests.pipeline.tracking.test_metric_names import evaluation
+from tests.pipeline.tracking.runs.test_metric_names import evaluation
 
 pytestmark = pytest.mark.process
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.study.study import Trial
-from pipeline.tracking.notes import NOTE_TAG
+from pipeline.tracking.runs.notes import NOTE_TAG
+from pipeline.tracking.runs.sweeps import SweepLog
 from pipeline.tracking.store import PARENT_TAG, Store
-from pipeline.tracking.sweeps import SweepLog
 
 pytestmark = pytest.mark.process
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.tracking.runs.training_log import TrainingLog, system_metrics
 from pipeline.tracking.store import Store
-from pipeline.tracking.training_log import TrainingLog, system_metrics
 
 pytestmark = pytest.mark.process
 

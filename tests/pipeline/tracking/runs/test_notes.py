@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from components.tasks.base import PSNR
-from pipeline.tracking.notes import of_registration, of_results, of_sweep, with_block
-from tests.pipeline.tracking.test_metric_names import evaluation
+from pipeline.tracking.runs.notes import of_registration, of_results, of_sweep, with_block
+from tests.pipeline.tracking.runs.test_metric_names import evaluation
 
 pytestmark = pytest.mark.unit
 
