@@ -24,7 +24,21 @@ PAGES = sorted(
 PROGRAMS = ("eqreg", "dvc", "make", "python")
 """Programs whose commands are checked."""
 
-OTHERS = (".", "export", "git", "gto", "pip", "ray", "mkdir", "helm", "docker", "kubectl", "code", "optuna-dashboard")
+OTHERS = (
+    ".",
+    "export",
+    "git",
+    "gto",
+    "mlflow",
+    "pip",
+    "ray",
+    "mkdir",
+    "helm",
+    "docker",
+    "kubectl",
+    "code",
+    "optuna-dashboard",
+)
 """Programs whose commands stand in pages and are not checked."""
 
 
