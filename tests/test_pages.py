@@ -21,6 +21,7 @@ import typer.main
 import yaml
 from dvc.cli.parser import get_main_parser
 from dvc.utils.hydra import apply_overrides
+from typer._click.exceptions import NoArgsIsHelpError
 
 from components.members import NETWORKS
 from components.networks.build import network_class
@@ -133,7 +134,7 @@ def check_eqreg(words: list[str], project: Path) -> None:
             if not hasattr(command, "commands"):
                 break
             name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
-    except typer.Exit:  # --version, --help
+    except (typer.Exit, NoArgsIsHelpError):  # --version, --help, and a group of commands alone, as "eqreg models"
         return
     if name == "submit":
         stage = context.params["stage"]
