@@ -113,9 +113,8 @@ class ImageRestorer:
         if self.contract.kind != "ct":
             raise ValueError(f"a network of kind {self.contract.kind} restores no CT slice")
         chosen = options or Options()
-        return import_module(
-            "components.inference.ct"
-        ).restore_dicom(  # imports pydicom
+        ct = import_module("components.inference.ct")  # imports pydicom, which other networks do not need
+        return ct.restore_dicom(
             lambda inputs: self.restore_floats(inputs[None], chosen)[0],
             data,
             model=f"eqreg-{self.contract.task or 'ct'} {digest[:12]}" if len(digest) == 64 else digest or "eqreg-ct",

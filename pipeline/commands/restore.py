@@ -9,7 +9,7 @@ import csv
 import io
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,17 +77,16 @@ def restore(
     check_model(model)
     if not -1000 < metal_threshold < float("inf"):
         raise UserError(f"--metal-threshold {metal_threshold:g}: use Hounsfield units above -1000, such as 2500")
+    from components.inference.restorer import Options
+    from components.inference.tiles import check_tiles
+
+    check_tiles(tile, overlap, self_ensemble)
+    options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble, metal_threshold=metal_threshold)
     with memory_of(place) if len(items) > 1 else nullcontext(Memory(None)) as memory:
         if not is_remote(place):
             remove_partial_files(Path(place))
-        outcomes = list(
-            _shown(
-                _outcomes(
-                    items, model, tile, overlap, self_ensemble, metal_threshold, mask, device, workers, address, memory
-                ),
-                items,
-            )
-        )
+        results = _outcomes(items, model, mask, options, device, workers, address, memory)
+        outcomes = list(_shown(_recorded(results, memory), items))
     if report is not None:
         _write_report(report, outcomes)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -102,42 +101,30 @@ def restore(
 def _outcomes(
     items: list[Item],
     model: str,
-    tile: int,
-    overlap: int,
-    self_ensemble: int,
-    metal_threshold: float,
     mask: Path | None,
+    options: Options,
     device: str,
     workers: int,
     address: str,
     memory: Memory,
 ) -> Iterator[Outcome]:
-    """Restores the images one after another, or by actors, and records each that is done."""
-    from components.inference.restorer import Options
-    from components.inference.tiles import check_tiles
-
-    options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble, metal_threshold=metal_threshold)
-    check_tiles(tile, overlap, self_ensemble)
-    results: Iterable[Outcome]
+    """Restores the images one after another, or by actors."""
     if workers:
         from pipeline.commands.restoring.actors import restore_by_actors
 
-        results = restore_by_actors(items, model, mask, options, device, workers, address, memory)
-    else:
-        results = _restore_here(items, model, mask, options, device, memory)
-    for outcome in results:
-        if outcome.status == "restored":
-            memory.add(outcome.item.target, outcome.fingerprint, outcome.sha256)
-        yield outcome
-
-
-def _restore_here(
-    items: list[Item], model: str, mask: Path | None, options: Options, device: str, memory: Memory
-) -> Iterator[Outcome]:
+        return restore_by_actors(items, model, mask, options, device, workers, address, memory)
     from pipeline.commands.restoring.worker import restore_item
 
     restorer, digest = load_restorer(model, device, mask)
     return (restore_item(item, restorer, options, digest, memory) for item in items)
+
+
+def _recorded(outcomes: Iterator[Outcome], memory: Memory) -> Iterator[Outcome]:
+    """Passes the outcomes on, and records each image that is restored."""
+    for outcome in outcomes:
+        if outcome.status == "restored":
+            memory.add(outcome.item.target, outcome.fingerprint, outcome.sha256)
+        yield outcome
 
 
 def _shown(outcomes: Iterator[Outcome], items: list[Item]) -> Iterator[Outcome]:

@@ -69,6 +69,25 @@ def test_tiles_equal_one_pass_of_the_unet_at_sizes_that_its_poolings_divide() ->
     torch.testing.assert_close(restore(network, image, tile=128, overlap=64), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "offset"),
+    [*(("dncnn", offset) for offset in range(16)), *(("unet", offset) for offset in range(0, 16, 4))],
+)
+def test_no_network_shows_a_seam_at_any_offset_of_the_size_that_its_poolings_divide(name: str, offset: int) -> None:
+    torch.manual_seed(0)
+    settings = {"depth": 6} if name == "dncnn" else {"depth": 3}
+    network = build_network(name, width=8, norm="none", **settings).eval()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    image = torch.rand(3, 160 + offset, 144 + (offset + 4) % 16)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert (whole - image).abs().max() > 0.05
+    for batch in (1, 3):
+        tiled = restore(network, image, tile=112, overlap=64, batch=batch)
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(300, 177), (64, 65), (129, 1000)])
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 48), (64, 16), (128, 0)])
 def test_every_pixel_lies_half_the_overlap_from_the_inner_edges_of_its_tile(

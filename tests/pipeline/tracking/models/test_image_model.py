@@ -134,6 +134,8 @@ def test_two_versions_of_different_code_live_in_one_process(
         return later
 
     first = _add(registry)
+    for shape in ((1, 1, 3), (2, 5, 3), (1, 300, 3)):  # the exported program refuses them
+        assert mlflow.pyfunc.load_model(first).predict(np.zeros(shape, np.uint8)).shape == shape
     monkeypatch.setattr(image_model, "copy_code", later_code)
     second = _add(registry)
     one, other = (mlflow.pyfunc.load_model(uri) for uri in (first, second))
