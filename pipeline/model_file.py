@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,8 +15,6 @@ from components.formats import KEY, NewerFormatError, check_format
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from components.inference.contract import Contract
 
 FORMAT = 1
 """Version of the metadata of a model file."""
@@ -65,28 +61,6 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     except Exception as error:
         raise ValueError(f"{path}: not a model of eqreg ({first_line(error)}); run 'eqreg train'") from error
     return network.eval(), metadata
-
-
-def contract_of(network: nn.Module, task: str, metadata: Mapping[str, Any] | None = None) -> Contract:
-    """What a network takes and gives.
-
-    Args:
-        network: of ``build_network``.
-        task: name of the task that it was trained for.
-        metadata: of its model file, which names the classes of a classification.
-
-    Raises:
-        ValueError: a network of such channels has no form that people call.
-    """
-    from components.inference.contract import Contract
-
-    inputs, outputs = int(network.in_channels), getattr(network, "out_channels", None)  # type: ignore[arg-type]
-    classes = getattr(network, "classes", None)
-    scale = int(getattr(network, "scale", 1))
-    contract = Contract.of_channels(task, inputs, None if classes else outputs, scale, int(classes or 0))
-    kept = ("classes", "image_size")
-    stated: dict[str, Any] = {key: tuple(value) for key, value in (metadata or {}).items() if key in kept}
-    return replace(contract, **stated)
 
 
 def model_sha256(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["image", "masked_image", "ct", "labels"]
@@ -74,6 +75,26 @@ class Contract:
         if (inputs, outputs) not in kinds:
             raise ValueError(f"a network of {inputs} input and {outputs} output channels: call it from Python")
         return cls(task=task, kind=kinds[inputs, outputs], inputs=inputs, outputs=outputs, scale=scale)
+
+    @classmethod
+    def of_network(cls, network: Any, task: str, metadata: Mapping[str, Any] | None = None) -> Contract:
+        """Return the contract of a network.
+
+        Args:
+            network: of ``build_network``.
+            task: name of the task that it was trained for.
+            metadata: of its model file, which names the classes of a classification.
+
+        Raises:
+            ValueError: a network of such channels has no form that people call.
+        """
+        inputs, outputs = int(network.in_channels), getattr(network, "out_channels", None)
+        classes = getattr(network, "classes", None)
+        scale = int(getattr(network, "scale", 1))
+        contract = cls.of_channels(task, inputs, None if classes else outputs, scale, int(classes or 0))
+        kept = ("classes", "image_size")
+        stated: dict[str, Any] = {key: tuple(value) for key, value in (metadata or {}).items() if key in kept}
+        return replace(contract, **stated)
 
     def text(self) -> str:
         """Return the contract in sentences, for people: what the image model and the tensor program take and give."""

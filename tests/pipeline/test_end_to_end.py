@@ -265,7 +265,7 @@ def test_restore_writes_a_cleaner_picture(workspace: Workspace) -> None:
     generator = np.random.default_rng(0)
     picture = workspace.folder / "odd.png"
     Image.fromarray(generator.integers(0, 255, (77, 51, 3), dtype=np.uint8)).save(picture)
-    workspace.run("eqreg", "restore", "odd.png", "out.png", "--self-ensemble")
+    workspace.run("eqreg", "restore", "odd.png", "out.png", "--self-ensemble", "4")
     assert Image.open(workspace.folder / "out.png").size == (51, 77)
     output = workspace.run("eqreg", "restore", "odd.png", "x.png", "--model", "models:/nothing@champion", expect=2)
     assert "eqreg-denoise" in output

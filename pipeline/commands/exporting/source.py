@@ -82,13 +82,13 @@ def load_source(name: str) -> Source:
 
 
 def _of_file(name: str, path: Path) -> Source:
-    from pipeline.model_file import contract_of, load_model, model_sha256
+    from pipeline.model_file import load_model, model_sha256
 
     if not path.is_file():
         raise UserError(f"{name}: no such file; give a model.safetensors, models:/NAME@ALIAS or models:/NAME/VERSION")
     network, metadata = load_model(path)
     try:
-        contract = contract_of(network, metadata.get("task", ""))
+        contract = Contract.of_network(network, metadata.get("task", ""))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     return _measured(name, network, contract, model_sha256(path), metadata["network"])

@@ -68,11 +68,11 @@ def load(model: str, device: str) -> tuple[ImageRestorer, str]:
         loaded = load_version(model, tracking_uri(), device)
         network, contract, digest = loaded.network, loaded.contract, loaded.digest
     else:
-        from pipeline.model_file import contract_of, load_model
+        from pipeline.model_file import load_model
 
         network, metadata = load_model(Path(model))
         try:
-            contract = contract_of(network, metadata.get("task", ""), metadata)
+            contract = Contract.of_network(network, metadata.get("task", ""), metadata)
         except ValueError as error:
             raise UserError(f"--model {model}: it wants {network.in_channels} channels: call it from Python") from error
         network, digest = network.to(device), sha256(Path(model).read_bytes())

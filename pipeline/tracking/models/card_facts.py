@@ -12,9 +12,10 @@ import yaml
 from components.data.packs import Pack
 from components.evaluation.model_cost import count_multiply_adds, count_parameters, measure_cost
 from components.formats import KEY
+from components.inference.contract import Contract
 from components.tasks import Task
 from pipeline.config.schema import Params
-from pipeline.model_file import contract_of, model_metadata
+from pipeline.model_file import model_metadata
 from pipeline.paths import MANIFEST, MODEL, PACKED, TRAIN
 from pipeline.tracking.models.model_card import FORMAT
 from pipeline.tracking.store import without_password
@@ -61,7 +62,7 @@ def collect_facts(params: Params, network: nn.Module, metrics: Mapping[str, Any]
 def _contract(network: nn.Module, task: str) -> dict[str, Any] | None:
     """What the network takes and gives; None if no kind of model has its channels."""
     try:
-        return contract_of(network, task).as_dict()
+        return Contract.of_network(network, task).as_dict()
     except ValueError:
         return None
 

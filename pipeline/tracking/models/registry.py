@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from components.inference.contract import Contract
 from pipeline.errors import UserError, fault_of_machine
-from pipeline.model_file import contract_of, model_metadata
+from pipeline.model_file import model_metadata
 from pipeline.storage.databases import sqlite_file
 from pipeline.tracking.models.loading import (
     CODE,
@@ -142,7 +143,7 @@ class Registry:
 
         from pipeline.tracking.models.image_model import save_version
 
-        contract = contract_of(network, self.store.task, model_metadata(file) if file else None)
+        contract = Contract.of_network(network, self.store.task, model_metadata(file) if file else None)
         sums: list[str] = []
 
         class Flavor:

@@ -230,7 +230,7 @@ def test_the_gradient_ratio_is_that_of_what_the_penalty_adds_and_what_arrives_at
     ratio = _norm(added) / _norm(arriving)
     assert run.reports[0][1]["gradient_ratio"] == pytest.approx(ratio, rel=1e-4)
     assert ratio > 1e-3
-    assert (cap is None) == (ratio > 0.05 * (1 + 1e-9))
+    assert (cap is None) == (ratio > 0.05 * (1 + 1e-6))  # float32
 
 
 @pytest.mark.parametrize(
