@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import _is_for_the_user, app
+from pipeline.console import console
 from pipeline.stages.register import register
 from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
@@ -58,7 +59,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -
 def run(registered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs ``eqreg models`` in the project, gives what it printed, and insists on its exit code."""
     monkeypatch.chdir(registered)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(console, "width", 120)  # it asks for COLUMNS when it is made, which may be long ago
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(registered.parent))
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     copied = registered / f"{secrets.token_hex(8)}.db"  # MLflow keeps connections to the databases of other tests
