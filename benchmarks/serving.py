@@ -6,7 +6,7 @@ in turn; the figures are medians over the rounds, with quartiles. Then: the larg
 had before the first request, four clients at once, and what it answers to bad requests. The images are synthetic
 photographs (smooth shapes with noise), as PNG.
 
-    python benchmarks/serving.py [--rounds 5] [--networks default dncnn] > benchmarks/results/serving.jsonl
+    python benchmarks/serving.py [--rounds 5] [--networks default unet] > benchmarks/results/serving.jsonl
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"default": ((512, 512), (2048, 2048), (3000, 4000)), "dncnn": ((512, 512),)}
-"""Heights and widths for each network; a DnCNN of published size takes minutes for the larger ones on two cores."""
+SIZES = {"default": ((512, 512), (2048, 2048), (3000, 4000)), "unet": ((512, 512),)}
+"""Heights and widths for each network; the published U-Net takes minutes for the larger ones on two cores."""
 
 BOUND = 1.3
 
@@ -218,13 +219,13 @@ def bad_requests(server: Server) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--networks", nargs="+", default=["default", "dncnn"])
+    parser.add_argument("--networks", nargs="+", default=["default", "unet"])
     arguments = parser.parse_args()
     params = load_params(ROOT / "params.yaml")
     channels = {"in_channels": 3, "out_channels": 3}
     networks = {
-        "default": {**params.network.model_dump(), "name": params.network_name, **channels},
-        "dncnn": {"name": "dncnn", **channels},  # of published size: 64 x 17
+        "default": {**asdict(params.network_settings), "name": params.network_name, **channels},
+        "unet": {"name": "unet", **channels},  # of published size
     }
     for name in arguments.networks:
         measure(name, networks[name], arguments.rounds)
