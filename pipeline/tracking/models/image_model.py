@@ -41,7 +41,7 @@ _ENTRIES = {
 
 _LOADER = '''"""Loads the image model of this version; MLflow calls it."""
 
-import warnings
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -52,26 +52,22 @@ class RefusedInputError(MlflowException, ValueError):
     """The input is not what the model takes; a server answers with status 400 and this message."""
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # MLflow wants type hints; none fits bytes, tables and arrays at once
+class ImageModel(mlflow.pyfunc.PythonModel):
+    """Takes image files or arrays and gives the same kind; the version's description says what exactly."""
 
-    class ImageModel(mlflow.pyfunc.PythonModel):
-        """Takes image files or arrays and gives the same kind; the version's description says what exactly."""
+    def load_context(self, context):
+        from PACKAGE.inference.image_model import ImageModel
 
-        def load_context(self, context):
-            from pathlib import Path
+        config = context.model_config or {}
+        program = Path(context.artifacts["program"])
+        self.model = ImageModel.load(program, CONTRACT, str(config.get("device", "auto")))
 
-            from PACKAGE.inference.image_model import ImageModel
-
-            config = context.model_config or {}
-            program = Path(context.artifacts["program"])
-            self.model = ImageModel.load(program, CONTRACT, str(config.get("device", "auto")))
-
-        def predict(self, context, model_input: np.ndarray, params=None):
-            try:
-                return self.model.predict(model_input, params)
-            except ValueError as error:
-                raise RefusedInputError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+    # Arrays are one of several kinds. Without a type hint MLflow warns at each load; it checks none of this type.
+    def predict(self, context, model_input: np.ndarray, params=None):
+        try:
+            return self.model.predict(model_input, params)
+        except ValueError as error:
+            raise RefusedInputError(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 mlflow.models.set_model(ImageModel())
@@ -124,7 +120,7 @@ def save_version(
         (path / "extra_files").mkdir()
         shutil.copyfile(model_file, path / "extra_files" / model_file.name)
     mlflow_model.add_flavor("pytorch", **{**program, "model_data": Path(PROGRAM).parent.as_posix()})
-    # MLflow looks for both by their last part; the folder that they were made in is nobody's business.
+    # MLflow looks for both by their last part. The temporary folder in which they were made is left out.
     mlflow_model.flavors["python_function"]["model_code_path"] = loader.name
     mlflow_model.flavors["python_function"]["artifacts"]["program"]["uri"] = PROGRAM
     mlflow_model.save(str(path / "MLmodel"))
