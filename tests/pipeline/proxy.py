@@ -20,7 +20,7 @@ class Proxy:
         cut: how many bytes of the server a connection carries before it is broken off; None for all.
         cuts_left: how many connections are broken off.
         bytes_per_second: of all connections together; None for as fast as it goes.
-        served: bytes of the server that were passed on.
+        served: bytes of the server that were passed on, or are being passed on.
         requests: first line of each request that began a piece.
         on_request: called with that line before it is passed on.
     """
@@ -78,9 +78,10 @@ class Proxy:
                     # Closing without lingering resets the connection.
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     break
+                with self._lock:  # before they are sent: the reader may be done before this thread goes on
+                    self.served += len(data)
                 client.sendall(data)
                 carried += len(data)
-                self.served += len(data)
         for end in (client, server):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

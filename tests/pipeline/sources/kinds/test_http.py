@@ -61,7 +61,7 @@ class Site:
         locations: path -> where it leads on to.
         pace: seconds a 64 KiB piece takes.
         knows_if_range: whether it answers with a range to a request that has If-Range, and not with the whole file.
-        served: bytes of files that were sent.
+        served: bytes of files that were sent, or are being sent.
     """
 
     def __init__(self) -> None:
@@ -122,8 +122,8 @@ def site() -> Iterator[Site]:
             try:
                 for start in range(0, min(len(data) // 2, site.most) if is_cut else len(data), 1 << 16):
                     piece = data[start : start + (1 << 16)]
+                    site.served += len(piece)  # before they are sent: the reader may be done before this thread goes on
                     self.wfile.write(piece)
-                    site.served += len(piece)
                     time.sleep(site.pace)
             except OSError:
                 is_cut = True
