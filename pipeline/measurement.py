@@ -18,6 +18,7 @@ from torch import nn
 from components.data.packs import Entry, Pack
 from components.equivariance import equivariance_error
 from components.equivariance.layers.spec import named_layers, requested_fields
+from components.evaluation.conventions import quality_by_convention
 from components.evaluation.protocol import Case, Method, Row, cases, measure
 from components.inference.tiles import restore
 from components.tasks import Task
@@ -128,7 +129,7 @@ def restored_by(network: nn.Module, task: Task, inputs: np.ndarray, settings: Ev
         network: in evaluation mode, on any device.
         task: decides whether the output is an image or the scores of classes.
         inputs: image ``(C, H, W)``.
-        settings: tile size and overlap.
+        settings: tiles and self-ensemble.
 
     Returns:
         The restored image, or the class scores.
@@ -138,7 +139,10 @@ def restored_by(network: nn.Module, task: Task, inputs: np.ndarray, settings: Ev
         with torch.inference_mode():
             scores: np.ndarray = network(image[None])[0].cpu().numpy()
         return scores
-    return restore(network, image, tile=settings.tile, overlap=settings.overlap).cpu().numpy()
+    restored = restore(
+        network, image, tile=settings.tile, overlap=settings.overlap, self_ensemble=settings.self_ensemble
+    )
+    return restored.cpu().numpy()
 
 
 def measured(
@@ -153,9 +157,10 @@ def measured(
         task: computes the metrics.
         num_workers: number of threads.
     """
+    conventions = quality_by_convention if task.has_conventions else None
 
     def row(case: Case) -> Row:
-        return measure(case, methods, task.compute_metrics)
+        return measure(case, methods, task.compute_metrics, conventions)
 
     with ThreadPoolExecutor(num_workers) as pool:
         yield from _side_by_side(pool, row, cases(test, others, task.pairs), 2 * num_workers)

@@ -21,7 +21,7 @@ from components.data.randomness import Stream, torch_generator
 from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
 from components.evaluation.crops import compared_crop
-from components.networks import build_network
+from components.networks import build_network, network_class, takes_named_inputs
 from components.tasks import Task
 from components.training.global_batch import WorkerBatch, count_pairs, worker_batch
 from components.training.loop import HINT, Metrics, Sampler, TrainingCallbacks, TrainingDivergedError, train
@@ -110,8 +110,11 @@ class TrainingJob:
 
     def network_settings(self) -> dict[str, Any]:
         """The arguments of ``build_network``: those of the params, and the channels, classes or scale of the task."""
-        shape = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
-        return {"name": self.params.network_name, **asdict(self.params.network_settings), **shape}
+        name = self.params.network_name
+        shape: dict[str, Any] = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
+        if takes_named_inputs(network_class(name)):
+            shape["inputs"] = list(self.task.gives)
+        return {"name": name, **asdict(self.params.network_settings), **shape}
 
     def model_metadata(self) -> dict[str, Any]:
         """What the model file says of the task beside the weights: the names of the classes, for a classification."""

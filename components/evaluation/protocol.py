@@ -7,7 +7,7 @@ a class, it maps them to scores of classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from components.evaluation.statistics import Interval, clustered_interval
 Method = Callable[[np.ndarray], np.ndarray]
 Quality = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 """(outputs, inputs, references), one batch each -> metric -> ``(B,)``; see ``components.tasks``."""
+Conventions = Callable[[Tensor, Tensor], Mapping[str, Mapping[str, Tensor]]]
+"""(outputs, references), one batch each -> convention -> metric -> ``(B,)``."""
 TEST, ROTATED, OUT_OF_DISTRIBUTION = "test", "rotated", "out_of_distribution"
 GROUPS = (TEST, ROTATED, OUT_OF_DISTRIBUTION)
 
@@ -53,6 +55,8 @@ class Row:
         image: name of the image.
         scene: scene of the image.
         scores: the metrics, ``scores[method][metric]``.
+        conventions: PSNR and SSIM of the restored image by convention, ``conventions[convention][metric]``; empty if
+            they were not computed.
     """
 
     group: str
@@ -60,6 +64,7 @@ class Row:
     image: str
     scene: str
     scores: dict[str, dict[str, float]]
+    conventions: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 Pairs = Callable[[Pack], Iterator[tuple[Entry, np.ndarray, np.ndarray]]]
@@ -82,20 +87,23 @@ def cases(test: Pack, others: Mapping[str, Pack], pairs: Pairs = Pack.pairs) -> 
             yield Case(OUT_OF_DISTRIBUTION, name, entry, degraded, clean)
 
 
-def measure(case: Case, methods: Mapping[str, Method], quality: Quality) -> Row:
+def measure(case: Case, methods: Mapping[str, Method], quality: Quality, conventions: Conventions | None = None) -> Row:
     """Run every method on one case and compute the metrics of its output.
 
     Args:
         case: the case.
         methods: name -> method.
         quality: function that computes the metrics.
+        conventions: function that computes the restored image's metrics by convention, for cases of the group "test".
     """
     inputs, clean = (torch.from_numpy(array)[None] for array in (case.degraded, case.clean))
-    scores = {}
+    scores, by_convention = {}, {}
     for name, method in methods.items():
-        figures = quality(torch.from_numpy(method(case.degraded))[None], inputs, clean)
-        scores[name] = {metric: values.item() for metric, values in figures.items()}
-    return Row(case.group, case.condition, case.entry.name, case.entry.scene, scores)
+        output = torch.from_numpy(method(case.degraded))[None]
+        scores[name] = _plain(quality(output, inputs, clean))
+        if conventions and name == "restored" and case.group == TEST:
+            by_convention = {key: _plain(found) for key, found in conventions(output, clean).items()}
+    return Row(case.group, case.condition, case.entry.name, case.entry.scene, scores, by_convention)
 
 
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
@@ -130,6 +138,15 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     return summary
 
 
+def means_by_convention(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return ``{convention: {metric: mean over the test images}}``; empty if there are none."""
+    counted = [row.conventions for row in rows if row.conventions]
+    return {
+        name: {metric: float(np.mean([found[name][metric] for found in counted])) for metric in metrics}
+        for name, metrics in (counted[0] if counted else {}).items()
+    }
+
+
 def headline(summary: Mapping[str, Any], score: str) -> dict[str, float]:
     """Choose the figures that say most: the score of each group, and its gain on the test images with its interval.
 
@@ -158,6 +175,10 @@ def gains(rows: Iterable[Row], over: str, metric: str) -> list[float]:
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
     return list(next(iter(rows[0].scores.values())))
+
+
+def _plain(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    return {metric: values.item() for metric, values in figures.items()}
 
 
 def _turned(image: np.ndarray, turns: int) -> np.ndarray:

@@ -33,6 +33,21 @@ Example:
 from __future__ import annotations
 
 from components.members import NETWORKS
-from components.networks.build import build_network, has_batch_statistics, network_class
+from components.networks.build import (
+    build_network,
+    has_batch_statistics,
+    network_class,
+    network_settings,
+    takes_named_inputs,
+    why_unfit,
+)
 
-__all__ = ["NETWORKS", "build_network", "has_batch_statistics", "network_class"]
+__all__ = [
+    "NETWORKS",
+    "build_network",
+    "has_batch_statistics",
+    "network_class",
+    "network_settings",
+    "takes_named_inputs",
+    "why_unfit",
+]

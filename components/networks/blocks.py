@@ -94,11 +94,18 @@ def normalisation(norm: Norm, channels: int) -> nn.Module:
     Raises:
         ValueError: ``norm`` is neither "none" nor "batch".
     """
-    if norm == "none":
-        return nn.Identity()
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    raise ValueError(f"network norm '{norm}' is unknown: use 'none' or 'batch'")
+    check_norm(norm)
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+def check_norm(norm: str) -> None:
+    """Check the name of a normalisation.
+
+    Raises:
+        ValueError: ``norm`` is neither "none" nor "batch".
+    """
+    if norm not in ("none", "batch"):
+        raise ValueError(f"network norm '{norm}' is unknown: use 'none' or 'batch'")
 
 
 def initialise(network: nn.Module, *last: nn.Conv2d | nn.BatchNorm2d) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -28,9 +29,10 @@ def build_network(name: str, **arguments: Any) -> nn.Module:
 
     Args:
         name: one of the keys of ``NETWORKS``.
-        arguments: the network's settings, and the shape of the task: ``in_channels``, ``out_channels`` and ``scale``
-            of a restoration network, ``in_channels`` and ``classes`` of a classifier. What is not given takes the
-            default of the network's class.
+        arguments: the network's settings, and the shape of the task: ``in_channels``, ``out_channels``, ``scale`` and
+            ``inputs`` (names of the images in the stack) of a restoration network, ``in_channels`` and ``classes`` of a
+            classifier. What is not given takes the default of the network's class: without arguments it is the
+            published network.
 
     Raises:
         ValueError: no network has this name, or the class rejects the arguments.
@@ -41,14 +43,59 @@ def build_network(name: str, **arguments: Any) -> nn.Module:
         ('ResidualUNet', 2)
     """
     network = network_class(name)
-    shape = {"in_channels", *(("classes",) if network.is_classifier else ("out_channels", "scale"))}
-    given = {key: value for key, value in arguments.items() if key in shape}
+    given, shape = _split(network, arguments)
     try:
-        settings = build_settings(network.Settings, {key: arguments[key] for key in arguments.keys() - given})
+        settings = build_settings(network.Settings, given)
     except ValueError as error:
         raise ValueError(f"network {name}: {error}") from error
-    built: nn.Module = network(settings, **given)
+    built: nn.Module = network(settings, **shape)
     return built
+
+
+def network_settings(name: str, **arguments: Any) -> Any:
+    """Return the settings of the network that `build_network` builds of the same arguments.
+
+    Raises:
+        ValueError: no network has this name, or a setting is unknown or impossible.
+
+    Example:
+        >>> network_settings("unet", in_channels=1, depth=3).smallest_side
+        4
+    """
+    network = network_class(name)
+    return build_settings(network.Settings, _split(network, arguments)[0])
+
+
+def _split(network: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the arguments of ``build_network`` into (settings, shape of the task)."""
+    names = {"in_channels", *(("classes",) if network.is_classifier else ("out_channels", "scale"))}
+    if takes_named_inputs(network):
+        names.add("inputs")
+    shape = {key: value for key, value in arguments.items() if key in names}
+    return {key: arguments[key] for key in arguments.keys() - names}, shape
+
+
+def takes_named_inputs(network: Any) -> bool:
+    """Return whether the network, or its class, takes certain images of a task's stack, by name."""
+    return getattr(network, "needs", None) is not None
+
+
+def why_unfit(network: Any, gives: Sequence[str], scale: int, is_classification: bool) -> str | None:
+    """Return why a network's class does not fit a task, in words that follow the network's name; None if it does.
+
+    Args:
+        network: the class.
+        gives: names of the images that the task gives.
+        scale: size of the task's clean image / size of its degraded image.
+        is_classification: whether the task is one.
+    """
+    if network.is_classifier or is_classification:
+        return None if network.is_classifier == is_classification else ""
+    if missing := [each for each in network.needs or () if each not in gives]:
+        return f"needs {' and '.join(missing)}, where there is {', '.join(gives)}"
+    if scale not in network.scales:
+        return f"gives images of the size of its input, not {scale} times as large"
+    return None
 
 
 def has_batch_statistics(network: nn.Module) -> bool:

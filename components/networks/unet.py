@@ -25,6 +25,7 @@ from components.networks.blocks import (
     normalisation,
     residual_image,
 )
+from components.networks.form import RestorationNetwork, positions
 from components.registry import check_between
 
 
@@ -49,20 +50,11 @@ def _repeated(maps: Tensor, like: Tensor) -> Tensor:
 
     This uses indices. Exporting an interpolation and a cut would fix in the graph whether the sizes are even.
     """
-    rows, columns = _half_positions(like[0, 0, :, 0]), _half_positions(like[0, 0, 0, :])
+    rows, columns = positions(like[0, 0, :, 0]) // 2, positions(like[0, 0, 0, :]) // 2
     return maps.index_select(-2, rows).index_select(-1, columns)
 
 
-def _half_positions(line: Tensor) -> Tensor:
-    """``0, 0, 1, 1, 2, ...``: half the position of each pixel of a line ``(N,)``, rounded down, on the line's device.
-
-    The positions are a cumulative sum over a tensor of ones like the line. ``torch.arange`` would need a device, and an
-    export would write that device into the graph.
-    """
-    return (torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1) // 2
-
-
-class ResidualUNet(nn.Module):
+class ResidualUNet(RestorationNetwork):
     """``output = up(inputs[:, :out_channels]) + unet(inputs)`` over ``depth`` resolutions; channels double at each.
 
     Shapes: ``(B, in_channels, H, W)`` -> ``(B, out_channels, scale H, scale W)``, float, H and W at least
@@ -82,8 +74,6 @@ class ResidualUNet(nn.Module):
         >>> network(torch.zeros(1, 4, 9, 12)).shape
         torch.Size([1, 3, 18, 24])
     """
-
-    is_classifier = False
 
     @dataclass(frozen=True, kw_only=True)
     class Settings(NetworkSettings):

@@ -91,6 +91,9 @@ class Task(ABC):
         trains_on_patches: whether training uses crops of the images, and not whole images.
         takes_pairs: whether the task can use pairs of image files that are degraded already.
         takes_grey: whether the task can use grey images.
+        has_conventions: whether the PSNR and SSIM of other projects' scripts are computed beside the metrics
+            (`components.evaluation.conventions`).
+        gives: names of the images in the network's input stack, in order (`components.networks.form`).
         auxiliary_title: what the auxiliary data are, for messages.
         restore_options: further options of ``eqreg restore``, for the example that is printed.
         is_simulated_ahead: whether preprocess creates the training pairs, because the degradation is too slow to be
@@ -112,6 +115,8 @@ class Task(ABC):
     trains_on_patches: ClassVar[bool] = True
     takes_pairs: ClassVar[bool] = True
     takes_grey: ClassVar[bool] = True
+    has_conventions: ClassVar[bool] = False
+    gives: ClassVar[tuple[str, ...]] = ("image",)
     auxiliary_title: ClassVar[str] = "data"
     restore_options: ClassVar[str] = ""
     is_simulated_ahead: ClassVar[bool] = False

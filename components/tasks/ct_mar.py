@@ -45,6 +45,7 @@ class MetalArtifactReduction(Task):
     degradations = (Scan,)
     baseline = "components.evaluation.baselines:of_metal"
     takes_pairs = False
+    gives = ("li", "image", "metal_mask")
     metrics = (PSNR, SSIM, Metric("rmse", "RMSE, HU (less is better)", 1))
     input_kind = "ct"
     is_simulated_ahead = True

@@ -37,6 +37,7 @@ class Deblur(Task):
     """Deblurring of images."""
 
     name = "deblur"
+    has_conventions = True
     degradations = (BlurSettings,)
     baseline = "components.evaluation.baselines:of_blur"
     auxiliary_title = "blur kernels"

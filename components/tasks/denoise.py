@@ -23,6 +23,7 @@ class Denoise(Task):
     """Denoising of images."""
 
     name = "denoise"
+    has_conventions = True
     degradations = (Noise,)
 
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:

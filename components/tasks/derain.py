@@ -50,6 +50,7 @@ class Derain(Task):
     """Deraining of images."""
 
     name = "derain"
+    has_conventions = True
     degradations = (DrawnRain, GivenRain)
     auxiliary_title = "streak layers"
     metrics = (PSNR_Y, SSIM_Y)

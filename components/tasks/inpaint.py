@@ -70,6 +70,7 @@ class Inpaint(Task):
     degradations = (Masks,)
     baseline = "components.evaluation.baselines:of_missing_pixels"
     takes_pairs = False
+    gives = ("image", "mask")
     auxiliary_title = "masks"
     restore_options = " --mask MASK.png"
     metrics = (Metric("psnr_hole", "PSNR in the holes, dB"), PSNR, SSIM)

@@ -27,6 +27,7 @@ class JpegArtifacts(Task):
     """
 
     name = "jpeg"
+    has_conventions = True
     degradations = (Compression,)
     baseline = "components.evaluation.baselines:of_blocks"
     metrics = (PSNR, SSIM, Metric("psnr_b", "PSNR-B of Y, dB"))

@@ -79,7 +79,7 @@ def train(
     """Train from ``state.step`` to ``settings.steps``.
 
     In training mode the network may return several supervised outputs, a tuple or a list. The task loss is then the
-    mean of their losses, each with the same targets.
+    mean of their losses, each with the same targets, weighted with the network's ``output_weights`` if it has some.
 
     Args:
         state: the state of the run; it is updated in place.
@@ -129,7 +129,7 @@ def _update(run: _Run, batch: Batch, is_reporting: bool) -> Metrics:
             with worker.autocast():
                 outputs = run.network(inputs)
             task_factor = part.share.task_factor(settings.task_loss_on_transformed)
-            task = task_factor * _supervised_loss(outputs, targets, counted, settings)
+            task = task_factor * _supervised_loss(run, outputs, targets, counted)
             penalty = part.share.penalty_factor * totals.penalty_of(regularizer, task)
             if weight is None:
                 weight = _penalty_weight(state, float(worker.mean(task)))
@@ -181,12 +181,14 @@ def _paired(
     return paired.inputs, paired.targets, counted
 
 
-def _supervised_loss(
-    outputs: Tensor | Sequence[Tensor], targets: Tensor, counted: Tensor | slice, settings: TrainingSettings
-) -> Tensor:
-    """Compute the task loss of the counted samples, in the mean over the supervised outputs."""
+def _supervised_loss(run: _Run, outputs: Tensor | Sequence[Tensor], targets: Tensor, counted: Tensor | slice) -> Tensor:
+    """Compute the task loss of the counted samples, in the (weighted) mean over the supervised outputs."""
     supervised = [outputs] if isinstance(outputs, Tensor) else outputs
-    return torch.stack([settings.task_loss(each[counted], targets[counted]) for each in supervised]).mean()
+    losses = torch.stack([run.settings.task_loss(each[counted], targets[counted]) for each in supervised])
+    weights: Sequence[float] = getattr(run.state.network, "output_weights", ())
+    if len(supervised) == 1 or not weights:
+        return losses.mean()
+    return losses @ (losses.new_tensor(weights) / sum(weights))
 
 
 def _metrics(run: _Run, totals: StepTotals, weight: float, gradient_norm: float) -> Metrics:

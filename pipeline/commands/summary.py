@@ -16,6 +16,8 @@ from pipeline.stages.step_cost import recorded_step_cost
 from pipeline.stages.sweep_results import best_and_control
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from components.tasks.base import Metric
 
 _MOST_METRICS = 3
@@ -43,6 +45,8 @@ def summary(params: Params) -> None:
     classical = ", ".join(str(value).replace("_", " ") for value in metrics["classical_method"].values())
     console.print(f"{params.task}; means over images. classical: {classical}, the best on validation")
     console.print("gain: restored over degraded; interval: 95 % of bootstraps over scenes, too narrow with few scenes")
+    if conventions := metrics.get("conventions"):
+        _print_conventions(conventions)
     errors = metrics["equivariance_error"]
     console.print(f"equivariance error (relative residual under quarter turns): output {errors['output']:.4f}")
     _print_sweep(task.score)
@@ -65,6 +69,14 @@ def summary(params: Params) -> None:
     console.print("look       make ui (MLflow on this machine), dvc plots show, dvc metrics show")
     if line := same_bytes():
         console.print(f"repeats    {line}")
+
+
+def _print_conventions(conventions: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the PSNR of the restored test images as the scripts of other projects compute it."""
+    own, *others = (f"{name} {values['psnr']:.2f}" for name, values in conventions.items())
+    console.print(
+        f"PSNR of Y by convention, dB: {own}; by other projects' scripts: {', '.join(others)} (of all channels)"
+    )
 
 
 def _print_sweep(score: Metric) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from components.equivariance.groups import group_named
 from components.members import LOSSES, NETWORKS
-from components.networks import network_class
+from components.networks import network_class, why_unfit
 from components.registry import find
 from components.training.global_batch import count_pairs, worker_batch
 
@@ -95,12 +95,17 @@ def _penalty_allows_its_settings(params: Params) -> str | None:
 
 
 def _network_fits_task(params: Params) -> str | None:
-    """The network is a classifier if the task is a classification, and only then."""
-    is_classification, name = params.build_task().is_classification, params.network_name
-    if network_class(name).is_classifier == is_classification:
+    """The task gives the images that the network needs, and the network gives what the task wants."""
+    task, name = params.build_task(), params.network_name
+
+    def why(other: str) -> str | None:
+        return why_unfit(network_class(other), task.gives, task.scale, task.is_classification)
+
+    if (reason := why(name)) is None:
         return None
-    others = [other for other in NETWORKS if network_class(other).is_classifier == is_classification]
-    return f"network.name: {name} does not fit task {params.task}: use auto or {', '.join(others)}"
+    others = [other for other in NETWORKS if why(other) is None]
+    because = f" ({name} {reason})" if reason else ""
+    return f"network.name: {name} does not fit task {params.task}{because}: use auto or {', '.join(others)}"
 
 
 def _loss_fits_task(params: Params) -> str | None:

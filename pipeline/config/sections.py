@@ -201,6 +201,7 @@ class Evaluate(Section):
 
     tile: Annotated[int, Field(ge=64, multiple_of=16)]
     overlap: Annotated[int, Field(ge=0, multiple_of=16)]
+    self_ensemble: Literal[1, 4, 8]
     comparison_images: NotNegative
 
     @field_validator("overlap")

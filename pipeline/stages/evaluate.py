@@ -23,7 +23,7 @@ from components.evaluation.classical import CandidateScore
 from components.evaluation.comparison_images import save_comparison
 from components.evaluation.crops import compared_crop
 from components.evaluation.figures import save_equivariance_bars
-from components.evaluation.protocol import Method, Row, headline, summarise
+from components.evaluation.protocol import Method, Row, headline, means_by_convention, summarise
 from components.registry import import_place
 from components.tasks import Task
 from pipeline.config.schema import Params
@@ -80,6 +80,8 @@ def _evaluate(params: Params, network: nn.Module, task: Task, test: Pack, others
     errors = equivariance_by_layer(network, draws)
     metrics = summarise(rows, params.seed)
     metrics["classical_method"] = description
+    if conventions := means_by_convention(rows):
+        metrics["conventions"] = conventions
     metrics["equivariance_error"] = errors
     with replaced_folder(EVALUATE) as folder:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from components.inference.contract import Contract
-from components.networks import NETWORKS, network_class
-from components.registry import build_settings, module_of
+from components.networks import NETWORKS, network_settings
+from components.registry import module_of
 from pipeline.errors import UserError
 
 _ROWS = 33
@@ -116,10 +116,7 @@ def _smallest_side(settings: Mapping[str, Any]) -> int:
     """The least side that a network with these arguments of ``build_network`` declares; 1 if they are unknown."""
     if not settings:
         return 1
-    kind = network_class(settings["name"])
-    shape = {"name", "in_channels", "out_channels", "scale", "classes"}
-    given = {key: value for key, value in settings.items() if key not in shape}
-    return int(build_settings(kind.Settings, given).smallest_side)
+    return int(network_settings(**settings).smallest_side)
 
 
 __all__ = ["Source", "load_source"]

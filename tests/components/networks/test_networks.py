@@ -117,7 +117,7 @@ def test_the_names_in_a_state_dict_are_those_of_stored_models() -> None:
     weights = {
         name: [key.removesuffix(".weight") for key in keys if key.endswith(".weight")] for name, keys in names.items()
     }
-    assert weights["dncnn"] == ["layers.conv1", "layers.conv2"]
+    assert weights["dncnn"] == ["model.0", "model.2"]
     assert weights["unet"] == [
         *("down.0.conv1", "down.0.conv2", "down.1.conv1", "down.1.conv2"),
         *("up.0", "merge.0.conv1", "merge.0.conv2", "last"),

@@ -1,0 +1,145 @@
+"""The product's form of a restoration network, around a published module or by itself.
+
+A published module has its own arguments and its own range of values. The product's form takes one stack
+``(B, in_channels, H, W)`` of floats in [0, 1], of any height and width, and gives the restored image
+``(B, out_channels, scale H, scale W)`` in the range of the stack. In training mode it may give several supervised
+images, the final one first.
+
+Legend: B images, C channels of the restored image, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.networks.blocks import SCALES
+
+COLOURED = ("image", "li")
+"""Inputs with the channels of the restored image; every other input has one channel."""
+
+
+class RestorationNetwork(nn.Module):
+    """Base class of the restoration networks.
+
+    Attributes:
+        needs: the inputs that the network takes, by name, in the order of its published arguments: "image"; "li", the
+            image with linear interpolation in the sinogram; "metal_mask", 1 inside metal; "mask", 1 where pixels are
+            missing. None: the network takes the whole stack of any task and corrects the first image of it.
+        scales: the sizes of the output / size of the input that it can have.
+        published_class: the published module, if the network is a subclass of one; None if its own form is published.
+        output_weights: weights of the losses of the supervised images in training; empty for equal weights.
+        in_channels: channels of the stack.
+        out_channels: channels of the restored image.
+        scale: size of the output / size of the input.
+    """
+
+    is_classifier: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...] | None] = None
+    scales: ClassVar[tuple[int, ...]] = SCALES
+    published_class: ClassVar[type[nn.Module] | None] = None
+    output_weights: tuple[float, ...] = ()
+
+    in_channels: int
+    out_channels: int
+    scale: int
+
+    @property
+    def published(self) -> nn.Module:
+        """The published module, which has the published arguments; its weights and layers are those of the network.
+
+        Both are one state: weights loaded into one are in the other, and so are the device and the mode.
+        """
+        if self.published_class is None:
+            return self
+        view = self.published_class.__new__(self.published_class)
+        view.__dict__ = self.__dict__
+        return view
+
+    def describe(self, in_channels: int, out_channels: int, scale: int, inputs: Sequence[str]) -> None:
+        """Check and keep the shape of the network, and where its inputs lie in the stack; called once, by ``__init__``.
+
+        Args:
+            in_channels: channels of the stack.
+            out_channels: channels of the restored image.
+            scale: size of the output / size of the input.
+            inputs: names of the images in the stack, in order; it may hold more than the network takes.
+
+        Raises:
+            ValueError: an input that the network needs is not in the stack, the numbers of channels do not agree, or
+                the network has no such scale.
+        """
+        name = type(self).__name__
+        if scale not in self.scales:
+            raise ValueError(f"{name} scale {scale}: use {' or '.join(map(str, self.scales))}")
+        channels = {each: out_channels if each in COLOURED else 1 for each in inputs}
+        needs = self.needs or ()
+        if missing := [each for each in needs if each not in channels]:
+            raise ValueError(f"{name} needs {' and '.join(missing)}, and the stack holds {', '.join(inputs)}")
+        if out_channels < 1 or sum(channels.values()) != in_channels:
+            raise ValueError(
+                f"{name} with {out_channels} channels takes a stack of {', '.join(inputs)}, which has "
+                f"{sum(channels.values())} channels, got {in_channels}"
+            )
+        self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
+        starts = dict(zip(channels, torch.tensor([0, *channels.values()]).cumsum(0).tolist(), strict=False))
+        self._places = tuple((starts[each], starts[each] + channels[each]) for each in needs)
+
+    def take(self, stack: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each."""
+        return tuple(stack[:, start:stop] for start, stop in self._places)
+
+
+def extend(images: Tensor, least: int) -> Tensor:
+    """Extend images to a least height and width by reflection, as many pixels before as after, or one more after.
+
+    The extension commutes with quarter turns if the missing number of pixels is even or 0. It uses indices: an exported
+    padding by reflection would fix how the size compares with ``least``.
+
+    Args:
+        images: ``(B, C, H, W)``, of at least one pixel.
+        least: height and width of the result at least, in pixels.
+
+    Example:
+        >>> extend(torch.arange(3.0).view(1, 1, 1, 3), 6)[0, 0, 0]
+        tensor([1., 0., 1., 2., 1., 0.])
+    """
+    if not torch.compiler.is_exporting() and min(images.shape[-2:]) >= least:
+        return images
+    rows, columns = _reflected(images[0, 0, :, 0], least), _reflected(images[0, 0, 0, :], least)
+    return images.index_select(-2, rows).index_select(-1, columns)
+
+
+def crop(extended: Tensor, images: Tensor, least: int) -> Tensor:
+    """Return the part of what `extend` gave, or of maps of that size, where the images lie: ``(B, C', H, W)``."""
+    if not torch.compiler.is_exporting() and extended.shape[-2:] == images.shape[-2:]:
+        return extended
+    rows, columns = (positions(line) + _missing(line, least) // 2 for line in (images[0, 0, :, 0], images[0, 0, 0, :]))
+    return extended.index_select(-2, rows).index_select(-1, columns)
+
+
+def _missing(line: Tensor, least: int) -> int:
+    """Number of pixels that a line ``(N,)`` lacks."""
+    missing: int = torch.sym_max(least - line.shape[0], 0)
+    return missing
+
+
+def positions(line: Tensor) -> Tensor:
+    """``0, 1, ..., N - 1`` on the device of a line ``(N,)``.
+
+    They are a cumulative sum, because ``torch.arange`` needs a device, and an export would write it into the graph.
+    """
+    return torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1
+
+
+def _reflected(line: Tensor, least: int) -> Tensor:
+    """Positions in a line ``(N,)`` of the pixels of its extension, ``(max(N, least),)``."""
+    number, missing = line.shape[0], _missing(line, least)
+    before = missing // 2
+    period = torch.sym_max(2 * (number - 1), 1)
+    places = (positions(F.pad(line, (before, missing - before))) - before).remainder(period)
+    return torch.minimum(places, period - places).clamp(max=number - 1)

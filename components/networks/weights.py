@@ -1,0 +1,132 @@
+"""Read published weights: files of weights that other projects wrote, into the published module of a network."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WRAPPERS = ("params_ema", "params", "state_dict")
+"""Keys under which files hold the weights; of several in one file, the first one here is read."""
+
+PREFIX = "module."
+"""Prefix of the names of a network that was wrapped for several GPUs."""
+
+_MOST = 3  # tensors that a message names
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a file of published weights into the published module of a network; every parameter must be there.
+
+    Args:
+        network: of ``build_network``; its weights are replaced, all or none.
+        path: as of `read_weights`.
+
+    Raises:
+        ValueError: the file cannot be read, or its tensors are not those of the network.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from components.networks import build_network
+        >>> file, network = Path(mkdtemp(), "weights.pth"), build_network("dncnn", depth=3, width=8, norm="none")
+        >>> ones = {f"module.{name}": torch.ones_like(value) for name, value in network.state_dict().items()}
+        >>> torch.save({"params": ones}, file)
+        >>> load_weights(network, file)
+        >>> network.model[0].bias.sum().item()
+        8.0
+    """
+    weights, published = read_weights(path), getattr(network, "published", network)
+    own: dict[str, Tensor] = published.state_dict()
+    # Only a count of training steps may be missing: old files have none, and no output depends on it.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in weights if name not in own]
+    if missing or unknown:
+        raise ValueError(
+            f"{path}: not the weights of this network; "
+            + "; ".join(
+                f"{what}: {_listed(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names
+            )
+        )
+    other = [
+        f"{name} {tuple(value.shape)}, here {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if value.shape != own[name].shape
+    ]
+    if other:
+        raise ValueError(f"{path}: weights of other settings; {_listed(other)}")
+    if broken := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"{path}: values that are not finite; {_listed(broken)}")
+    published.load_state_dict(weights, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file of weights, by name.
+
+    Args:
+        path: a ``.safetensors`` file, or a file of ``torch.save`` with tensors alone, which lie at the top or under one
+            of `WRAPPERS`. The names may begin with ``module.``.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else; no code of a file is run.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if reason := _foreign(start):
+        raise ValueError(f"{path}: no weights, but {reason}")
+    try:
+        if path.suffix == ".safetensors":
+            held: Any = import_module("safetensors.torch").load_file(path)
+        else:
+            with warnings.catch_warnings(action="ignore"):  # of the protocol of a pickle, which the user cannot change
+                held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a foreign file, any
+        reason = "not a file of weights, or a damaged one"
+        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+            reason = (
+                "a pickle of more than tensors, such as a whole module, which would run the code of a stranger: "
+                "ask for its state_dict"
+            )
+        raise ValueError(f"{path}: {reason}") from error
+    return _tensors(held, path)
+
+
+def _foreign(start: bytes) -> str:
+    """What a file is that begins with these bytes, if it is a common mistake; "" otherwise."""
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: run 'git lfs pull' where it came from"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a page of the web: download the file itself"
+    if start.startswith(b"\x89HDF"):
+        return "HDF5, as MATLAB writes it: convert it to .safetensors"
+    return ""
+
+
+def _tensors(held: Any, path: Path) -> dict[str, Tensor]:
+    """Take the weights out of what a file holds."""
+    if isinstance(held, Mapping):
+        held = next((held[key] for key in WRAPPERS if isinstance(held.get(key), Mapping)), held)
+    if not isinstance(held, Mapping) or not held:
+        raise ValueError(f"{path}: holds {type(held).__name__}, where names and tensors are wanted")
+    if other := [str(name) for name, value in held.items() if not isinstance(value, Tensor)]:
+        raise ValueError(
+            f"{path}: {_listed(other)}: no tensors; the weights lie at the top or under {', '.join(WRAPPERS)}"
+        )
+    names = [str(name) for name in held]
+    cut = len(PREFIX) if all(name.startswith(PREFIX) for name in names) else 0
+    return {name[cut:]: value for name, value in zip(names, held.values(), strict=True)}
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST
+    return ", ".join(names[:_MOST]) + (f" and {more} more" if more > 0 else "")
