@@ -1,0 +1,175 @@
+"""The published modules are those of the references: names, shapes, outputs and gradients in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from components.networks.acdnet import ACDNet, ACDNetOutput
+from components.networks.prenet import PReNet
+from components.networks.redcnn import REDCNN
+from tests.components.networks.fingerprints import fingerprint as fingerprints
+from tests.components.networks.fingerprints.fingerprint import GRADIENT
+
+pytestmark = pytest.mark.unit
+TOLERANCE = 1e-9
+
+
+class Published(NamedTuple):
+    """How a network of a fingerprint is built, called and read."""
+
+    build: Callable[[], nn.Module]
+    outputs: Callable[[Any], dict[str, Tensor]] = lambda output: {"out": output}
+    """What the module returns -> the outputs by their names in the fingerprint, the result first."""
+    call: Callable[..., Any] = lambda network, *inputs: network(*inputs)
+    """The network and the inputs of the fingerprint -> what the module returns."""
+
+
+def prenet_outputs(output: tuple[Tensor, list[Tensor]]) -> dict[str, Tensor]:
+    last, stages = output
+    return {"out": last, "stage1": stages[0], "stage3": stages[2]}
+
+
+def acdnet_outputs(output: ACDNetOutput) -> dict[str, Tensor]:
+    return {
+        "out": output.images[-1],
+        "X0": output.first_image,
+        "X_nonK_1": output.warm_up_images[1],
+        "X_stage1": output.images[0],
+        "A_last": output.artifacts[-1],
+    }
+
+
+def call_acdnet(network: nn.Module, image: Tensor, interpolated: Tensor, third: Tensor) -> Any:
+    """The note asks for a mask of zeros and ones instead of the third input, which is in 0..255."""
+    return network(image, interpolated, (third / 255 > 0.35).double())
+
+
+PUBLISHED = {
+    "PReNet": Published(PReNet, prenet_outputs),
+    "PReNet_LSTM": Published(lambda: PReNet(adds_input=False), prenet_outputs),
+    "PReNet_GRU": Published(lambda: PReNet(adds_input=False, memory="gru"), prenet_outputs),
+    "PReNet_x": Published(lambda: PReNet(adds_input=False, sees_input=False), prenet_outputs),
+    "PReNet_r": Published(lambda: PReNet(shared_blocks=True), prenet_outputs),
+    "PRN": Published(lambda: PReNet(memory="none"), prenet_outputs),
+    "PRN_r": Published(lambda: PReNet(memory="none", shared_blocks=True), prenet_outputs),
+    "RED_CNN": Published(REDCNN),
+    "ACDNet": Published(ACDNet, acdnet_outputs, call_acdnet),
+    "ACDNet_eqreg_width": Published(lambda: ACDNet(maps=8, dual_channels=35), acdnet_outputs, call_acdnet),
+}
+"""Name of the fingerprint -> how to compare."""
+
+
+MODES = [(name, mode) for name in PUBLISHED for mode in fingerprints.modes(fingerprints.load(name))]
+
+
+def compared(name: str, network: nn.Module, mode: str = "eval") -> dict[str, float]:
+    """The deviations of a network from the fingerprint ``name``."""
+    fingerprint = fingerprints.load(name)
+    fingerprints.fill(network.double().train(mode == "train"), fingerprint["gain"])
+    outputs = PUBLISHED[name].outputs(PUBLISHED[name].call(network, *fingerprints.inputs(fingerprint)))
+    return fingerprints.deviations(fingerprint, network, outputs, mode)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_module_has_the_names_order_and_shapes_of_the_reference(name: str) -> None:
+    assert fingerprints.structure(PUBLISHED[name].build()) == fingerprints.stored_structure(fingerprints.load(name))
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES)
+def test_a_published_module_has_the_outputs_and_gradients_of_the_reference(name: str, mode: str) -> None:
+    found = compared(name, PUBLISHED[name].build(), mode)
+    assert max(found.values()) < TOLERANCE, found
+
+
+# ------------------------------------------------------------------------------------------------ what is noticed
+
+
+def without_the_second_relu() -> nn.Module:
+    network = PReNet()
+    network.get_submodule("res_conv3")[3] = nn.Identity()  # type: ignore[index]
+    return network
+
+
+def without_gradient_through_the_fed_back_image() -> nn.Module:
+    network = PReNet()
+    network.conv0.register_forward_pre_hook(
+        lambda _, inputs: torch.cat((inputs[0][:, :3], inputs[0][:, 3:].detach()), dim=1)
+    )
+    return network
+
+
+def with_the_skip_added_after_the_relu() -> nn.Module:
+    network = REDCNN()
+    network.tconv1.register_forward_hook(lambda _, inputs, output: output.relu())
+    return network
+
+
+def with_another_epsilon() -> nn.Module:
+    network = ACDNet()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1.1e-5
+    return network
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "same"),
+    [
+        pytest.param("PReNet", lambda: PReNet(stages=5), {"stage1", "stage3"}, id="five stages"),
+        pytest.param("PReNet", without_the_second_relu, set(), id="no second ReLU"),
+        pytest.param(
+            "PReNet",
+            without_gradient_through_the_fed_back_image,
+            {"out", "stage1", "stage3"},
+            id="no gradient through the image fed back",
+        ),
+        pytest.param("PReNet", lambda: PReNet(adds_input=False), set(), id="PReNet_LSTM for PReNet"),
+        pytest.param("RED_CNN", with_the_skip_added_after_the_relu, set(), id="skip after ReLU"),
+        pytest.param("ACDNet", with_another_epsilon, set(), id="epsilon 1.1e-5 for 1e-5"),
+    ],
+)
+def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
+    found = compared(name, build())
+    assert {key for key, value in found.items() if value < TOLERANCE} == same
+    assert found[GRADIENT] > 1000 * TOLERANCE
+
+
+def test_parameters_that_should_have_no_gradient_are_noticed() -> None:
+    network = PReNet()
+    network.conv_o.requires_grad_(False)
+    found = compared("PReNet", network)
+    assert found.pop(GRADIENT) == float("inf")
+    assert max(found.values()) < TOLERANCE
+
+
+def in_another_order() -> nn.Module:
+    network = PReNet()
+    moved = network.conv_i
+    del network.conv_i
+    network.conv_i = moved
+    return network
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "differs"),
+    [
+        pytest.param("PReNet", in_another_order, {"parameters"}, id="order"),
+        pytest.param("PReNet", lambda: PReNet(width=33), {"params", "parameters"}, id="width"),
+        pytest.param("PReNet", lambda: PReNet().requires_grad_(False), set(), id="frozen is no other structure"),
+        pytest.param("PReNet", lambda: nn.Sequential(PReNet()), {"parameters"}, id="a prefix"),
+        pytest.param(
+            "RED_CNN",
+            lambda: nn.ModuleList([REDCNN(), nn.BatchNorm2d(1, affine=False)]),
+            {"parameters", "buffers"},
+            id="buffers",
+        ),
+    ],
+)
+def test_another_structure_is_noticed(name: str, build: Callable[[], nn.Module], differs: set[str]) -> None:
+    own, stored = fingerprints.structure(build()), fingerprints.stored_structure(fingerprints.load(name))
+    assert {key for key, value in own.items() if value != stored[key]} == differs
