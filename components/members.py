@@ -9,7 +9,10 @@ from __future__ import annotations
 from components.registry import Registry
 
 NETWORKS: Registry = {
+    "acdnet": "components.networks.acdnet:ACDNetForm",
     "dncnn": "components.networks.dncnn:DnCNN",
+    "prenet": "components.networks.prenet:PReNetForm",
+    "redcnn": "components.networks.redcnn:REDCNNForm",
     "resnet": "components.networks.resnet:ResNet",
     "unet": "components.networks.unet:ResidualUNet",
 }

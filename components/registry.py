@@ -100,6 +100,21 @@ def similar(word: str, known: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(word, known, 1, 0.5)
 
 
+def check_one_of(settings: Settings, **choices: Sequence[str]) -> None:
+    """Check words.
+
+    Args:
+        settings: holds the values.
+        **choices: name of a field -> its possible values.
+
+    Raises:
+        ValueError: a value is another one.
+    """
+    for name, possible in choices.items():
+        if (value := getattr(settings, name)) not in possible:
+            raise ValueError(f"{name}: {value!r}: use one of {', '.join(possible)}")
+
+
 def check_between(settings: Settings, **bounds: tuple[int, int]) -> None:
     """Check whole numbers.
 

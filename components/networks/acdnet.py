@@ -43,11 +43,17 @@ shapes of the parameters are those of the reference. What differs:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from components.networks.blocks import MOST_CHANNELS, NetworkSettings
+from components.networks.form import RestorationNetwork
+from components.registry import check_between, check_one_of
 
 KERNEL_SIZE = 9
 DICTIONARY_SCALE = 10.0
@@ -291,3 +297,109 @@ class _WeightNetwork(nn.Module):
         values = F.relu(values + self.layer[0](values))
         values = values.view_as(weights)  # (B, N, d)
         return values / (torch.linalg.vector_norm(values, dim=2, keepdim=True) + NORM_EPSILON)
+
+
+WHITE = 255.0
+"""Value of the published range that is 1 in the product's range."""
+
+EARLIER = 0.1
+"""Weight of the loss of an image that is not the result, relative to that of the result."""
+
+
+class ACDNetForm(RestorationNetwork, ACDNet):
+    """The product's form: images in [0, 1], and the mask of what is metal.
+
+    In training with ``supervised="all"`` it gives the image of every stage, and of every stage ``Y - A``, the image
+    without its artifacts. The loss of ``Y - A`` is that of the artifacts against their truth ``Y - X``. The published
+    loss has these outputs with these weights, and an L1 term of its own.
+
+    Shapes: as of `components.networks.form`, any H and W from 1 pixel.
+
+    Args:
+        settings: of the network.
+        in_channels: channels of the stack.
+        out_channels: 1.
+        scale: 1.
+        inputs: names of the images in the stack.
+
+    Raises:
+        ValueError: the image has more than one channel, or as of `RestorationNetwork.describe`.
+    """
+
+    needs = ("image", "li", "metal_mask")
+    scales = (1,)
+    published_class = ACDNet
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(NetworkSettings):
+        """Settings of the network; the defaults are the published ones.
+
+        Those of the EQ-Reg paper, whose channels divide by 4, are ``maps=8, dual_channels=35``.
+        """
+
+        maps: int = 6
+        """N, the channels of the artifacts' maps."""
+        dual_channels: int = 32
+        """Channels beside the image in its network."""
+        atoms: int = 32
+        """Kernels of the dictionary."""
+        residual_blocks: int = 3
+        """Blocks of each network for the image and for the maps."""
+        stages: int = 10
+        """Stages with kernels of each image's own."""
+        supervised: Literal["last", "all"] = "all"
+        """Outputs with a task loss: the result alone, or the images and artifacts of all stages."""
+
+        def __post_init__(self) -> None:
+            check_between(
+                self,
+                maps=(1, 1024),
+                dual_channels=(1, MOST_CHANNELS),
+                atoms=(1, 1024),
+                residual_blocks=(1, 1000),
+                stages=(1, 1000),
+            )
+            check_one_of(self, supervised=("last", "all"))
+
+        @property
+        def channels(self) -> dict[str, int]:
+            """The channels of the networks for the maps, and of those for the image and its dual channels."""
+            return {"maps": self.maps, "dual_channels + 1": 1 + self.dual_channels}
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 1,
+        scale: int = 1,
+        inputs: Sequence[str] = needs,
+    ) -> None:
+        if out_channels != 1:
+            raise ValueError(f"acdnet restores images of one channel, got {out_channels}")
+        ACDNet.__init__(
+            self,
+            settings.maps,
+            settings.dual_channels,
+            settings.atoms,
+            settings.residual_blocks,
+            settings.stages,
+        )
+        self.describe(in_channels, out_channels, scale, inputs)
+        if settings.supervised == "all":
+            self.output_weights = (1.0, *[EARLIER] * (2 * settings.stages + 1 + 2 * WARM_UP_STAGES))
+        # Several processes wait for the gradient of every parameter that can have one.
+        self.tau_extend.requires_grad_(False)
+        for network in self.proxNet_K_T:
+            network.tau.requires_grad_(False)
+
+    def forward(self, stack: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
+        """Restore a batch of stacks; in training with several supervised outputs, the result comes first."""
+        image, interpolated, metal = self.take(stack)
+        output = ACDNet.forward(self, WHITE * image, WHITE * interpolated, 1 - metal)
+        *earlier, result = (each / WHITE for each in output.images)
+        if not (self.training and self.output_weights):
+            return result
+        others = [output.first_image / WHITE, *(each / WHITE for each in output.warm_up_images)]
+        artifacts = [image - each / WHITE for each in (*output.artifacts, *output.warm_up_artifacts)]
+        return result, *earlier, *others, *artifacts

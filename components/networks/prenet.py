@@ -22,14 +22,19 @@ device of the input instead of a device that is chosen at construction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.networks.blocks import MOST_CHANNELS, NetworkSettings
+from components.networks.form import RestorationNetwork
+from components.registry import check_between, check_one_of
+
 Memory = Literal["lstm", "gru", "none"]
-COLOURS = 3
 BLOCKS = 5
 """Residual blocks that a stage applies."""
 
@@ -47,8 +52,8 @@ class PReNet(nn.Module):
     | PReNet_GRU | ``adds_input=False, memory="gru"`` |
     | PReNet_x | ``adds_input=False, sees_input=False`` |
 
-    Shapes: ``(B, 3, H, W)`` -> ``(B, 3, H, W)`` and a list of ``stages`` such images, float, RGB in [0, 1], any H and W
-    from 1 pixel.
+    Shapes: ``(B, C, H, W)`` -> ``(B, C, H, W)`` and a list of ``stages`` such images, float, in [0, 1], any H and W
+    from 1 pixel; C is 3 as published.
 
     Args:
         stages: how often the network refines its output.
@@ -57,6 +62,7 @@ class PReNet(nn.Module):
         sees_input: ``conv0`` sees the input image beside the output of the stage before; otherwise that output alone.
         adds_input: the input image is added to what the last convolution gives.
         width: channels of each hidden layer.
+        colours: C, the channels of an image.
 
     Example:
         >>> network = PReNet(stages=2, width=8)
@@ -73,11 +79,12 @@ class PReNet(nn.Module):
         sees_input: bool = True,
         adds_input: bool = True,
         width: int = 32,
+        colours: int = 3,
     ) -> None:
         super().__init__()
         self.stages, self.memory, self.width = stages, memory, width
         self.sees_input, self.adds_input = sees_input, adds_input
-        self.conv0 = nn.Sequential(_convolution(2 * COLOURS if sees_input else COLOURS, width), nn.ReLU())
+        self.conv0 = nn.Sequential(_convolution(2 * colours if sees_input else colours, width), nn.ReLU())
         # A shared block has one name only: with a second name, the state_dict would hold its weights twice.
         self.block_names = ["res_conv1"] * BLOCKS if shared_blocks else [f"res_conv{k}" for k in range(1, BLOCKS + 1)]
         for name in dict.fromkeys(self.block_names):
@@ -93,13 +100,13 @@ class PReNet(nn.Module):
             self.conv_z = nn.Sequential(_convolution(2 * width, width), nn.Sigmoid())
             self.conv_b = nn.Sequential(_convolution(2 * width, width), nn.Sigmoid())
             self.conv_g = nn.Sequential(_convolution(2 * width, width), nn.Tanh())
-        self.conv = nn.Sequential(_convolution(width, COLOURS))
+        self.conv = nn.Sequential(_convolution(width, colours))
 
     def forward(self, input: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Remove the rain from a batch of images.
 
         Args:
-            input: rainy images, ``(B, 3, H, W)``.
+            input: rainy images, ``(B, C, H, W)``.
 
         Returns:
             The output of the last stage, and the outputs of all stages in order.
@@ -137,3 +144,79 @@ class PReNet(nn.Module):
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
     """A 3x3 convolution that keeps the height and width."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class PReNetForm(RestorationNetwork, PReNet):
+    """The product's form: in evaluation the image of the last stage; in training those of all supervised stages.
+
+    Shapes: as of `components.networks.form`, any H and W from 1 pixel.
+
+    Args:
+        settings: of the network.
+        in_channels: channels of the stack.
+        out_channels: C, the channels of an image.
+        scale: 1.
+        inputs: names of the images in the stack.
+
+    Raises:
+        ValueError: as of `RestorationNetwork.describe`.
+    """
+
+    needs = ("image",)
+    scales = (1,)
+    published_class = PReNet
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(NetworkSettings):
+        """Settings of the network; the defaults are those of the published PReNet."""
+
+        stages: int = 6
+        """How often the network refines its output."""
+        memory: Memory = "lstm"
+        """The recurrent layer: "lstm", "gru", or "none" (the published PRN)."""
+        shared_blocks: bool = False
+        """One residual block applied five times (the published PReNet_r, PRN_r) instead of five blocks."""
+        sees_input: bool = True
+        """The first layer sees the input image beside the output of the stage before."""
+        adds_input: bool = True
+        """The input image is added to what the last layer gives."""
+        width: int = 32
+        """Channels of each hidden layer."""
+        supervised: Literal["last", "all"] = "last"
+        """Stages with a task loss: the last one, or all, with equal weights."""
+
+        def __post_init__(self) -> None:
+            check_between(self, stages=(1, 1000), width=(1, MOST_CHANNELS))
+            check_one_of(self, memory=("lstm", "gru", "none"), supervised=("last", "all"))
+
+        @property
+        def channels(self) -> dict[str, int]:
+            """The channels of the hidden layers."""
+            return {"width": self.width}
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        scale: int = 1,
+        inputs: Sequence[str] = ("image",),
+    ) -> None:
+        PReNet.__init__(
+            self,
+            settings.stages,
+            settings.memory,
+            settings.shared_blocks,
+            settings.sees_input,
+            settings.adds_input,
+            settings.width,
+            out_channels,
+        )
+        self.describe(in_channels, out_channels, scale, inputs)
+        self.is_supervised_everywhere = settings.supervised == "all"
+
+    def forward(self, stack: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
+        """Restore a batch of stacks; in training with several supervised stages, the last one comes first."""
+        last, outputs = PReNet.forward(self, *self.take(stack))
+        return tuple(reversed(outputs)) if self.training and self.is_supervised_everywhere else last

@@ -22,8 +22,15 @@ torch does not have (``nn.Conv2D``); this one is otherwise the same network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from components.networks.blocks import MOST_CHANNELS, NetworkSettings
+from components.networks.form import RestorationNetwork, crop, extend
+from components.registry import check_between
 
 SMALLEST_SIDE = 21
 """The least height and width of an input, of which the innermost layer keeps one pixel."""
@@ -32,10 +39,11 @@ SMALLEST_SIDE = 21
 class REDCNN(nn.Module):
     """The published network.
 
-    Shapes: ``(B, 1, H, W)`` -> ``(B, 1, H, W)``, float, in [0, 1], H and W from 21 pixels.
+    Shapes: ``(B, C, H, W)`` -> ``(B, C, H, W)``, float, in [0, 1], H and W from 21 pixels; C is 1 as published.
 
     Args:
         width: channels of each hidden layer.
+        colours: C, the channels of an image.
 
     Example:
         >>> import torch
@@ -44,9 +52,9 @@ class REDCNN(nn.Module):
         torch.Size([1, 1, 21, 30])
     """
 
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, width: int = 96, colours: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 5)
+        self.conv1 = nn.Conv2d(colours, width, 5)
         self.conv2 = nn.Conv2d(width, width, 5)
         self.conv3 = nn.Conv2d(width, width, 5)
         self.conv4 = nn.Conv2d(width, width, 5)
@@ -55,7 +63,7 @@ class REDCNN(nn.Module):
         self.tconv2 = nn.ConvTranspose2d(width, width, 5)
         self.tconv3 = nn.ConvTranspose2d(width, width, 5)
         self.tconv4 = nn.ConvTranspose2d(width, width, 5)
-        self.tconv5 = nn.ConvTranspose2d(width, 1, 5)
+        self.tconv5 = nn.ConvTranspose2d(width, colours, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore a batch of images; the shapes are those of the class."""
@@ -68,4 +76,57 @@ class REDCNN(nn.Module):
         d = F.relu(self.tconv2(d))
         d = F.relu(self.tconv3(d) + e2)
         d = F.relu(self.tconv4(d))
-        return F.relu(self.tconv5(d) + x)  # (B, 1, H, W)
+        return F.relu(self.tconv5(d) + x)  # (B, C, H, W)
+
+
+class REDCNNForm(RestorationNetwork, REDCNN):
+    """The product's form: an image with a side below 21 pixels is extended by reflection, and the result cropped.
+
+    Shapes: as of `components.networks.form`, any H and W from 1 pixel.
+
+    Args:
+        settings: of the network.
+        in_channels: channels of the stack.
+        out_channels: C, the channels of an image.
+        scale: 1.
+        inputs: names of the images in the stack.
+
+    Raises:
+        ValueError: as of `RestorationNetwork.describe`.
+    """
+
+    needs = ("image",)
+    scales = (1,)
+    published_class = REDCNN
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(NetworkSettings):
+        """Settings of the network; the default is the published one."""
+
+        width: int = 96
+        """Channels of each hidden layer."""
+
+        def __post_init__(self) -> None:
+            check_between(self, width=(1, MOST_CHANNELS))
+
+        @property
+        def channels(self) -> dict[str, int]:
+            """The channels of the hidden layers."""
+            return {"width": self.width}
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        scale: int = 1,
+        inputs: Sequence[str] = ("image",),
+    ) -> None:
+        REDCNN.__init__(self, settings.width, out_channels)
+        self.describe(in_channels, out_channels, scale, inputs)
+
+    def forward(self, stack: Tensor) -> Tensor:
+        """Restore a batch of stacks."""
+        (image,) = self.take(stack)
+        return crop(REDCNN.forward(self, extend(image, SMALLEST_SIDE)), image, SMALLEST_SIDE)

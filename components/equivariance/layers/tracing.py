@@ -175,7 +175,7 @@ class _Tracer(TorchFunctionMode):
         if name != "linear":
             defaults = (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1))
             window, groups = Window.of_call(weight.shape[2:], *defaults, transposed), int(given.get("groups", 1))
-        parameter = self._parameters.get(id(weight), "")
+        parameter = self._tag(weight).parameter or ""  # also of a weight that is computed from one parameter
         layer = self._module or parameter.removesuffix(".weight").removesuffix("weight")
         incoming = self._tag(maps)
         call = Call(

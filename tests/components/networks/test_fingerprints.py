@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from components.networks import build_network
 from components.networks.acdnet import ACDNet, ACDNetOutput
 from components.networks.prenet import PReNet
 from components.networks.redcnn import REDCNN
@@ -49,6 +50,10 @@ def call_acdnet(network: nn.Module, image: Tensor, interpolated: Tensor, third: 
     return network(image, interpolated, (third / 255 > 0.35).double())
 
 
+def dncnn(channels: int, **settings: Any) -> nn.Module:
+    return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
+
+
 PUBLISHED = {
     "PReNet": Published(PReNet, prenet_outputs),
     "PReNet_LSTM": Published(lambda: PReNet(adds_input=False), prenet_outputs),
@@ -58,6 +63,9 @@ PUBLISHED = {
     "PRN": Published(lambda: PReNet(memory="none"), prenet_outputs),
     "PRN_r": Published(lambda: PReNet(memory="none", shared_blocks=True), prenet_outputs),
     "RED_CNN": Published(REDCNN),
+    "DnCNN_gray_17": Published(lambda: dncnn(channels=1, depth=17, norm="none")),
+    "DnCNN_gray_17_BN": Published(lambda: dncnn(channels=1, depth=17, norm="batch")),
+    "DnCNN_color_20": Published(lambda: dncnn(channels=3, depth=20, norm="none")),
     "ACDNet": Published(ACDNet, acdnet_outputs, call_acdnet),
     "ACDNet_eqreg_width": Published(lambda: ACDNet(maps=8, dual_channels=35), acdnet_outputs, call_acdnet),
 }
