@@ -57,7 +57,7 @@ from components.registry import check_between, check_one_of
 
 KERNEL_SIZE = 9
 DICTIONARY_SCALE = 10.0
-"""D / 10 and eta / 10: the parameters learn at a comfortable size."""
+"""The published algorithm divides the dictionary and its step sizes by it (the step of K excepted)."""
 
 FIRST_STEP_OF_MAPS = 1.0
 FIRST_STEP_OF_IMAGE = 5.0

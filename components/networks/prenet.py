@@ -15,9 +15,10 @@ output ``y`` of the stage before (``y = x`` at first), the memory ``h`` (zero at
 Source: Ren, Zuo, Hu, Zhu, Meng, *Progressive Image Deraining Networks: A Better and Simpler Baseline*, CVPR 2019
 (arXiv 1901.09221). Reference: https://github.com/csdwren/PReNet at 6d908d1, ``networks.py``. The names, order and
 shapes of the parameters are those of the reference, and so is the order of ``cat(b h, f)``. The classes of the ablation
-(PReNet_LSTM, PReNet_GRU, PReNet_x) do not add the input image there: PReNet_LSTM has the layers of PReNet and is
-another network. What differs: the seven classes are one class with settings, and the memory begins as zeros on the
-device of the input instead of a device that is chosen at construction.
+(PReNet_LSTM, PReNet_GRU, PReNet_x) do not add the input image there: PReNet_LSTM has the parameters of PReNet and is
+another network, so a file of weights does not say of which of the two it is. What differs: the seven classes are one
+class with settings, and the memory begins as zeros on the device of the input instead of a device that is chosen at
+construction.
 """
 
 from __future__ import annotations
