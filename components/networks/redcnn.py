@@ -35,6 +35,9 @@ from components.registry import check_between
 SMALLEST_SIDE = 21
 """The least height and width of an input, of which the innermost layer keeps one pixel."""
 
+EXTENDED_SIDE = SMALLEST_SIDE + 1
+"""Smaller images are extended to it: an exported program refuses maps of one pixel."""
+
 
 class REDCNN(nn.Module):
     """The published network.
@@ -80,7 +83,7 @@ class REDCNN(nn.Module):
 
 
 class REDCNNForm(RestorationNetwork, REDCNN):
-    """The product's form: an image with a side below 21 pixels is extended by reflection, and the result cropped.
+    """The product's form: an image with a side below 22 pixels is extended by reflection, and the result cropped.
 
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 
@@ -129,4 +132,4 @@ class REDCNNForm(RestorationNetwork, REDCNN):
     def forward(self, stack: Tensor) -> Tensor:
         """Restore a batch of stacks."""
         (image,) = self.take(stack)
-        return crop(REDCNN.forward(self, extend(image, SMALLEST_SIDE)), image, SMALLEST_SIDE)
+        return crop(REDCNN.forward(self, extend(image, EXTENDED_SIDE)), image, EXTENDED_SIDE)

@@ -111,9 +111,10 @@ def equivariance_error_by_element(
 
 def specs_of(trace: Trace) -> dict[str, LayerSpec]:
     """The spec of each layer in a trace, in order of execution; the layer that runs last writes the image."""
-    spec: dict[str, LayerSpec] = {}
+    calls: dict[str, list[Call]] = {}
     for call in trace.calls:
-        spec[call.name] = LayerSpec.of_call(call)
+        calls.setdefault(call.name, []).append(call)
+    spec = {name: LayerSpec.of_calls(*of_layer) for name, of_layer in calls.items()}
     if trace.calls:
         last = trace.calls[-1].name
         spec[last] = LayerSpec(**(vars(spec[last]) | {"writes_image": True}))

@@ -117,7 +117,7 @@ class LayerPlanning:
             calls.setdefault(call.name, []).append(call)
         for name, spec in self.spec.items():
             if name in calls:
-                self.spec[name] = replace(spec.seen_in(calls[name][-1]), writes_image=name == executed[-1])
+                self.spec[name] = replace(spec.seen_in(*calls[name]), writes_image=name == executed[-1])
                 self._shifts[name] = [call.shift for call in calls[name]]
             else:
                 self.spec[name] = replace(spec, reads_image=name == executed[0], writes_image=name == executed[-1])

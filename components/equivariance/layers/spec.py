@@ -122,19 +122,25 @@ class LayerSpec:
         return cls(module.in_channels, module.out_channels, module.groups, Window.of(module))
 
     @classmethod
-    def of_call(cls, call: Call) -> LayerSpec:
-        """The spec that follows from a traced call; also for layers without a module."""
+    def of_calls(cls, *calls: Call) -> LayerSpec:
+        """The spec that follows from the traced calls of one layer, in order; also for layers without a module."""
+        call = calls[-1]
         inputs, outputs = call.weight_shape[1] * call.num_groups, call.weight_shape[0]
         if call.window and call.window.is_transposed:
             inputs, outputs = call.weight_shape[0], call.weight_shape[1] * call.num_groups
-        return cls(inputs, outputs, call.num_groups, call.window).seen_in(call)
+        return cls(inputs, outputs, call.num_groups, call.window).seen_in(*calls)
 
-    def seen_in(self, call: Call) -> LayerSpec:
-        """This spec with the properties that only a traced call shows."""
+    def seen_in(self, *calls: Call) -> LayerSpec:
+        """This spec with the properties that only the traced calls of its layer show, in order.
+
+        A layer that is called several times reads the image if any call does: a recurrent network gives it the image
+        together with what it made of it before.
+        """
+        call = calls[-1]
         return replace(
             self,
             factor=call.sub_pixel or 1,
-            reads_image=call.reads_image,
+            reads_image=any(each.reads_image for each in calls),
             reads_unshuffled=call.reads_unshuffled,
             has_no_place=len(call.output_shape) == 2,
         )

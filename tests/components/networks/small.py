@@ -1,0 +1,52 @@
+"""Small settings of the networks of one published form each, and what an exported program names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from components.networks import build_network
+
+SMALL: dict[str, dict[str, Any]] = {
+    "acdnet": {"maps": 4, "dual_channels": 3, "atoms": 5, "residual_blocks": 1, "stages": 2},
+    "prenet": {"width": 8, "stages": 3},
+    "redcnn": {"width": 8},
+}
+"""Name -> settings with which a forward takes some milliseconds."""
+
+
+def random(name: str, **arguments: Any) -> nn.Module:
+    """A small network with weights of a size at which every layer matters, in double precision and evaluation mode."""
+    torch.manual_seed(0)
+    network = build_network(name, **{**SMALL.get(name, {}), **arguments}).double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.normal_(module.bias, std=0.1) if module.bias is not None else None
+        elif isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
+            for values in (module.bias, module.running_mean):
+                nn.init.normal_(values, std=0.1)  # type: ignore[arg-type]
+    return network
+
+
+def stack(network: nn.Module, height: int = 24, width: int = 24, batch: int = 1) -> Tensor:
+    """A random stack of inputs in [0, 1], in double precision; a mask of metal holds zeros and ones."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(batch, int(network.in_channels), height, width, generator=generator, dtype=torch.float64)  # type: ignore[arg-type]
+    if "metal_mask" in (network.needs or ()):  # type: ignore[operator]
+        images[:, 2] = (images[:, 2] > 0.8).double()
+    return images
+
+
+def devices_in(program: torch.export.ExportedProgram) -> list[str]:
+    """The operations of an exported program that name a device."""
+    return [
+        node.format_node() or node.name
+        for node in program.graph.nodes
+        if any(isinstance(value, torch.device) for value in tree_leaves((node.args, node.kwargs)))
+    ]

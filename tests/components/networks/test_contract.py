@@ -1,0 +1,295 @@
+"""The contract of the networks around published modules: one state, one stack, any size, an export, a penalty."""
+
+from __future__ import annotations
+
+import itertools
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+from torch.nn import functional as F
+
+from components.equivariance import EquivarianceRegularizer, diagnose, equivariance_error
+from components.equivariance.diagnosis.projection import Fields, projected
+from components.members import NETWORKS
+from components.networks import build_network, network_class, network_settings
+from components.networks.form import crop, extend
+from tests.components.networks.fingerprints import fingerprint as fingerprints
+from tests.components.networks.small import SMALL, devices_in, random, stack
+
+pytestmark = pytest.mark.unit
+
+SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "fingerprint"),
+    [
+        ("acdnet", {}, "ACDNet"),
+        ("prenet", {}, "PReNet"),
+        ("redcnn", {}, "RED_CNN"),
+        ("dncnn", {"norm": "none"}, "DnCNN_color_20"),
+        ("acdnet", {"maps": 8, "dual_channels": 35}, "ACDNet_eqreg_width"),
+        ("prenet", {"memory": "none", "shared_blocks": True}, "PRN_r"),
+    ],
+)
+def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
+    name: str, settings: dict[str, Any], fingerprint: str
+) -> None:
+    network = build_network(name, **settings)
+    stored = fingerprints.stored_structure(fingerprints.load(fingerprint))
+    assert fingerprints.structure(network) == fingerprints.structure(network.published) == stored
+
+
+def test_a_network_of_its_own_form_is_its_published_module() -> None:
+    network = build_network("dncnn", depth=3)
+    assert network.published is network
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_published_module_and_the_network_are_one_state(name: str) -> None:
+    network = random(name)
+    published = network.published
+    assert type(published) is network_class(name).published_class
+    other = {key: value + 1 for key, value in published.state_dict().items()}
+    published.load_state_dict(other)  # type: ignore[operator]
+    torch.testing.assert_close(dict(network.state_dict()), other)
+    published.train()  # type: ignore[operator]
+    assert network.training
+    network.float()
+    assert {value.dtype for value in published.parameters()} == {torch.float32}  # type: ignore[operator]
+    copied = deepcopy(network)
+    nn.init.zeros_(next(copied.published.parameters()))
+    assert next(network.parameters()).any()
+
+
+def test_an_image_passes_prenet_as_it_is() -> None:
+    network, image = random("prenet"), torch.rand(2, 3, 9, 12, dtype=torch.float64)
+    last, stages = network.published(image)
+    torch.testing.assert_close(network(image), last, rtol=0, atol=0)
+    assert len(stages) == 3
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("image", "li", "metal_mask"))))
+def test_acdnet_finds_its_inputs_in_the_stack_and_gets_their_published_values(order: tuple[str, ...]) -> None:
+    parts = {name: torch.rand(1, 1, 12, 9, dtype=torch.float64) for name in ("image", "li", "metal_mask")}
+    parts["metal_mask"] = (parts["metal_mask"] > 0.8).double()
+    network = random("acdnet", inputs=order)
+    output = network(torch.cat([parts[name] for name in order], dim=1))
+    published = network.published(255 * parts["image"], 255 * parts["li"], 1 - parts["metal_mask"])
+    torch.testing.assert_close(output, published.images[-1] / 255, rtol=0, atol=1e-12)
+
+
+def test_a_network_leaves_what_it_does_not_need_in_the_stack() -> None:
+    parts = torch.rand(1, 3, 30, 30, dtype=torch.float64)
+    network = random("redcnn", in_channels=3, inputs=("li", "image", "metal_mask"))
+    torch.testing.assert_close(network(parts), network.published(parts[:, 1:2]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_stack_of_any_size_gives_an_image_of_this_size(name: str, size: tuple[int, int]) -> None:
+    network = random(name)
+    output = network(stack(network, *size, batch=2))
+    assert output.shape == (2, network.out_channels, *size)
+    assert output.isfinite().all()
+
+
+@pytest.mark.parametrize(("size", "pads"), [((5, 30), (8, 9)), ((22, 12), (0, 0)), ((20, 21), (1, 1))])
+def test_redcnn_sees_a_small_image_reflected_at_its_borders(size: tuple[int, int], pads: tuple[int, int]) -> None:
+    """Reflection without repeating the border; numpy's rule, which torch's own padding refuses beyond the size."""
+    import numpy as np
+
+    network = random("redcnn")
+    image = stack(network, *size)
+    rows, columns = (max(0, 22 - side) for side in size)
+    around = [(0, 0), (0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)]
+    wide = torch.from_numpy(np.pad(image.numpy(), around, mode="reflect"))
+    expected = network.published(wide)[:, :, around[2][0] :, around[3][0] :][..., : size[0], : size[1]]
+    torch.testing.assert_close(network(image), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 4), (6, 6), (7, 5), (2, 3)])
+@pytest.mark.parametrize("least", [1, 6, 9])
+def test_cropping_takes_back_what_extending_added(size: tuple[int, int], least: int) -> None:
+    images = torch.rand(2, 3, *size)
+    extended = extend(images, least)
+    assert tuple(extended.shape[-2:]) == tuple(max(side, least) for side in size)
+    assert torch.equal(crop(extended, images, least), images)
+
+
+@pytest.mark.parametrize("side", [4, 6, 9])
+def test_extending_by_an_even_number_commutes_with_quarter_turns(side: int) -> None:
+    images = torch.rand(1, 2, side, side)
+    least = side + 4
+    assert torch.equal(extend(images.rot90(1, (2, 3)), least), extend(images, least).rot90(1, (2, 3)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_exported_program_restores_what_the_module_restores_and_names_no_device(name: str) -> None:
+    network = random(name).float()
+    example = stack(network, 48, 33, batch=2).float()
+    program = torch.export.export(network, (example,), dynamic_shapes=[dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)])
+    assert devices_in(program) == []
+    run = program.module()
+    for size in SIZES:
+        images = stack(network, *size, batch=3).float()
+        with torch.inference_mode():
+            torch.testing.assert_close(run(images), network(images), rtol=1e-5, atol=1e-5)
+    moved = move_to_device_pass(program, "meta").module()
+    assert moved(example.to("meta")).device.type == "meta"
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def test_prenet_can_be_supervised_at_every_stage() -> None:
+    network = random("prenet", supervised="all").train()
+    image = stack(network)
+    outputs = network(image)
+    stages = network.published(image)[1]
+    assert [torch.equal(*pair) for pair in zip(outputs, reversed(stages), strict=True)] == [True] * 3
+    assert isinstance(network.eval()(image), Tensor)
+    assert isinstance(random("prenet").train()(image), Tensor)  # as published: the last stage alone
+
+
+def test_acdnet_is_supervised_by_all_images_and_artifacts_with_the_published_weights() -> None:
+    network = random("acdnet").train()
+    inputs = stack(network)
+    outputs = network(inputs)
+    assert network.output_weights == (1.0, *[0.1] * (len(outputs) - 1))
+    published = network.published(255 * inputs[:, :1], 255 * inputs[:, 1:2], 1 - inputs[:, 2:])
+    torch.testing.assert_close(outputs[0], published.images[-1] / 255)
+    torch.testing.assert_close(outputs[-1], inputs[:, :1] - published.warm_up_artifacts[-1] / 255)
+    wanted = 1 + 2 + 1 + 2 + 2 + 2  # result; earlier images, first image, warm-up images; artifacts of both
+    assert len(outputs) == wanted
+    assert isinstance(network.eval()(inputs), Tensor)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_that_can_have_a_gradient_gets_one(name: str) -> None:
+    """Several processes wait for the gradient of each."""
+    network = random(name).train()
+    outputs = network(stack(network, batch=2))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(output.square().mean() for output in outputs).backward()
+    assert [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None] == []
+
+
+PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection", "paper")
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("name", [*SMALL, "dncnn"])
+def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, penalty: Any) -> None:
+    settings = {"dncnn": {"width": 8, "depth": 4, "norm": "none"}, "acdnet": {"maps": 4}}.get(name, {})
+    network = random(name, **settings).float().train()
+    regularizer = EquivarianceRegularizer(network, penalty=penalty, pairing="append", pair_fraction=1.0)
+    optimizer = torch.optim.Adam([value for value in network.parameters() if value.requires_grad], lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    inputs = stack(network, 24, 24, batch=2).float()
+    targets = inputs[:, : int(network.out_channels)]  # type: ignore[arg-type]
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        batch = regularizer.pair(inputs, targets, generator=generator)
+        outputs = network(batch.inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        value = regularizer.penalty()
+        loss = F.mse_loss(outputs[0], batch.targets) + value
+        loss.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert regularizer.layer_penalties()
+    assert sum(values[-5:]) < sum(values[:5])
+    regularizer.detach()
+    assert all(bool(value.isfinite().all()) for value in network.parameters())
+
+
+# ------------------------------------------------------------------------------------------- the oracle of a network
+
+
+@pytest.mark.parametrize("group", ["C2", "C4", "D4"])
+@pytest.mark.parametrize(
+    ("name", "settings", "fields"),
+    [
+        ("dncnn", {"width": 8, "depth": 4}, "auto"),
+        ("dncnn", {"width": 8, "depth": 4, "scale": 2}, "auto"),
+        ("unet", {"width": 8, "depth": 3}, "auto"),
+        ("unet", {"width": 8, "depth": 2, "scale": 3}, "auto"),
+        ("prenet", {}, "auto"),
+        ("prenet", {"memory": "gru", "adds_input": False}, "auto"),
+        ("prenet", {"memory": "none", "shared_blocks": True, "in_channels": 1, "out_channels": 1}, "auto"),
+        ("redcnn", {}, "auto"),
+        # The linear layers between its weights and its maps mix all channels: only scalar fields can be kept.
+        ("acdnet", {}, "trivial"),
+    ],
+)
+def test_projected_weights_make_the_output_equivariant(
+    name: str, settings: dict[str, Any], fields: Fields, group: str
+) -> None:
+    network = random(name, **settings)
+    images = stack(network)
+    before = equivariance_error(network, images, group=group)["output"]
+    copy = projected(network, images, group, fields)
+    assert equivariance_error(copy, images, group=group)["output"] < 1e-12 < 1e-2 < before
+    output = copy(images)
+    if output.shape == images.shape:  # it is no trivial function of the image
+        assert (output - images).std() > 1e-3 * images.std()
+    again = projected(copy, images, group, fields)  # a projection
+    torch.testing.assert_close(dict(again.state_dict()), dict(copy.state_dict()), rtol=0, atol=1e-12)
+
+
+def test_regular_fields_do_not_pass_the_linear_layers_of_acdnet() -> None:
+    network = random("acdnet")
+    images = stack(network)
+    assert equivariance_error(projected(network, images), images)["output"] > 1e-4
+    assert diagnose(network, images).can_be_exact  # with scalar fields, as above
+
+
+def test_projecting_does_not_touch_the_network_itself() -> None:
+    network = random("redcnn")
+    before = deepcopy(network.state_dict())
+    projected(network, stack(network))
+    torch.testing.assert_close(dict(network.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
+    with pytest.raises(ValueError, match=r"C8.*use C2, C4 or D4"):
+        projected(random("redcnn"), stack(random("redcnn")), "C8")
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("prenet", {"scale": 2}, "scale 2: use 1"),
+        ("prenet", {"in_channels": 4}, "image, which has 3 channels, got 4"),
+        ("redcnn", {"inputs": ("mask",)}, "needs image, and the stack holds mask"),
+        ("acdnet", {"inputs": ("image",), "in_channels": 1}, "needs li and metal_mask"),
+        ("acdnet", {"out_channels": 3}, "one channel, got 3"),
+        ("prenet", {"memory": "rnn"}, "memory: 'rnn': use one of lstm, gru, none"),
+        ("prenet", {"stages": 0}, "stages: 0: use a whole number of at least 1"),
+        ("redcnn", {"width": 0}, "width: 0"),
+        ("acdnet", {"maps": 0}, "maps: 0"),
+        ("acdnet", {"supervised": "some"}, "supervised: 'some': use one of last, all"),
+        ("redcnn", {"depth": 3}, "depth: unknown"),
+    ],
+)
+def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(name, **arguments)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_network_states_what_it_needs_and_which_scales_it_has(name: str) -> None:
+    network = network_class(name)
+    if not network.is_classifier:
+        assert network.needs is None or network.needs[0] == "image"
+        assert 1 in network.scales
+    assert network_settings(name).smallest_side >= 1
