@@ -252,7 +252,8 @@ def doctor(
     network: Annotated[
         str,
         typer.Argument(
-            metavar="NETWORK", help="params, models:/NAME@ALIAS, a model.safetensors or a checkpoint folder"
+            metavar="NETWORK",
+            help="params, the name of a network, models:/NAME@ALIAS, a model.safetensors or a checkpoint folder",
         ),
     ],
     size: Annotated[int, typer.Option(help="side of the square test images in pixels")] = 64,
@@ -286,6 +287,32 @@ def export(
     from pipeline.commands.export import export as run
 
     run(model, kind, out, device)
+
+
+@app.command(name="import")
+def import_(
+    network: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="name of the network, as in docs/reference/networks")
+    ],
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS", help="a .safetensors file, or a .pth file with tensors alone; no code is run"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="the model file to write, NAME.safetensors; it is replaced")],
+    task: Annotated[str, typer.Option(help="what the weights were trained for, such as derain")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SETTING=VALUE", help="a setting of the network, or in_channels, out_channels, scale"
+        ),
+    ] = None,
+) -> None:
+    """Make a model file from published weights, for restore, doctor and export."""
+    from pipeline.commands.import_weights import import_weights as run
+
+    run(network, weights, out, task, settings or [])
 
 
 @app.command()

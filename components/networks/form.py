@@ -73,7 +73,7 @@ class RestorationNetwork(nn.Module):
             ValueError: an input that the network needs is not in the stack, the numbers of channels do not agree, or
                 the network has no such scale.
         """
-        name = type(self).__name__
+        name = type(self).__name__.removesuffix("Form").lower()
         if scale not in self.scales:
             raise ValueError(f"{name} scale {scale}: use {' or '.join(map(str, self.scales))}")
         channels = {each: out_channels if each in COLOURED else 1 for each in inputs}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docs.generate.commands import commands_page
 from docs.generate.files import files_page
+from docs.generate.networks import networks_page
 from docs.generate.params import params_page
 from docs.generate.search_spaces import search_spaces_page
 
@@ -19,6 +20,7 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "search-spaces.md": search_spaces_page,
     "commands.md": commands_page,
     "files.md": files_page,
+    "networks.md": networks_page,
 }
 """File -> function that returns its text; it takes the folder of the project."""
 

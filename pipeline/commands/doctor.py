@@ -24,6 +24,7 @@ from components.brief import first_line
 from components.data.packs import Pack
 from components.equivariance import Diagnosis, diagnose
 from components.equivariance.diagnosis.incompatibilities import Incompatibility
+from components.networks import NETWORKS, build_network
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.paths import MODEL, PACKED, PARAMS
@@ -41,7 +42,8 @@ def doctor(name: str, size: int, group: str) -> Diagnosis:
     """Prints the result of `diagnose` for a network, and returns it.
 
     Args:
-        name: ``params``, ``models:/NAME@ALIAS``, a model file, or a training checkpoint or its folder.
+        name: ``params``, the name of a network, ``models:/NAME@ALIAS``, a model file, or a training checkpoint or its
+            folder.
         size: side of the square test images in pixels.
         group: name of the group, C2, C4 or D4.
 
@@ -80,6 +82,10 @@ def _load(name: str) -> tuple[nn.Module, str]:
         from pipeline.config.schema import load_params
 
         return _initial(load_params()).eval(), f"{PARAMS}: its network with initial weights"
+    if name in NETWORKS and not Path(name).exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build_network(name).eval(), f"{name}: with its published settings and random weights"
     if name.startswith("models:/"):
         from pipeline.tracking.models.loading import load_registered
         from pipeline.tracking.store import tracking_uri
@@ -95,7 +101,10 @@ def _load(name: str) -> tuple[nn.Module, str]:
             raise UserError(f"{name}: neither {MODEL.name} nor {_CHECKPOINT} in this folder")
         path = held[0]
     if not path.is_file():
-        raise UserError(f"{name}: no such file or folder; give params, models:/NAME@ALIAS, {MODEL} or a checkpoint")
+        raise UserError(
+            f"{name}: no such file or folder; give params, a network ({', '.join(NETWORKS)}), models:/NAME@ALIAS, "
+            f"{MODEL} or a checkpoint"
+        )
     if path.match(_CHECKPOINT):
         return _checkpoint(path), f"{path}: averaged weights of a checkpoint"
     from pipeline.model_file import load_model

@@ -199,11 +199,11 @@ def _steps_leave_something(params: Params) -> str | None:
 
 
 RULES: tuple[Callable[[Params], str | None], ...] = (
+    _network_fits_task,
     _weight_needs_pairs,
     _fields_divide_channels,
     _balance_has_a_gradient,
     _penalty_allows_its_settings,
-    _network_fits_task,
     _loss_fits_task,
     _data_fit_task,
     _degradations_fit,

@@ -27,6 +27,8 @@ from ..penalties import EPSILON, act_on_kernel, mean_square
 from .operations import LAYERS, SUMS, plain_name
 
 _SEED = 0
+_GAINS = (1.0, 0.3, 0.1)
+"""Sizes of the symmetric weights, relative to He's; a smaller one is tried if the output is not finite or constant."""
 
 
 def act_on_inputs(inputs: Sequence[Tensor], group: Group, element: int) -> tuple[Tensor, ...]:
@@ -80,8 +82,12 @@ def try_symmetric_weights(
         table_sums: which sums add a table, from `Operations`.
     """
     noise = tuple(_noise_like(value, seed) for seed, value in enumerate(inputs))
-    residual = _residual(network, noise, group, calls, {})
-    return Structure(residual, _residual(network, noise, group, calls, table_sums) if table_sums else residual)
+    # An unrolled algorithm, with many sums and no norms, overflows or gives zeros with weights of the usual size.
+    for gain in _GAINS:
+        residual = _residual(network, noise, group, calls, {}, gain)
+        if math.isfinite(residual):
+            break
+    return Structure(residual, _residual(network, noise, group, calls, table_sums, gain) if table_sums else residual)
 
 
 def _noise_like(value: Tensor, seed: int) -> Tensor:
@@ -139,16 +145,23 @@ def first_break(
 
 
 def _residual(
-    network: nn.Module, inputs: Sequence[Tensor], group: Group, calls: Sequence[Call], table_sums: Mapping[int, int]
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    group: Group,
+    calls: Sequence[Call],
+    table_sums: Mapping[int, int],
+    gain: float,
 ) -> float:
     """The largest relative residual over the generators, of the output and of its difference to the image."""
 
     def run(values: Sequence[Tensor]) -> Tensor:
-        with torch.no_grad(), _SymmetricWeights(group, calls, table_sums):
+        with torch.no_grad(), _SymmetricWeights(group, calls, table_sums, gain):
             output: Tensor = network(*values)
         return output
 
     first, changes = run(inputs), []
+    if _rms(first - first.mean()) == 0:  # all activations are 0: such an output proves nothing
+        return math.inf
     for element in generators(group):
         turned = act_on_inputs(inputs, group, element)
         second = run(turned)
@@ -181,8 +194,11 @@ def _rms(maps: Tensor) -> float:
 class _SymmetricWeights(TorchFunctionMode):
     """Replaces the weights of layers, skips batch norms and sets tables to 0, while a network runs inside."""
 
-    def __init__(self, group: Group, calls: Sequence[Call], table_sums: Mapping[int, int]) -> None:
+    def __init__(
+        self, group: Group, calls: Sequence[Call], table_sums: Mapping[int, int], gain: float = _GAINS[0]
+    ) -> None:
         super().__init__()
+        self._gain = gain
         self._group, self._calls, self._table_sums = group, calls, table_sums
         self._layers = self._sums = 0
         self._unshuffled = 1
@@ -223,7 +239,8 @@ class _SymmetricWeights(TorchFunctionMode):
             turned = [act_on_kernel(other, element, "trivial", "trivial", self._group) for element in elements]
             other = torch.stack(turned).mean(dim=0)
         fan_in = other.numel() // other.shape[out]
-        other = other * (math.sqrt(2 / fan_in) / (_rms(other) + EPSILON))  # He et al. 2015: the size of maps stays
+        # He et al. 2015: the size of maps stays
+        other = other * (self._gain * math.sqrt(2 / fan_in) / (_rms(other) + EPSILON))
         new = {"input": given["input"], "weight": other, "bias": None if bias is None else bias * 0}
         return (*new.values(), *args[3:]), {key: value for key, value in kwargs.items() if key not in new}
 

@@ -325,10 +325,10 @@ def test_a_report_tells_rate_weight_and_every_layer() -> None:
 class _Supervised(nn.Module):
     """Gives two images to supervise in training, and the last one in evaluation."""
 
-    def __init__(self, kind: type) -> None:
+    def __init__(self, kind: type, weights: tuple[float, ...] = ()) -> None:
         super().__init__()
         self.first, self.second = tiny_network(), tiny_network()
-        self.kind = kind
+        self.kind, self.output_weights = kind, weights
 
     def forward(self, images: Tensor) -> Any:
         first = self.first(images)
@@ -360,6 +360,20 @@ def test_several_supervised_outputs_are_each_compared_with_the_targets(
     expected = torch.autograd.grad((errors[0] + errors[1]) / 2, list(network.parameters()))
     for found, gradient in zip(_gradient(run), expected, strict=True):
         assert torch.allclose(found, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_network_can_weight_its_supervised_outputs() -> None:
+    def first_loss(weights: tuple[float, ...]) -> float:
+        one_step = settings(steps=1, gradient_clip=1e9)
+        run = Run(one_step, weight=None)
+        run.state = TrainingState(_Supervised(tuple, weights), PenaltyWeight(0.0), one_step, run.worker)
+        run.start()
+        return run.losses()[0]
+
+    of_first, of_second = first_loss((1.0, 0.0)), first_loss((0.0, 1.0))
+    assert of_first != pytest.approx(of_second)
+    assert first_loss((3.0, 1.0)) == pytest.approx((3 * of_first + of_second) / 4, rel=1e-6)
+    assert first_loss((0.5, 0.5)) == pytest.approx(first_loss(()), rel=1e-6)
 
 
 class _Announced:

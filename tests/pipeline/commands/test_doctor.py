@@ -203,12 +203,23 @@ def test_many_layers_with_long_names_are_readable(
     assert sum(line.rstrip().endswith("FATAL stride (2)") for line in lines) == 1
 
 
+def test_a_network_is_diagnosed_by_its_name_with_published_settings(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = doctor("redcnn", 24, "C4")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("redcnn: with its published settings and random weights; C4; ")
+    assert [layer.outputs for layer in found.layers] == [96] * 9 + [1]
+    assert found.can_be_exact
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         (
             "nowhere",
-            "nowhere: no such file or folder; give params, models:/NAME@ALIAS, results/train/model.safetensors",
+            "nowhere: no such file or folder; give params, a network (acdnet, dncnn, prenet, redcnn, resnet, unet), "
+            "models:/NAME@ALIAS, results/train/model.safetensors",
         ),
         ("nowhere.safetensors", "nowhere.safetensors: no such file or folder"),
         ("empty", "empty: neither model.safetensors nor step-*.pt in this folder"),

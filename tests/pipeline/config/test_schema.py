@@ -139,7 +139,7 @@ def test_a_key_of_an_older_params_yaml_is_refused_with_its_new_name_alone(old: s
 
 
 def test_a_key_like_no_other_comes_with_those_that_are_known() -> None:
-    assert _refusal({"evaluate.zzz": 1}) == "evaluate.zzz: unknown; known here: tile, overlap, comparison_images"
+    assert _refusal({"evaluate.zzz": 1}) == "evaluate.zzz: unknown; known here: tile, overlap, self_ensemble, comparison_images"
 
 
 def test_a_key_that_is_a_number_is_refused_as_unknown() -> None:
@@ -195,7 +195,12 @@ def _section(values: dict[str, Any], sections: list[str]) -> dict[str, Any]:
             "'denoize': use denoise, derain, deblur, super_resolution, inpaint, jpeg, ct_mar or classify; did you mean "
             "denoise?",
         ),
-        ("network.name", "unett", "'unett': use auto, dncnn, resnet or unet; did you mean unet?"),
+        pytest.param(
+            "network.name",
+            "unett",
+            "'unett': use auto, acdnet, dncnn, prenet, redcnn, resnet or unet; did you mean unet?",
+            id="network.name-unett-'unett': use auto, dncnn, resnet or unet; did you mean unet?",
+        ),
         ("equivariance.weight", -0.1, "-0.1: use a number of at least 0"),
         ("equivariance.pair_fraction", 0, "0: use a number above 0 and of at most 1"),
         ("equivariance.layers", "aut", "'aut': use auto or a mapping; did you mean auto?"),
@@ -371,6 +376,23 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"tasks.super_resolution.degradation": {"scale": 2, "sigma": -1}},
             ["tasks.super_resolution.degradation: sigma -1.0", "use 0 <= low"],
         ),
+        (
+            {"network": {"name": "acdnet"}},
+            [
+                "acdnet does not fit task denoise (acdnet needs li and metal_mask, where there is image)",
+                "dncnn, prenet",
+            ],
+        ),
+        (
+            {"task": "super_resolution", "network": {"name": "prenet"}},
+            ["prenet gives images of the size of its input, not 2 times as large", "use auto or dncnn, unet"],
+        ),
+        (
+            {"task": "ct_mar", "network": {"name": "acdnet"}},
+            ["network.maps: 6 channels do not divide by 4", "use 8"],
+        ),
+        ({"network": {"name": "prenet", "width": 30}}, ["network.width: 30 channels do not divide by 4", "use 32"]),
+        ({"network": {"name": "prenet", "norm": "none"}}, ["network.norm: unknown"]),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(

@@ -1,0 +1,107 @@
+"""The page of the networks: what each takes and has, and whether its structure permits an equivariant output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from components.equivariance import Diagnosis, diagnose
+from components.networks import NETWORKS, build_network, network_class
+from docs.generate.markdown import code, first_paragraph, in_yaml, table, text
+
+SIDE = 32
+"""Height and width of the images of the diagnosis, a size that all poolings divide."""
+
+VARIANTS: dict[str, dict[str, Any]] = {"acdnet": {"maps": 8, "dual_channels": 35}}
+"""Network -> settings of a second line: those whose channels divide into regular fields."""
+
+
+REDUCED: dict[str, dict[str, Any]] = {"unet": {"width": 16}}
+"""Network -> settings of the diagnosis alone, which have the same structure and take seconds less."""
+
+
+@cache
+def networks_page(root: Path) -> str:
+    """Returns the text of networks.md."""
+    return "\n\n".join(_parts()) + "\n"
+
+
+def _parts() -> Iterator[str]:
+    yield "<!-- written by 'make docs' from the code; do not edit -->"
+    yield "# Networks"
+    yield (
+        "Every network with its published settings: [params.md](params.md#networks) has all settings, [Add a network]"
+        "(../how-to/add-a-network.md) how to write one. `eqreg doctor NAME` prints the whole diagnosis, layer by layer."
+    )
+    rows, found = [], {}
+    for name in NETWORKS:
+        for settings in ({}, *([VARIANTS[name]] if name in VARIANTS else [])):
+            network, diagnosis = _diagnosed(name, settings)
+            title = f"{name} {in_yaml(settings)}" if settings else name
+            found[title] = diagnosis
+            rows.append((code(title), *_facts(network), _fields(diagnosis), _exact(diagnosis)))
+    yield table(("Network", "Parameters", "Needs", "Scales", "Layers as fields", "Exactly equivariant output"), rows)
+    yield (
+        '*Needs*: what the task must give; "any" is the whole stack of any task. *Layers as fields*: how the penalty '
+        f"compares the layers under C4. *Exactly equivariant output*: what `diagnose` finds at {SIDE}x{SIDE} pixels "
+        "with symmetric weights. If the structure forbids it, no weights can give it."
+    )
+    for title, diagnosis in found.items():
+        name = title.partition(" ")[0]
+        yield f"## {title}"
+        if title == name:
+            yield text(first_paragraph(network_class(name)))
+        yield text(diagnosis.verdict[0].upper() + diagnosis.verdict[1:]) + "."
+        limits = _limits(diagnosis)
+        yield table(("What limits it", "Where", "What mends it"), limits) if limits else "Nothing limits a layer."
+
+
+def _diagnosed(name: str, settings: dict[str, Any]) -> tuple[nn.Module, Diagnosis]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(name, **settings)
+        diagnosed = build_network(name, **settings, **REDUCED.get(name, {})).eval()
+    channels = int(network.in_channels)  # type: ignore[arg-type]
+    images = torch.rand(1, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return network, diagnose(diagnosed, images)
+
+
+def _facts(network: nn.Module) -> tuple[str, str, str]:
+    """(parameters, needs, scales)."""
+    number = f"{sum(value.numel() for value in network.parameters()):,}"
+    if network.is_classifier:
+        return number, "image", "class scores"
+    needs: Any = network.needs
+    scales: Any = network.scales
+    return number, ", ".join(needs) if needs else "any", ", ".join(map(str, scales))
+
+
+def _fields(diagnosis: Diagnosis) -> str:
+    regular = sum(layer.field == "regular" for layer in diagnosis.layers)
+    return f"{regular} regular, {len(diagnosis.layers) - regular} trivial"
+
+
+def _exact(diagnosis: Diagnosis) -> str:
+    return {True: "possible", False: "impossible", None: "undecided"}[diagnosis.can_be_exact]
+
+
+def _limits(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
+    """One row for each reason, with the layers that have it."""
+    places: dict[tuple[str, str], list[str]] = {}
+    everything = [(layer.name, each) for layer in diagnosis.layers for each in layer.incompatibilities]
+    for where, each in [*everything, *((finding.where, finding.incompatibility) for finding in diagnosis.findings)]:
+        places.setdefault((f"{each.kind}: {each.reason}", each.hint), []).append(where)
+    return [
+        (text(reason), _listed(list(dict.fromkeys(where))), text(hint or "nothing"))
+        for (reason, hint), where in places.items()
+    ]
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    shown = ", ".join(map(code, names[:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
