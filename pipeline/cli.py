@@ -249,7 +249,9 @@ def probe(
     """Measure how much a data set changes when it is turned, and what that suggests for lambda."""
     from pipeline.commands.probe import probe as run
 
-    run(data, scene_pattern, seed)
+    _, num_left_out = run(data, scene_pattern, seed)
+    if num_left_out:
+        raise typer.Exit(1)
 
 
 @app.command()
