@@ -6,7 +6,7 @@ in turn; the figures are medians over the rounds, with quartiles. Then: the larg
 had before the first request, four clients at once, and what it answers to bad requests. The images are synthetic
 photographs (smooth shapes with noise), as PNG.
 
-    python benchmarks/serving.py [--rounds 5] [--networks default unet] > benchmarks/results/serving.jsonl
+    python -m benchmarks.serving [--rounds 5] [--networks default unet] > benchmarks/results/serving.jsonl
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ import concurrent.futures
 import io
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -41,6 +37,7 @@ from pipeline.config.schema import load_params
 from pipeline.tracking.models.loading import load_registered
 from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.store import Store
+from tests.pipeline.mlflow_server import MlflowServer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"default": ((512, 512), (2048, 2048), (3000, 4000)), "unet": ((512, 512),)}
@@ -59,35 +56,12 @@ def photograph(height: int, width: int) -> np.ndarray:
     return pixels
 
 
-class Server:
+class Server(MlflowServer):
     """``mlflow models serve`` as a process."""
 
     def __init__(self, folder: Path, uri: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
-        command = ["models", "serve", "-m", uri, "-p", str(port), "--env-manager", "local"]
-        with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", *command],
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ
-                | {
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                    "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "900",
-                },
-            )
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.address}/health")
-                return
-            except OSError:
-                assert self.process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
+        variables = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "900"}
+        super().__init__(["models", "serve", "-m", uri, "--env-manager", "local"], folder, os.environ | variables)
 
     def ask(self, file: bytes, **params: Any) -> tuple[int, Any]:
         body = {
@@ -107,10 +81,6 @@ class Server:
         """Resident bytes of the process that has most."""
         family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         return max(process.memory_info().rss for process in family)
-
-    def end(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # uvicorn would first finish what it computes
-        self.process.wait(30)
 
 
 def watched(server: Server, call: Any) -> tuple[Any, int]:
@@ -138,15 +108,12 @@ def measure(name: str, settings: dict[str, Any], rounds: int) -> None:
         registry.point(CHAMPION, version.number)
         uri = f"models:/{registry.name}@{CHAMPION}"
         program = load_registered(uri, registry.store.uri, "cpu")
-        server = Server(folder, uri)
-        try:
+        with Server(folder, uri) as server:
             for height, width in SIZES[name]:
                 row = measure_size(server, program, height, width, rounds)
                 print(json.dumps({"network": name, "size": f"{width}x{height}", **row}), flush=True)
             print(json.dumps({"network": name, **several_clients(server)}), flush=True)
             print(json.dumps({"network": name, **bad_requests(server)}), flush=True)
-        finally:
-            server.end()
 
 
 def measure_size(server: Server, program: Any, height: int, width: int, rounds: int) -> dict[str, Any]:

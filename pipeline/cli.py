@@ -216,7 +216,12 @@ def restore(
 
 @app.command()
 def classify(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="an image, or a folder of images")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="images, folders, patterns such as 'in/**/*.jpg', or s3://BUCKET/PREFIX"
+        ),
+    ],
     model: Annotated[
         str, typer.Option(help="models:/NAME@champion, models:/NAME/VERSION, or a model.safetensors")
     ] = "models:/eqreg-classify@champion",
@@ -229,7 +234,7 @@ def classify(
     """Write the likeliest classes of images to a CSV file, with a model that recognises images."""
     from pipeline.commands.classify import classify as run
 
-    if run(source, model, out, top, device):
+    if run(sources, model, out, top, device):
         raise typer.Exit(1)
 
 
@@ -244,7 +249,9 @@ def probe(
     """Measure how much a data set changes when it is turned, and what that suggests for lambda."""
     from pipeline.commands.probe import probe as run
 
-    run(data, scene_pattern, seed)
+    _, num_left_out = run(data, scene_pattern, seed)
+    if num_left_out:
+        raise typer.Exit(1)
 
 
 @app.command()

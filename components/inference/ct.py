@@ -30,7 +30,8 @@ from components.degradations.ct.geometry import FanBeam
 from components.degradations.ct.interpolation import linear_interpolation
 from components.degradations.ct.projection import project
 from components.degradations.ct.reconstruction import filtered_back_projection
-from components.inference.dicom import Derivation, DicomSlice, clipped, read_slice, write_slice
+from components.inference.dicom.derived import Derivation, clipped, write_slice
+from components.inference.dicom.slices import DicomSlice, read_slice
 
 AIR = -1000.0  # HU
 RANGE_HU = (AIR, 1000 * (WHITE / WATER - 1))

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from components.data.readers.images import decode_image, is_image_name
+from components.data.readers.images import decode_image
+from pipeline.commands.restoring.inputs import find_inputs, is_scan
 from pipeline.commands.restoring.model import check_model, load
-from pipeline.commands.restoring.places import write
+from pipeline.commands.restoring.places import read, write
 from pipeline.console import console, track
 from pipeline.errors import UserError
-from pipeline.sources.folder_listing import read_tree
-from pipeline.sources.names import is_hidden, skipped_text
 
 if TYPE_CHECKING:
     from components.inference.restorer import ImageRestorer
@@ -32,15 +31,16 @@ _SHOWN = 20
 """Unreadable images that the console lists."""
 
 
-def classify(source: Path, model: str, out: Path, top: int = TOP, device: str = "auto") -> int:
-    """Writes a CSV file with the likeliest classes of each image of a folder, or of one image.
+def classify(source: Path | str | Sequence[str], model: str, out: Path, top: int = TOP, device: str = "auto") -> int:
+    """Writes a CSV file with the likeliest classes of each image.
 
-    The columns are ``file`` (relative to the folder), ``label``, ``probability``, and ``label_2``, ``probability_2``
-    and so on. The rows are sorted by the names of the files. Images of another size than those of the training are
-    resized until they cover that size, and cropped to its centre.
+    The columns are ``file``, ``label``, ``probability``, and ``label_2``, ``probability_2`` and so on. ``file`` is the
+    name relative to the folder, to the fixed part of the pattern, or to the prefix of the bucket; of several sources,
+    it is the whole path or address. The rows of each source are sorted by it. Images of another size than those of the
+    training are resized until they cover that size, and cropped to its centre.
 
     Args:
-        source: image file, or folder that is searched with its subfolders.
+        source: files, folders, patterns, or prefixes ``s3://BUCKET/PREFIX``.
         model: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or a model file.
         out: CSV file to write.
         top: number of classes of each image; with more than the model knows, all of them.
@@ -53,7 +53,12 @@ def classify(source: Path, model: str, out: Path, top: int = TOP, device: str = 
         UserError: there is no image, the model is unknown or recognises no images, no image can be read, or the file
             cannot be written.
     """
-    files = _files(source)
+    sources = [source] if isinstance(source, str) else [str(source)] if isinstance(source, Path) else list(source)
+    found = find_inputs(sources)
+    files = {each: name if len(sources) == 1 else each for each, name in found.items() if not is_scan(each)}
+    num_scans = len(found) - len(files)
+    if not files:
+        raise UserError(f"{next(iter(found))}: a CT slice, and the model recognises images")
     if out.is_dir() or out.suffix.lower() != ".csv":
         raise UserError(f"--out {out}: name a file with the suffix .csv")
     check_model(model)
@@ -64,7 +69,7 @@ def classify(source: Path, model: str, out: Path, top: int = TOP, device: str = 
     rows: list[list[str]] = []
     problems: list[str] = []
     num_resized = 0
-    for names, images, sizes in _batches(source, files, recogniser, problems):
+    for names, images, sizes in _batches(files, recogniser, problems):
         rows += _rows(names, images, recogniser, top)
         num_resized += sum(size != contract.image_size for size in sizes)
     for problem in problems[:_SHOWN]:
@@ -72,39 +77,26 @@ def classify(source: Path, model: str, out: Path, top: int = TOP, device: str = 
     if len(problems) > _SHOWN:
         console.print(f"... and {len(problems) - _SHOWN} more")
     if not rows:
-        raise UserError(f"{source}: none of {len(files)} images can be read, and {out} is not written")
+        where = f"{sources[0]}: " if len(sources) == 1 else ""
+        raise UserError(f"{where}none of {len(files)} images can be read, and {out} is not written")
     write(str(out), _table(rows))
-    console.print(_said(len(rows), len(problems), num_resized, contract.image_size, out), markup=False)
+    said = _said(len(rows), len(problems), num_resized, contract.image_size, out)
+    console.print(f"{said}; {num_scans} of another kind left out" if num_scans else said, markup=False)
     return len(problems)
-
-
-def _files(source: Path) -> list[str]:
-    """Lists the images, sorted by name, relative to a folder."""
-    if source.is_file():
-        return [source.name]
-    if not source.is_dir():
-        raise UserError(f"{source}: there is no such file or folder")
-    tree = read_tree(source)
-    if left_out := skipped_text(tree.left_out()):
-        console.print(f"{source}: left out: {left_out}", markup=False)
-    names = [name for name in sorted(tree.files) if is_image_name(Path(name)) and not is_hidden(name)]
-    if not names:
-        raise UserError(f"{source}: no image in this folder (png, jpg, bmp, tif, webp)")
-    return names
 
 
 Batch = tuple[list[str], np.ndarray, list[tuple[int, int]]]
 """Names, images ``(B, C, h, w)`` float32, and the (height, width) of each file."""
 
 
-def _batches(source: Path, files: list[str], recogniser: ImageRestorer, problems: list[str]) -> Iterator[Batch]:
+def _batches(files: Mapping[str, str], recogniser: ImageRestorer, problems: list[str]) -> Iterator[Batch]:
     """Yields images of one size together; a file that cannot be read is added to the problems."""
     names: list[str] = []
     images: list[np.ndarray] = []
     sizes: list[tuple[int, int]] = []
-    for name in track(files, "classifying") if len(files) > 1 else files:
+    for source in track(files, "classifying") if len(files) > 1 else files:
         try:
-            decoded = decode_image(source / name if source.is_dir() else source)
+            decoded = decode_image(read(source), source)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -112,7 +104,7 @@ def _batches(source: Path, files: list[str], recogniser: ImageRestorer, problems
         if images and (len(images) == BATCH or images[0].shape != image.shape):
             yield names, np.stack(images), sizes
             names, images, sizes = [], [], []
-        names.append(name)
+        names.append(files[source])
         images.append(image)
         sizes.append((decoded.pixels.shape[0], decoded.pixels.shape[1]))
     if images:

@@ -6,8 +6,10 @@ The command measures how much the distribution of the images changes when they a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -26,14 +28,25 @@ PATCH = 24  # side in pixels
 NUM_PATCHES = 4000  # from all scenes together
 MAX_PATCHES = 200  # from one scene
 MAX_SCENES = 400
+_SHOWN = 20
+"""Images left out that the console lists."""
 _GREY = np.array([0.299, 0.587, 0.114])  # weights of R, G, B: the luma of BT.601
 # Measured as distances under quarter turns with seeds 0 to 2 and 60 to 400 scenes of BSDS500, Train400, and Rain100L
 # without and with its rain.
 _SCALE = "For scale, quarter turns: noise 0.0 %, photographs 0.3 to 0.8 %, photographs in light rain about 2 %."
 
 
-def probe(data: str, scene_pattern: str, seed: int) -> dict[str, SymmetryTest]:
+class _Problem(NamedTuple):
+    """Why an image cannot be used: in a few words, and in a line that begins with its path."""
+
+    kind: str
+    text: str
+
+
+def probe(data: str, scene_pattern: str, seed: int) -> tuple[dict[str, SymmetryTest], int]:
     """Prints the distances between the images and their rotated and mirrored versions, and returns the tests.
+
+    An image that cannot be read or is too small is named and left out. The figures are those of a folder without it.
 
     Args:
         data: a folder of images, including its subfolders, or ``builtin``.
@@ -42,10 +55,10 @@ def probe(data: str, scene_pattern: str, seed: int) -> dict[str, SymmetryTest]:
         seed: seed of the patches and of the null distribution.
 
     Returns:
-        Name of the transform -> its test.
+        (name of the transform -> its test, number of images that were left out).
 
     Raises:
-        UserError: there are no images, there are fewer than two scenes, or an image is unreadable or too small.
+        UserError: there are no images, no image can be used, or there are fewer than two scenes.
     """
     if data == "builtin":
         with TemporaryDirectory() as folder:
@@ -56,22 +69,23 @@ def probe(data: str, scene_pattern: str, seed: int) -> dict[str, SymmetryTest]:
     return _probe(data, Path(data).expanduser(), scene_pattern, seed)
 
 
-def _probe(title: str, folder: Path, scene_pattern: str, seed: int) -> dict[str, SymmetryTest]:
+def _probe(title: str, folder: Path, scene_pattern: str, seed: int) -> tuple[dict[str, SymmetryTest], int]:
     scenes = _scenes(folder, scene_pattern)
-    if len(scenes) < 2:
-        raise UserError(f"{title}: one scene only; scenes are compared with each other, give at least {MIN_SCENES}")
-    generator = np.random.default_rng(seed)
-    chosen = sorted(generator.choice(sorted(scenes), min(len(scenes), MAX_SCENES), replace=False))
-    number = min(MAX_PATCHES, NUM_PATCHES // len(chosen))
-    patches = np.stack([_patches(scenes[scene], number, generator) for scene in track(chosen, "reading")])
+    problems: dict[Path, _Problem] = {}
+    try:
+        patches, num_scenes = _draw(title, scenes, seed, problems)
+    finally:
+        _report(title, problems)
     tests = symmetry_tests(patches, seed)
-    of = f" of {len(scenes)}" if len(chosen) < len(scenes) else ""
+    of = f" of {num_scenes}" if len(patches) < num_scenes else ""
     size = f"{PATCH}x{PATCH} pixels"
-    console.print(f"{title}: {len(chosen)}{of} scenes, {number} grey patches of {size} of each", markup=False)
-    console.print(_table(tests, len(chosen)))
-    for line in _suggestion(tests, len(chosen)) + _limits():
+    console.print(
+        f"{title}: {len(patches)}{of} scenes, {patches.shape[1]} grey patches of {size} of each", markup=False
+    )
+    console.print(_table(tests, len(patches)))
+    for line in _suggestion(tests, len(patches)) + _limits():
         console.print(line)
-    return tests
+    return tests, len(problems)
 
 
 def _scenes(folder: Path, pattern: str) -> dict[str, list[Path]]:
@@ -98,20 +112,74 @@ def _scenes(folder: Path, pattern: str) -> dict[str, list[Path]]:
     return scenes
 
 
-def _patches(files: list[Path], number: int, generator: np.random.Generator) -> np.ndarray:
+def _draw(
+    title: str, scenes: dict[str, list[Path]], seed: int, problems: dict[Path, _Problem]
+) -> tuple[np.ndarray, int]:
+    """Draws patches of scenes; of more than `MAX_SCENES`, random ones.
+
+    When images cannot be used, all patches are drawn again without them: an image that is left out changes no figure.
+
+    Args:
+        title: of the images, for messages.
+        scenes: scene -> its files.
+        seed: of all random choices.
+        problems: file -> why it cannot be used; added here.
+
+    Returns:
+        (patches ``(S, number, P, P)``, number of scenes with an image that can be used).
+
+    Raises:
+        UserError: there are fewer than two scenes.
+    """
+    while True:
+        usable = {scene: left for scene, files in scenes.items() if (left := [f for f in files if f not in problems])}
+        if not usable:
+            raise UserError(f"{title}: none of {sum(map(len, scenes.values()))} images can be used")
+        if len(usable) < 2:
+            raise UserError(f"{title}: one scene only; scenes are compared with each other, give at least {MIN_SCENES}")
+        num_problems, generator = len(problems), np.random.default_rng(seed)
+        chosen = sorted(generator.choice(sorted(usable), min(len(usable), MAX_SCENES), replace=False))
+        number = min(MAX_PATCHES, NUM_PATCHES // len(chosen))
+        patches = [_patches(usable[scene], number, generator, problems) for scene in track(chosen, "reading")]
+        if len(problems) == num_problems:
+            return np.stack(patches), len(usable)
+
+
+def _patches(
+    files: list[Path], number: int, generator: np.random.Generator, problems: dict[Path, _Problem]
+) -> np.ndarray:
     """Draws grey patches ``(number, P, P)`` in [0, 1] from the images of one scene.
 
-    All images of the scene have the same probability.
+    All images of the scene have the same probability. An image that cannot be used is added to the problems, and its
+    patches are missing.
     """
-    patches = []
+    patches = [np.empty((0, PATCH, PATCH))]
     for file, share in zip(files, generator.multinomial(number, np.full(len(files), 1 / len(files))), strict=True):
-        if share:
+        if not share:
+            continue
+        try:
             grey = np.tensordot(_GREY, to_float(read_image(file)), axes=1)  # (H, W)
-            try:
-                patches.append(draw_patches(grey, share, PATCH, generator))
-            except ValueError as error:
-                raise UserError(f"{file}: {error}; take it away") from error
+        except ValueError as error:
+            problems[file] = _Problem("cannot be read", str(error))
+            continue
+        try:
+            patches.append(draw_patches(grey, share, PATCH, generator))
+        except ValueError as error:
+            problems[file] = _Problem(f"smaller than {PATCH}x{PATCH} pixels", f"{file}: {error}")
     return np.concatenate(patches)
+
+
+def _report(title: str, problems: dict[Path, _Problem]) -> None:
+    """Says how many images are left out, for which reasons, and names them."""
+    if not problems:
+        return
+    counts = Counter(problem.kind for problem in problems.values())
+    reasons = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    console.print(f"{title}: {len(problems)} images left out: {reasons}", markup=False)
+    for file in sorted(problems)[:_SHOWN]:
+        console.print(f"  {problems[file].text}", markup=False)
+    if len(problems) > _SHOWN:
+        console.print(f"  ... and {len(problems) - _SHOWN} more")
 
 
 def _table(tests: dict[str, SymmetryTest], num_scenes: int) -> Table:

@@ -22,7 +22,7 @@ from pipeline.console import console, progress
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from components.inference.restorer import Options
+    from pipeline.commands.restoring.request import Request
     from pipeline.commands.restoring.worker import Outcome
 
 _SHOWN = 20
@@ -79,13 +79,15 @@ def restore(
         raise UserError(f"--metal-threshold {metal_threshold:g}: use Hounsfield units above -1000, such as 2500")
     from components.inference.restorer import Options
     from components.inference.tiles import check_tiles
+    from pipeline.commands.restoring.request import Request
 
     check_tiles(tile, overlap, self_ensemble)
     options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble, metal_threshold=metal_threshold)
+    request = Request(model=model, mask=mask, options=options, device=device, workers=workers, address=address)
     with memory_of(place) if len(items) > 1 else nullcontext(Memory(None)) as memory:
         if not is_remote(place):
             remove_partial_files(Path(place))
-        results = _outcomes(items, model, mask, options, device, workers, address, memory)
+        results = _outcomes(items, request, memory)
         outcomes = list(_shown(_recorded(results, memory), items))
     if report is not None:
         _write_report(report, outcomes)
@@ -98,25 +100,16 @@ def restore(
     return len(failed)
 
 
-def _outcomes(
-    items: list[Item],
-    model: str,
-    mask: Path | None,
-    options: Options,
-    device: str,
-    workers: int,
-    address: str,
-    memory: Memory,
-) -> Iterator[Outcome]:
+def _outcomes(items: list[Item], request: Request, memory: Memory) -> Iterator[Outcome]:
     """Restores the images one after another, or by actors."""
-    if workers:
+    if request.workers:
         from pipeline.commands.restoring.actors import restore_by_actors
 
-        return restore_by_actors(items, model, mask, options, device, workers, address, memory)
+        return restore_by_actors(items, request, memory)
     from pipeline.commands.restoring.worker import restore_item
 
-    restorer, digest = load_restorer(model, device, mask)
-    return (restore_item(item, restorer, options, digest, memory) for item in items)
+    restorer, digest = load_restorer(request.model, request.device, request.mask)
+    return (restore_item(item, restorer, request.options, digest, memory) for item in items)
 
 
 def _recorded(outcomes: Iterator[Outcome], memory: Memory) -> Iterator[Outcome]:

@@ -19,6 +19,11 @@ import yaml
 from pipeline.paths import LIVE
 
 _COLUMNS = ("task_loss", "val_score", "learning_rate", "gradient_norm", "penalty", "lambda", "weight", "gradient_ratio")
+_REASON = """\
+# eqreg train writes this file, and removes it when the training has ended. It shows as untracked in git meanwhile: DVC
+# passes over a dvc.yaml that git ignores. In the dvc.yaml of the project, plots of a history that is not there would
+# make each `dvc plots show` say "DVC failed to load some plots", whenever no training runs.
+"""
 _PLOTS = {"training now": "task_loss", "validation score now": "val_score"}
 
 
@@ -66,7 +71,7 @@ def _new_file() -> TextIO | None:
     try:
         shutil.rmtree(LIVE, ignore_errors=True)
         LIVE.mkdir(parents=True)
-        (LIVE / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}, sort_keys=False))
+        (LIVE / "dvc.yaml").write_text(_REASON + yaml.safe_dump({"plots": plots}, sort_keys=False))
         return (LIVE / "history.csv").open("w", newline="")
     except OSError:
         return None

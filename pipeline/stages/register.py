@@ -92,9 +92,11 @@ def _carry_out(registry: Registry, version: Version, decision: Decision, champio
         return True
     try:
         before = champion.number if champion else None
-        move_champion(registry, version.number, "register", decision.reason, expected=before)
+        moved = move_champion(registry, version.number, "register", decision.reason, expected=before)
     except ChampionChangedError:
         return False
+    for line in moved.conflicts():  # a server has no lock: another version may have become champion meanwhile
+        console.print(line, markup=False)
     return True
 
 

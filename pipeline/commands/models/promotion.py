@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.tracking.models.champions import ChampionChangedError, Move, champion_before, history, move_champion
+from pipeline.tracking.models.champions import ChampionChangedError, Moved, champion_before, history, move_champion
 from pipeline.tracking.models.loading import FILES_TAG
 from pipeline.tracking.models.registry import CHAMPION, Registry
 from pipeline.tracking.models.versions import Address, Record, check_files_exist, find_version, verify
@@ -56,13 +56,13 @@ def rollback(registry: Registry, reason: str) -> None:
             f"the champion before was version {target}: {first}\nchoose one with eqreg models promote"
         ) from error
     try:
-        move = move_champion(registry, target, "rollback", reason, expected=now)
+        moved = move_champion(registry, target, "rollback", reason, expected=now)
     except ChampionChangedError as error:
         raise UserError(
             f"{registry.name}: version {error} has become champion meanwhile; nothing was changed\n"
             f"see eqreg models history {registry.name}, then roll back again if you still want to"
         ) from error
-    _report(registry, move)
+    _report(registry, moved)
 
 
 def _check(registry: Registry, record: Record, reason: str) -> None:
@@ -79,14 +79,13 @@ def _check(registry: Registry, record: Record, reason: str) -> None:
             raise UserError(f"{record.address}: {error}") from error
 
 
-def _report(registry: Registry, move: Move) -> None:
+def _report(registry: Registry, moved: Moved) -> None:
     """Says who is champion now, also if somebody else has moved the alias at the same time."""
-    champion = registry.champion()
+    move = moved.move
     before = f"version {move.before} was before" if move.before else "there was none before"
     console.print(f"{registry.name}: version {move.version} is champion; {before}", markup=False)
-    if champion is None or champion.number != move.version:
-        now = f"version {champion.number} is champion" if champion else "there is no champion"
-        console.print(f"somebody else has moved the alias at the same time: now {now}", markup=False)
+    for line in moved.conflicts():
+        console.print(line, markup=False)
 
 
 __all__ = ["promote", "rollback"]

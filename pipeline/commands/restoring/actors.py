@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from components.brief import first_line
-from components.inference.restorer import Options
 from pipeline.cluster.session import ray_session
 from pipeline.commands.restoring.memory import Memory
 from pipeline.commands.restoring.model import load_restorer
 from pipeline.commands.restoring.places import is_remote
 from pipeline.commands.restoring.plan import Item
+from pipeline.commands.restoring.request import Request
 from pipeline.commands.restoring.worker import Outcome, restore_item
 from pipeline.config.sections import Cluster
 from pipeline.errors import UserError
@@ -28,12 +28,12 @@ _IN_FLIGHT = 2
 class _Worker:
     """Loads the network once and restores what it is given."""
 
-    def __init__(self, model: str, mask: Path | None, options: Options, device: str, store: str) -> None:
+    def __init__(self, request: Request, store: str) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = store
-        self.options = options
+        self.options = request.options
         self.refusal: UserError | None = None
         try:
-            self.restorer, self.digest = load_restorer(model, device, mask)
+            self.restorer, self.digest = load_restorer(request.model, request.device, request.mask)
         except UserError as error:  # raised later: the error of a constructor arrives as text
             self.refusal = error
 
@@ -43,16 +43,7 @@ class _Worker:
         return restore_item(item, self.restorer, self.options, self.digest, memory)
 
 
-def restore_by_actors(
-    items: list[Item],
-    model: str,
-    mask: Path | None,
-    options: Options,
-    device: str,
-    workers: int,
-    address: str,
-    memory: Memory,
-) -> Iterator[Outcome]:
+def restore_by_actors(items: list[Item], request: Request, memory: Memory) -> Iterator[Outcome]:
     """Restores images by actors, in any order.
 
     An actor whose process is lost is started again, and so is its image. An image whose process is lost in every try
@@ -60,12 +51,8 @@ def restore_by_actors(
 
     Args:
         items: the images; all nodes must see their paths.
-        model: ``models:/...`` of a server that the nodes reach, or a file that they see.
-        mask: that was given, or None.
-        options: of the tiles and the ensemble.
-        device: of each network; for a GPU, each actor gets one.
-        workers: number of actors.
-        address: "local" for a Ray of this process, "auto" or HOST:PORT.
+        request: its model is ``models:/...`` of a server that the nodes reach, or a file that they see. With a GPU as
+            the device, each actor gets one.
         memory: which results are there already.
 
     Raises:
@@ -75,7 +62,7 @@ def restore_by_actors(
 
     # Of this section, a session uses the address and the interface.
     cluster = Cluster(
-        address=address,
+        address=request.address,
         placement="spread",
         cpus_per_worker=1.0,
         interface="auto",
@@ -88,12 +75,11 @@ def restore_by_actors(
     with ray_session(cluster, dashboard=False):
         import ray
 
-        has_gpus = ray.cluster_resources().get("GPU", 0) >= workers
-        gpus = 1 if device.startswith("cuda") or (device == "auto" and has_gpus) else 0
+        has_gpus = ray.cluster_resources().get("GPU", 0) >= request.workers
+        gpus = 1 if request.device.startswith("cuda") or (request.device == "auto" and has_gpus) else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=_TRIES, max_task_retries=_TRIES)(_Worker)
-        model = model if model.startswith("models:/") else str(Path(model).absolute())
-        arguments = (model, mask and mask.absolute(), options, device, tracking_uri())
-        actors = [remote.remote(*arguments) for _ in range(min(workers, len(items)))]
+        everywhere = _absolute_request(request)
+        actors = [remote.remote(everywhere, tracking_uri()) for _ in range(min(request.workers, len(items)))]
         waiting = iter(items)
         running: dict[Any, tuple[Any, Item]] = {}
 
@@ -123,6 +109,13 @@ def _result(reference: Any, item: Item) -> Outcome:
     except ray.exceptions.RayError as error:
         reason = f"{item.source}: its process was lost, and again when it was repeated ({first_line(error)})"
         return Outcome(item, "failed", reason)
+
+
+def _absolute_request(request: Request) -> Request:
+    """Returns the request with paths that hold in any working folder."""
+    is_file = not request.model.startswith("models:/")
+    model = str(Path(request.model).absolute()) if is_file else request.model
+    return replace(request, model=model, mask=request.mask and request.mask.absolute())
 
 
 def _absolute(item: Item) -> Item:

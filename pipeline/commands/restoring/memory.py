@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from components.brief import short_digest
-from pipeline.commands.restoring.places import exists, is_remote
+from pipeline.commands.restoring.places import is_remote, joined, names_below
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.paths import SCRATCH
@@ -26,9 +26,16 @@ class Memory:
 
     Attributes:
         file: where the records are; None if no file can be written there.
+
+    Args:
+        file: see above.
+        prefix: of a bucket, if the outputs are there. Its objects are listed once.
+
+    Raises:
+        UserError: the server of the outputs refuses the listing or does not answer.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, prefix: str = "") -> None:
         self.file = file
         self._records: dict[str, dict[str, str]] = {}
         if file is not None and file.exists():
@@ -36,17 +43,18 @@ class Memory:
                 with suppress(ValueError, KeyError, TypeError):  # the line that a killed run did not finish
                     record = json.loads(line)
                     self._records[record["target"]] = record
+        if prefix and self._records:
+            there = {joined(prefix, name) for name in names_below(prefix, "OUTPUT")}
+            self._records = {target: record for target, record in self._records.items() if target in there}
 
     def is_done(self, target: str, fingerprint: str) -> bool:
-        """Returns whether a result was written from these inputs and is still there.
-
-        Raises:
-            UserError: the server of the outputs refuses the operation or does not answer.
-        """
+        """Returns whether a result was written from these inputs and is still there."""
         record = self._records.get(_key(target))
-        if record is None or record.get("fingerprint") != fingerprint or not exists(target):
+        if record is None or record.get("fingerprint") != fingerprint:
             return False
-        return is_remote(target) or sha256(Path(target).read_bytes()) == record.get("sha256")
+        if is_remote(target):
+            return True  # it was there when the bucket was listed
+        return Path(target).is_file() and sha256(Path(target).read_bytes()) == record.get("sha256")
 
     def part_of(self, target: str) -> Memory:
         """Returns the record of one result alone, which another process can use."""
@@ -72,7 +80,8 @@ def memory_of(target: str) -> Iterator[Memory]:
         target: file, folder or address of the outputs.
 
     Raises:
-        UserError: another process restores into this place.
+        UserError: another process restores into this place, or the server of the outputs refuses the listing or does
+            not answer.
     """
     from filelock import FileLock, Timeout
 
@@ -88,7 +97,7 @@ def memory_of(target: str) -> Iterator[Memory]:
         yield Memory(None)
         return
     try:
-        yield Memory(file)
+        yield Memory(file, target if is_remote(target) else "")
     finally:
         lock.release()
 

@@ -7,8 +7,12 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.storage.s3_store import S3Store
 
 REMOTE = "s3://"
 
@@ -18,21 +22,27 @@ def is_remote(address: str) -> bool:
     return address.startswith(REMOTE)
 
 
+def joined(place: str, name: str) -> str:
+    """Returns the path or address of a name below a folder or a prefix."""
+    return f"{place.rstrip('/')}/{name}" if is_remote(place) else str(Path(place) / name)
+
+
 def read(address: str) -> bytes:
     """Reads a file or an object.
 
     Raises:
-        ValueError: it does not exist.
-        OSError: it cannot be read.
+        ValueError: it does not exist or cannot be read; the message begins with the address.
         UserError: the server refuses the operation or does not answer.
     """
-    if is_remote(address):
-        prefix, _, name = address.rpartition("/")
-        try:
-            return _bucket(prefix, "INPUT").read(name)
-        except FileNotFoundError:
-            raise ValueError(f"{address}: there is no such object") from None
-    return Path(address).read_bytes()
+    try:
+        if is_remote(address):
+            bucket, name = _parts(address)
+            return bucket_store(bucket, "INPUT").read(name)
+        return Path(address).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{address}: there is no such {'object' if is_remote(address) else 'file'}") from None
+    except OSError as error:
+        raise ValueError(f"{address}: cannot be read ({error.strerror or error})") from error
 
 
 def write(address: str, data: bytes) -> None:
@@ -42,8 +52,8 @@ def write(address: str, data: bytes) -> None:
         UserError: it cannot be written.
     """
     if is_remote(address):
-        prefix, _, name = address.rpartition("/")
-        _bucket(prefix, "OUTPUT").write(name, data)
+        bucket, name = _parts(address)
+        bucket_store(bucket, "OUTPUT").write(name, data)
         return
     path = Path(address)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -70,34 +80,30 @@ def remove_partial_files(target: Path) -> None:
             path.unlink()
 
 
-def names_below(prefix: str) -> list[str]:
-    """Lists the objects below a prefix of a bucket, as names relative to it.
+def names_below(prefix: str, key: str) -> list[str]:
+    """Lists the objects below a prefix of a bucket with one listing, as names relative to it.
+
+    Args:
+        prefix: ``s3://BUCKET/PREFIX``.
+        key: what messages call it: "INPUT" or "OUTPUT".
 
     Raises:
         UserError: the server refuses the operation or does not answer.
     """
-    return [str(name) for name in _bucket(prefix.rstrip("/"), "INPUT").names("")]
+    bucket, beginning = _parts(prefix.rstrip("/"))
+    names = bucket_store(bucket, key).names(beginning)
+    return [name.removeprefix(f"{beginning}/") for name in names]
 
 
-def exists(address: str) -> bool:
-    """Returns whether a file or an object exists.
-
-    Raises:
-        UserError: the server refuses the operation or does not answer.
-    """
-    if not is_remote(address):
-        return Path(address).is_file()
-    prefix, _, name = address.rpartition("/")
-    return name in _listed(prefix)
+def _parts(address: str) -> tuple[str, str]:
+    """Returns the address of the bucket, and the name of the object in it."""
+    bucket, _, name = address.removeprefix(REMOTE).partition("/")
+    return f"{REMOTE}{bucket}", name
 
 
 @cache
-def _listed(prefix: str) -> frozenset[str]:
-    return frozenset(_bucket(prefix, "OUTPUT").names(""))
+def bucket_store(bucket: str, key: str) -> S3Store:
+    """Connects to a bucket once in a process, for all of its folders."""
+    from pipeline.storage.s3_store import S3Store  # boto3 is slow to import
 
-
-@cache
-def _bucket(prefix: str, key: str):  # type: ignore[no-untyped-def]  # boto3 is slow to import
-    from pipeline.storage.s3_store import S3Store
-
-    return S3Store(prefix, key)
+    return S3Store(bucket, key)

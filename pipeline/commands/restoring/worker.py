@@ -14,7 +14,6 @@ from components.inference.writing import encode_image, format_of, same_format
 from pipeline.commands.restoring.memory import Memory, sha256
 from pipeline.commands.restoring.places import read, write
 from pipeline.commands.restoring.plan import Item
-from pipeline.errors import described
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ def restore_item(item: Item, restorer: ImageRestorer, options: Options, model_di
     try:
         data = read(item.source)
         mask = read(item.mask) if item.mask else b""
-    except (OSError, ValueError) as error:
-        return _failed(item, _reason(error, item.source))
+    except ValueError as error:
+        return _failed(item, str(error))
     fingerprint = sha256("\0".join([sha256(data), sha256(mask), model_digest, repr(options)]).encode())
     if memory.is_done(item.target, fingerprint):
         return Outcome(item, "done before", fingerprint=fingerprint)
@@ -120,11 +119,3 @@ def _restore_scan(
 
 def _failed(item: Item, reason: str) -> Outcome:
     return Outcome(item, "failed", reason)
-
-
-def _reason(error: Exception, source: str) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{source}: there is no such file"
-    if isinstance(error, OSError):
-        return f"{source}: cannot be read ({described(error)})"
-    return str(error)

@@ -5,7 +5,10 @@ own, so that two moves at the same time are both recorded. The alias alone says 
 record and the alias differ, because the alias was moved in MLflow's pages or a command was killed, `history` says so.
 
 Moves in one database are made one after the other. A tracking server offers no lock. Of two moves at the same time the
-later one wins there, both are recorded with the same number, and `history` lists the winner last.
+later one wins there. So each move reads the alias and the records again after it has moved the alias, for its place in
+the history, and once more after it has recorded itself: of two moves at the same time, the one that is recorded later
+finds the record of the other. Where neither finds the other before its own record, both have the same number, and
+`history` lists the winner last.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import getpass
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -66,11 +69,37 @@ class Champion:
     move: Move | None
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What a move of the alias came to.
+
+    Attributes:
+        move: as it is recorded.
+        others: moves that others recorded since this one read who is champion. Empty in a database.
+        champion: the champion now; None if there is none any more.
+    """
+
+    move: Move
+    others: tuple[Move, ...]
+    champion: str | None
+
+    def conflicts(self) -> list[str]:
+        """Says in lines who has moved the alias at the same time; empty if nobody has."""
+        lines = [
+            f"at the same time {other.by} has made version {other.version} champion ({other.command}: {other.reason})"
+            for other in self.others
+        ]
+        if self.champion != self.move.version:
+            now = f"version {self.champion} is champion" if self.champion else "there is no champion"
+            return [*lines, f"somebody else has moved the alias at the same time: now {now}"]
+        return [*lines, f"version {self.champion} was the last and is champion now"] if lines else []
+
+
 class ChampionChangedError(Exception):
     """Another version has become champion meanwhile."""
 
 
-def move_champion(registry: Registry, version: str, command: Command, reason: str, expected: str | None = ANY) -> Move:
+def move_champion(registry: Registry, version: str, command: Command, reason: str, expected: str | None = ANY) -> Moved:
     """Moves the alias "champion" to a version, and records it.
 
     Args:
@@ -81,18 +110,17 @@ def move_champion(registry: Registry, version: str, command: Command, reason: st
         expected: the version that must be champion before; None if there must be none.
 
     Returns:
-        The move.
+        The move, and those of others at the same time.
 
     Raises:
         ChampionChangedError: another version than the expected one is champion. The alias is not moved.
     """
     with _one_at_a_time(registry), interrupts_ignored():
-        champion = registry.champion()
-        before = champion.number if champion else None
+        before, known = _champion(registry), _recorded(registry)
         if expected not in (ANY, before):
             raise ChampionChangedError(before)
-        number = 1 + max((move.number for move in moves(registry)), default=0)
         registry.point(CHAMPION, version)
+        number, before = _place(version, before, known, _recorded(registry), _champion(registry))
         move = Move(
             number=number,
             version=version,
@@ -103,18 +131,55 @@ def move_champion(registry: Registry, version: str, command: Command, reason: st
             reason=" ".join(reason.split())[:_MOST_CHARACTERS],
         )
         with answering(registry.store.uri):
-            key = f"{_TAG}{number:06d}.{secrets.token_hex(4)}"
+            own = f"{_TAG}{number:06d}.{secrets.token_hex(4)}"
             text = json.dumps(asdict(move), ensure_ascii=False)
-            registry.store.client.set_registered_model_tag(registry.name, key, text)
-    return move
+            registry.store.client.set_registered_model_tag(registry.name, own, text)
+        recorded = _recorded(registry)
+        others = _in_order(other for key, other in recorded.items() if key not in known and key != own)
+        return Moved(move, tuple(others), _champion(registry))
+
+
+def _place(
+    version: str, before: str | None, known: Mapping[str, Move], recorded: Mapping[str, Move], now: str | None
+) -> tuple[int, str | None]:
+    """Returns the number of a move, and the champion before it, when it has moved the alias.
+
+    Others may have moved the alias and recorded it since the champion was read. If the alias is still as this move
+    left it, this move came after theirs. If not, it was replaced, and its place is the one before theirs.
+
+    Args:
+        version: to which the move has moved the alias.
+        before: the champion that was read before the move.
+        known: records that were read before the move.
+        recorded: records that were read after it.
+        now: the champion that was read after it.
+    """
+    between = _in_order(move for key, move in recorded.items() if key not in known)
+    if between and now == version:
+        return 1 + max(move.number for move in recorded.values()), between[-1].version
+    return 1 + max((move.number for move in known.values()), default=0), before
 
 
 def moves(registry: Registry) -> list[Move]:
     """The recorded moves, by number and then by time."""
+    return _in_order(_recorded(registry).values())
+
+
+def _recorded(registry: Registry) -> dict[str, Move]:
+    """Name of the tag -> move."""
     with answering(registry.store.uri):
         tags = registry.store.client.get_registered_model(registry.name).tags
-    recorded = [_read(value) for key, value in tags.items() if key.startswith(_TAG)]
-    return sorted(filter(None, recorded), key=lambda move: (move.number, move.at))
+    found = {key: _read(value) for key, value in tags.items() if key.startswith(_TAG)}
+    return {key: move for key, move in found.items() if move is not None}
+
+
+def _in_order(recorded: Iterable[Move]) -> list[Move]:
+    return sorted(recorded, key=lambda move: (move.number, move.at))
+
+
+def _champion(registry: Registry) -> str | None:
+    champion = registry.champion()
+    return champion.number if champion else None
 
 
 def _read(text: str) -> Move | None:
@@ -131,8 +196,7 @@ def history(registry: Registry) -> list[Champion]:
 
     An entry without a move says that the alias was moved in another way than by eqreg.
     """
-    champion = registry.champion()
-    return list(_entries(moves(registry), champion.number if champion else None))
+    return list(_entries(moves(registry), _champion(registry)))
 
 
 def _entries(recorded: Sequence[Move], now: str | None) -> Iterator[Champion]:

@@ -20,7 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from components.inference.dicom import Derivation, clipped, read_slice, write_slice
+from components.inference.dicom.derived import Derivation, clipped, write_slice
+from components.inference.dicom.slices import read_slice
 from tests.components.inference.dicom_files import ct_bytes, ct_dataset, hounsfield, read
 
 pytestmark = pytest.mark.unit

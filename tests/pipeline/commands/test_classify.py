@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from components.data.readers.images import decode_image
 from components.networks import build_network
 from pipeline.commands.classify import BATCH, classify
 from pipeline.errors import UserError
@@ -23,6 +24,7 @@ from pipeline.model_file import save_model
 from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pipeline.conftest import ROOT, Project
+from tests.pipeline.services import Bucket
 
 pytestmark = pytest.mark.process
 
@@ -115,6 +117,59 @@ def test_unreadable_images_are_listed_and_the_others_are_in_the_file(model: str)
     assert "2 images classified: out.csv; 2 cannot be read" in done.stdout
 
 
+def _labels(path: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in _rows(path)[1:]}
+
+
+def test_files_patterns_and_folders_are_classified_as_restore_takes_them(model: str) -> None:
+    """Names relative to one source; of several, whole paths, since two may have files of one name."""
+    names = ("in/1.png", "in/sub/2.png", "in/sub/3.jpg", "more/1.png", "one.png")
+    expected = {name: CLASSES[int(_expected(_save(name, seed=n)).argmax())] for n, name in enumerate(names)}
+    expected["in/sub/3.jpg"] = CLASSES[int(_expected(decode_image(Path("in/sub/3.jpg")).pixels).argmax())]
+    assert classify("in/**/*.png", model, Path("pattern.csv"), top=1) == 0
+    assert _labels("pattern.csv") == {"1.png": expected["in/1.png"], "sub/2.png": expected["in/sub/2.png"]}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "classify", "in/sub/*", "more", "one.png", "--model", model],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert _labels("predictions.csv") == {name: expected[name] for name in names[1:]}
+
+
+def test_the_images_of_a_bucket_have_the_names_below_the_prefix(model: str, bucket: Bucket) -> None:
+    names = ("1.png", "sub/2.png")
+    expected = {name: CLASSES[int(_expected(_save(name, seed=n)).argmax())] for n, name in enumerate(names)}
+    for name in names:
+        bucket.put(f"deep/in/{name}", Path(name).read_bytes())
+    bucket.put("deep/in/notes.txt", b"notes")
+    bucket.put("deep/inside/3.png", Path("1.png").read_bytes())
+    source = bucket.address("deep/in")
+    assert classify(source, model, Path("out.csv"), top=1) == 0
+    assert _labels("out.csv") == expected
+    assert classify([f"{source}/sub/2.png", "1.png"], model, Path("both.csv"), top=1) == 0
+    assert _labels("both.csv") == {f"{source}/sub/2.png": expected["sub/2.png"], "1.png": expected["1.png"]}
+    bucket.put("deep/in/cut.png", Path("1.png").read_bytes()[:60])
+    assert classify(source, model, Path("rest.csv"), top=1) == 1
+    assert _labels("rest.csv") == expected
+    with pytest.raises(UserError, match=r"^s3://.*/empty: no image there \(png, jpg, bmp, tif, webp, DICOM\)$"):
+        classify(bucket.address("empty"), model, Path("none.csv"))
+    with pytest.raises(UserError, match=r"gone\.png: none of 1 images can be read"):
+        classify(f"{source}/gone.png", model, Path("none.csv"))
+
+
+def test_dicom_files_are_left_out_and_counted(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    _save("in/1.png")
+    Path("in/IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    assert classify("in", model, Path("out.csv")) == 0
+    assert "1 images classified: out.csv; 1 of another kind left out" in capfd.readouterr().out
+    assert [row[0] for row in _rows("out.csv")] == ["file", "1.png"]
+    Path("in/1.png").unlink()
+    with pytest.raises(UserError, match=r"^in/IM0001: a CT slice, and the model recognises images$"):
+        classify("in", model, Path("none.csv"))
+
+
 def test_a_registered_model_names_its_classes_and_serves_them(model: str, store: Store) -> None:
     pixels = _save("one.png", (32, 16), seed=5)
     store = Store("classify", store.uri)
@@ -155,6 +210,7 @@ def test_without_names_of_classes_their_numbers_are_given(project: Project, capf
         ("in", "out.csv", "image.safetensors", "--model image.safetensors: it restores images and names no classes"),
         ("bad", "out.csv", "model.safetensors", "bad: none of 1 images can be read, and out.csv is not written"),
         ("in", "file/out.csv", "model.safetensors", "file: cannot be written"),
+        ("in/*.gif", "out.csv", "model.safetensors", "in/*.gif: no image matches (png, jpg, bmp, tif, webp, DICOM)"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
@@ -170,7 +226,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     Path("bad").mkdir()
     Path("bad/1.png").write_text("no image")
     with pytest.raises(UserError) as caught:
-        classify(Path(source), model, Path(out))
+        classify(source, model, Path(out))
     assert str(caught.value).startswith(message)
     assert len(str(caught.value).splitlines()) == 1
     assert not Path("out.csv").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def _refusal(data: str, scene_pattern: str = "") -> str:
 
 
 def test_stripes_differ_under_quarter_turns_and_the_search_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    tests = probe(_folder(_stripes, 16), "", 0)
+    tests, _ = probe(_folder(_stripes, 16), "", 0)
     assert tests[QUARTER].p <= 0.01 < min(tests[HALF].p, tests[MIRROR].p)
     shown = capsys.readouterr().out
     assert "images: 16 scenes, 30 grey patches of 24x24 pixels of each" in shown
@@ -80,7 +81,7 @@ def test_stripes_differ_under_quarter_turns_and_the_search_is_told(capsys: pytes
 
 
 def test_noise_shows_no_difference_which_is_not_called_symmetry(capsys: pytest.CaptureFixture[str]) -> None:
-    tests = probe(_folder(_noise, 16), "", 0)
+    tests, _ = probe(_folder(_noise, 16), "", 0)
     assert min(test.p for test in tests.values()) > 0.01
     shown = capsys.readouterr().out
     assert shown.count("no difference seen") == 3
@@ -92,7 +93,7 @@ def test_light_from_above_differs_under_half_turns_too(capsys: pytest.CaptureFix
     def lit(generator: np.random.Generator) -> np.ndarray:
         return _noise(generator) + np.linspace(90, -90, 40)[:, None]
 
-    tests = probe(_folder(lit, 16), "", 0)
+    tests, _ = probe(_folder(lit, 16), "", 0)
     assert max(tests[QUARTER].p, tests[HALF].p) <= 0.01 < tests[MIRROR].p
     assert "Not symmetric under quarter and half turns" in capsys.readouterr().out
 
@@ -102,7 +103,7 @@ def test_slanted_stripes_differ_when_mirrored(capsys: pytest.CaptureFixture[str]
         rows, columns = np.mgrid[:40, :56]
         return 128 + 50 * np.sin((columns + 0.6 * rows) / generator.uniform(1, 2) + generator.uniform(0, 6))
 
-    assert probe(_folder(slanted, 16), "", 0)[MIRROR].p <= 0.01
+    assert probe(_folder(slanted, 16), "", 0)[0][MIRROR].p <= 0.01
     assert "Mirrored images differ" in capsys.readouterr().out
 
 
@@ -131,7 +132,7 @@ def test_files_of_one_scene_count_once(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_seed_decides_the_figures() -> None:
     folder = _folder(_noise, 8)
-    first, again, other = (probe(folder, "", seed) for seed in (0, 0, 1))
+    first, again, other = (probe(folder, "", seed)[0] for seed in (0, 0, 1))
     assert first == again
     assert first[QUARTER].distance != other[QUARTER].distance
 
@@ -145,7 +146,7 @@ def test_of_very_many_scenes_some_are_drawn(
 
 
 def test_the_built_in_photographs_are_probed(capsys: pytest.CaptureFixture[str]) -> None:
-    tests = probe("builtin", "^(motorcycle)_(?:left|right)$", 0)
+    tests, _ = probe("builtin", "^(motorcycle)_(?:left|right)$", 0)
     assert list(tests) == list(GROUPS)
     assert "builtin: 11 scenes" in capsys.readouterr().out
 
@@ -171,18 +172,43 @@ def test_missing_folders_and_folders_without_images_are_named() -> None:
     assert _refusal("empty").startswith("empty: no image in this folder")
 
 
-def test_images_that_are_too_small_are_named() -> None:
-    folder = _folder(_noise, 8)
+def test_images_that_cannot_be_used_are_named_by_reason_and_change_no_figure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also in a scene of several files."""
+    folder = _folder(_stripes, 16)
+    for number in range(3):
+        _save(f"images/s7_{number}.png", _stripes(np.random.default_rng(number)))
+    without = probe(folder, r"^(s\d)_", 0)
+    assert without[1] == 0
+    assert "left out" not in capsys.readouterr().out
     _save("images/sub/tiny.png", np.zeros((23, 60)))
-    assert _refusal(folder) == "images/sub/tiny.png: 60x23 pixels, smaller than a patch of 24x24; take it away"
-
-
-def test_unreadable_images_are_named() -> None:
-    folder = _folder(_noise, 8)
     data = Path("images/0.png").read_bytes()
-    Path("images/cut.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"^images/cut\.png: not a readable image .*; replace it or take it away$"):
-        probe(folder, "", 0)
+    for name in ("a_cut", "s7_cut", "z_cut"):
+        Path(f"images/{name}.png").write_bytes(data[: len(data) // 2])
+    found, num_left_out = probe(folder, r"^(s\d)_", 0)
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if line.startswith("  images/")]
+    assert num_left_out == 4
+    assert found == without[0]
+    assert "images: 4 images left out: 3 cannot be read, 1 smaller than 24x24 pixels" in shown
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "images/a_cut.png", "images/s7_cut.png", "images/sub/tiny.png", "images/z_cut.png",
+    ]  # fmt: skip
+    assert "  images/sub/tiny.png: 60x23 pixels, smaller than a patch of 24x24\n" in shown
+    assert "  images/a_cut.png: not a readable image " in shown
+
+
+def test_when_too_few_images_can_be_used_the_others_are_named_before_the_refusal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in "ab":
+        Path("images").mkdir(exist_ok=True)
+        Path(f"images/{name}.png").write_text("no image")
+    assert _refusal("images") == "images: none of 2 images can be used"
+    assert "images: 2 images left out: 2 cannot be read" in capsys.readouterr().out
+    _save("images/c.png", np.random.default_rng(0).uniform(0, 255, (40, 40)))
+    assert _refusal("images").startswith("images: one scene only; scenes are compared with each other")
 
 
 def test_a_single_scene_and_plain_images_and_bad_patterns_are_refused() -> None:
@@ -201,17 +227,21 @@ def test_a_single_scene_and_plain_images_and_bad_patterns_are_refused() -> None:
         (["nowhere"], 2, "error: nowhere: there is no such folder; give a folder of images, or 'builtin'\n"),
         (["plain"], 2, "error: every patch is of one grey: there is nothing to turn\n"),
         (["images", "--seed", "1"], 0, ""),
+        (["spoilt"], 1, ""),
     ],
 )
 def test_the_command_ends_with_a_code_and_without_a_traceback(arguments: list[str], code: int, message: str) -> None:
     _folder(_stripes, 8)
     for name in "ab":
         _save(f"plain/{name}.png", np.zeros((40, 40)))
+    shutil.copytree("images", "spoilt")
+    Path("spoilt/notes.png").write_text("no image")
     environment = {name: value for name, value in os.environ.items() if name != "EQREG_DEBUG"}
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "probe", *arguments]
     finished = subprocess.run(
         command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     )
     assert (finished.returncode, finished.stderr) == (code, message)
-    assert ("verdict" in finished.stdout) == (code == 0)
+    assert ("verdict" in finished.stdout) == (code < 2)
+    assert ("  spoilt/notes.png: not a readable image" in finished.stdout) == (code == 1)
     assert "…" not in finished.stdout  # the table fits 80 columns

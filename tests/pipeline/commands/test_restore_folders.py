@@ -19,9 +19,11 @@ from torch import nn
 from components.data.readers.images import decode_image
 from components.networks import build_network
 from pipeline.commands.restore import restore
+from pipeline.commands.restoring import places
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
 from tests.pipeline.conftest import ROOT, Project
+from tests.pipeline.proxy import Proxy
 from tests.pipeline.services import Bucket
 
 pytestmark = pytest.mark.process
@@ -228,6 +230,27 @@ def test_images_of_a_bucket_go_to_another_prefix_of_it(model: str, bucket: Bucke
             expected,
         )
     assert np.array_equal(_read("one.png"), pixels["a.png"])
+
+
+def test_a_deep_tree_of_a_bucket_is_listed_once_and_read_by_one_client(
+    model: str, bucket: Bucket, proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places.bucket_store.cache_clear()
+    names = [f"{'/'.join('abcd'[: depth + 1])}/{depth}.png" for depth in range(4)]
+    for seed, name in enumerate(names):
+        _save(Path(name), seed)
+        bucket.put(f"in/{name}", Path(name).read_bytes())
+
+    def listings() -> int:
+        return sum("list-type=2" in line for line in proxy.requests)
+
+    assert restore(bucket.address("in"), bucket.address("out"), model) == 0
+    assert listings() == 1  # of the inputs: nothing is on record of the outputs
+    bucket.delete("out/a/b/1.png")
+    assert restore(bucket.address("in"), bucket.address("out"), model) == 0
+    assert listings() == 3
+    assert f"1 restored, 3 done before: {bucket.address('out')}" in capsys.readouterr().out
+    assert places.bucket_store.cache_info().misses == 2  # a client for the inputs, and one for the outputs
 
 
 def test_a_device_that_torch_cannot_use_is_named(model: str) -> None:

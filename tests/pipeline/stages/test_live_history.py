@@ -32,6 +32,7 @@ def test_each_report_is_in_the_file_at_once_and_the_plots_name_its_columns() -> 
             history.add(step, {"task_loss": 1 / step, "penalty/conv1": 0.5} | ({"val_score": 20.0} if step > 5 else {}))
             assert [row["step"] for row in rows()] == [str(each) for each in (5, 10) if each <= step]
         assert [(row["task_loss"], row["val_score"]) for row in rows()] == [("0.2", ""), ("0.1", "20.0")]
+        assert (FOLDER / "dvc.yaml").read_text().startswith("# eqreg train writes this file")
         plots = [each for plot in yaml.safe_load((FOLDER / "dvc.yaml").read_text())["plots"] for each in plot.values()]
         columns = rows()[0].keys()
         assert all({plot["x"], *plot["y"]["history.csv"]} <= columns for plot in plots)

@@ -6,13 +6,9 @@ import base64
 import concurrent.futures
 import io
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -35,6 +31,7 @@ from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.conftest import Project
+from tests.pipeline.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.process
 
@@ -218,40 +215,12 @@ def test_the_pages_restore_a_photograph(
         assert (image.format, image.size) == ("JPEG", (29, 37))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def server(registry: Registry, tmp_path: Path) -> Iterator[str]:
     """The address of ``mlflow models serve`` with a registered version."""
-    uri, port = _add(registry), _free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "-p", str(port), "--env-manager", "local"]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "MLFLOW_TRACKING_URI": registry.store.uri},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        address, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health")
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < end, (tmp_path / "log").read_text()
-                time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # uvicorn would first finish what it computes
-        process.wait(30)
+    arguments = ["models", "serve", "-m", _add(registry), "--env-manager", "local"]
+    with MlflowServer(arguments, tmp_path, {"MLFLOW_TRACKING_URI": registry.store.uri}) as server:
+        yield server.address
 
 
 def _ask(address: str, body: object) -> tuple[int, Any]:

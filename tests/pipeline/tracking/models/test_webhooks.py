@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +20,7 @@ from pipeline.tracking.store import Store
 from tests.pages import python_blocks
 from tests.pipeline.cluster.own_cluster import free_ports
 from tests.pipeline.conftest import Project
+from tests.pipeline.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -37,36 +35,18 @@ def _lines(part: str) -> str:
 @pytest.fixture
 def server(project: Project, empty_database: Path) -> Iterator[str]:
     """A tracking server with the variables of the page; gives its address."""
-    shutil.copyfile(empty_database, "server.db")
-    port = free_ports(1)[0]
-    environment = os.environ | {
+    folder = Path("server")
+    folder.mkdir()
+    shutil.copyfile(empty_database, folder / "server.db")
+    variables = {
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "https,http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [f"{Path(sys.executable).parent}/mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += ["--backend-store-uri=sqlite:///server.db", "--artifacts-destination=./artifacts"]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(f"{address}/health", process)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 600
-    while True:
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < end, "the server does not answer"
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (OSError, http.client.HTTPException):  # nobody yet, or somebody else
-            time.sleep(0.5)
+    arguments = ["server", "--workers=1", "--backend-store-uri=sqlite:///server.db"]
+    arguments += ["--artifacts-destination=./artifacts"]
+    with MlflowServer(arguments, folder, os.environ | variables) as server:
+        yield server.address
 
 
 def test_a_receiver_hears_of_a_new_champion_and_refuses_what_is_not_signed(
