@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -30,13 +31,20 @@ MAX_BYTES = 2**28
 
 _DESCRIPTION, _TEXT = 64, 1024  # most characters of DICOM's LO and ST
 _BITS = 16
+_TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")  # of SpecificCharacterSet
 _WRONG_AFTERWARDS = (
     "DigitalSignaturesSequence",  # of the source's pixels
     "MACParametersSequence",
     "InstanceCreationDate",  # of the source; the output of a command names no time
     "InstanceCreationTime",
     "InstanceCreatorUID",
+    "IconImageSequence",  # a small image of the source's pixels
+    "ExtendedOffsetTable",  # of compressed pixels
+    "ExtendedOffsetTableLengths",
+    "EncapsulatedPixelDataValueTotalLength",
 )
+_PYDICOM = threading.Lock()
+"""Held while pydicom is silent: its settings and the filters of warnings are those of the whole process."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +120,9 @@ def write_slice(slice_: DicomSlice, restored: np.ndarray, derivation: Derivation
     UID, the series has a new UID and the model in its description, ``DerivationDescription`` holds the text,
     ``SourceImageSequence`` names the source, and ``ContributingEquipmentSequence`` the model. The UIDs are computed
     from those of the source, the model, the settings and (of the instance) the pixels, so that a repetition gives the
-    same bytes. Signatures and the creation time of the source are left out, the smallest and largest pixel value are
-    updated if they are there. All other elements, private ones too, are unchanged.
+    same bytes. Signatures, the icon, the creation time and the lengths of compressed pixels of the source are left out,
+    the smallest and largest pixel value are updated if they are there. All other elements, private ones too, are
+    unchanged.
 
     Args:
         slice_: the slice that was restored.
@@ -121,12 +130,15 @@ def write_slice(slice_: DicomSlice, restored: np.ndarray, derivation: Derivation
         derivation: how it was made.
 
     Raises:
-        ValueError: the shape differs, a value is not finite, or an element of the file cannot be written.
+        ValueError: the shape differs, a value is not finite, or an element of the file cannot be written as it was.
     """
     words, _ = _stored(slice_, restored)
     try:
         with _silent_pydicom():
+            _check_text(slice_.dataset)
             return _written(slice_, words, derivation)
+    except _RefusedError as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # as in `read_slice`
         raise ValueError(
             f"an element of this DICOM file cannot be written again ({type(error).__name__}): convert the file first, "
@@ -165,17 +177,21 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _silent_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings and logger, and let it write values that break DICOM's rules as they were read."""
+    """Silence pydicom's warnings and logger, and let it write values that break DICOM's rules as they were read.
+
+    One thread at a time: of two that overlap, the first to end would let pydicom speak while the other one reads.
+    """
     from pydicom import config
 
     logger = logging.getLogger("pydicom")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings(), config.disable_value_validation():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
+    with _PYDICOM:
+        was_disabled, logger.disabled = logger.disabled, True
+        try:
+            with warnings.catch_warnings(), config.disable_value_validation():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.disabled = was_disabled
 
 
 def _read(file: BinaryIO) -> DicomSlice:
@@ -298,6 +314,17 @@ def _stored(slice_: DicomSlice, restored: np.ndarray) -> tuple[np.ndarray, int]:
     return words, outside
 
 
+def _check_text(dataset: pydicom.Dataset) -> None:
+    """Check that the text of a file with implicit VR, which is decoded and encoded again, comes back as it was."""
+    if not dataset.file_meta.TransferSyntaxUID.is_implicit_VR:
+        return
+    if any("\ufffd" in str(element.value) for element in dataset.iterall() if element.VR in _TEXT_VRS):
+        raise _RefusedError(
+            "an element's text is not in the file's SpecificCharacterSet, so it would be damaged: convert the file to "
+            "explicit VR first, for instance with dcmconv +te"
+        )
+
+
 def _written(slice_: DicomSlice, words: np.ndarray, derivation: Derivation) -> bytes:
     from pydicom.dataset import Dataset
     from pydicom.uid import UID, ExplicitVRLittleEndian
@@ -313,8 +340,9 @@ def _written(slice_: DicomSlice, words: np.ndarray, derivation: Derivation) -> b
     model, digest, settings = (_ascii(text) for text in (derivation.model, derivation.digest, derivation.settings))
     instance = _uid(source.SOPInstanceUID, digest, settings, hashlib.sha256(pixels).hexdigest())
     series = _uid(source.SeriesInstanceUID, digest, settings)
-    further = list(source.get("ImageType") or ())[2:] or ["AXIAL"]
-    dataset.ImageType = ["DERIVED", "SECONDARY", *further]
+    kinds = source.get("ImageType") or ()  # a single value is a str
+    further = [] if isinstance(kinds, str) else list(kinds)[2:]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *(further or ["AXIAL"])]
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = UID(instance), UID(series)
     own = model[:_DESCRIPTION]
     before = str(source.get("SeriesDescription") or "")[: max(0, _DESCRIPTION - len(own) - 3)].rstrip()
