@@ -88,7 +88,7 @@ def _of_file(name: str, path: Path) -> Source:
         raise UserError(f"{name}: no such file; give a model.safetensors, models:/NAME@ALIAS or models:/NAME/VERSION")
     network, metadata = load_model(path)
     try:
-        contract = Contract.of_network(network, metadata.get("task", ""))
+        contract = Contract.of_network(network, metadata.get("task", ""), metadata)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     return _measured(name, network, contract, model_sha256(path), metadata["network"])

@@ -148,6 +148,16 @@ def test_an_onnx_file_computes_what_the_model_does_at_any_size_and_says_what_it_
     assert onnx.load("out.onnx").functions == []
 
 
+def test_the_export_of_a_classification_names_its_classes_and_the_size_of_its_images(models: Project) -> None:
+    task, settings = SETTINGS["classify"]
+    about = {"network": settings, "task": task, "classes": list("abcde"), "image_size": [32, 48]}
+    save_model(Path("named.safetensors"), _network("classify"), about)
+    export("named.safetensors", "onnx", Path("out.onnx"))
+    contract = _of_onnx("out.onnx")[1]["contract"]
+    assert contract["classes"] == list("abcde")
+    assert contract["image_size"] == [32, 48]
+
+
 def test_two_exports_are_the_same_bytes(models: Project) -> None:
     """Neither time nor path is in them."""
     Path("other").mkdir()
