@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from components.brief import first_line
 from components.inference.contract import Contract
 from components.networks import NETWORKS, network_class
 from components.registry import build_settings, module_of
-from pipeline.errors import UserError
+from pipeline.errors import UserError, fault_of_machine
 
 _ROWS = 33
 
@@ -104,22 +105,36 @@ def _measured(name: str, network: nn.Module, contract: Contract, sha256: str, se
         contract: what it takes and gives.
         sha256: of the model.
         settings: arguments of ``build_network``; empty if they are unknown.
+
+    Raises:
+        UserError: the network does not run; one that another tool registered may take one size alone.
     """
     smallest = _smallest_side(settings)
     side = max(64, 2 * smallest)
-    output = network(torch.zeros(2, contract.inputs, side, side))
+    try:
+        output = network(torch.zeros(2, contract.inputs, side, side))
+    except Exception as error:  # a program of another tool may raise any exception
+        if fault_of_machine(error):
+            raise
+        given = f"2 images of {contract.inputs} channels and {side}x{side} pixels"
+        raise UserError(f"{name}: cannot be exported, it fails on {given} ({first_line(error)})") from error
     scale = output.shape[-1] // side if output.ndim == 4 else 1
     return Source(name, network, replace(contract, outputs=output.shape[1], scale=scale), sha256, smallest)
 
 
 def _smallest_side(settings: Mapping[str, Any]) -> int:
-    """The least side that a network with these arguments of ``build_network`` declares; 1 if they are unknown."""
+    """The least side that a network with these arguments of ``build_network`` declares; 1 if they are unknown.
+
+    The network may be of other code, and its program alone is exported. Then this code may not know its arguments.
+    """
     if not settings:
         return 1
-    kind = network_class(settings["name"])
     shape = {"name", "in_channels", "out_channels", "scale", "classes"}
     given = {key: value for key, value in settings.items() if key not in shape}
-    return int(build_settings(kind.Settings, given).smallest_side)
+    try:
+        return int(build_settings(network_class(settings["name"]).Settings, given).smallest_side)
+    except (KeyError, TypeError, ValueError):
+        return 1
 
 
 __all__ = ["Source", "load_source"]

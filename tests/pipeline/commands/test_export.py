@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -299,6 +301,31 @@ def test_a_registered_version_is_exported_and_its_program_alone_where_the_networ
     )
     assert "models:/eqreg-denoise@gone: no such model in " in _refusal(
         "models:/eqreg-denoise@gone", "pt2", Path("a.pt2")
+    )
+
+
+def test_a_version_whose_network_this_code_does_not_know_is_exported_as_its_program(
+    models: Project, store: Store
+) -> None:
+    Path("model").mkdir()
+    file = Path("model/model.safetensors")
+    save_model(file, _network("denoise"), {"network": {"name": "of the past"}, "task": "denoise"})
+    Registry(store).add(store.begin("run", {}, {}), _network("denoise"), "aa", {}, file)
+    export("models:/eqreg-denoise/1", "pt2", Path("out.pt2"))
+    images = _images("denoise", 2, 23, 51)
+    torch.testing.assert_close(torch.export.load("out.pt2").module()(images), _expected("denoise", images))
+
+
+def test_a_program_of_another_tool_that_takes_one_size_is_refused(models: Project, store: Store) -> None:
+    network = nn.Conv2d(3, 3, 3).eval()
+    example = np.zeros((2, 3, 16, 17), dtype=np.float32)
+    signature = mlflow.models.infer_signature(example, example)
+    mlflow.pytorch.save_model(network, "conv", signature=signature, input_example=example)
+    client = store.client
+    client.create_registered_model("conv")
+    client.create_model_version("conv", Path("conv").absolute().as_uri())
+    assert _refusal("models:/conv/1", "onnx", Path("a.onnx")).startswith(
+        "models:/conv/1: cannot be exported, it fails on 2 images of 3 channels and 64x64 pixels ("
     )
 
 
