@@ -422,6 +422,26 @@ def test_a_file_that_differs_from_the_model_is_not_kept_and_an_older_one_is(
     assert not list(Path().glob(".out*"))
 
 
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_full_disk_is_named_and_leaves_the_older_file(models: Project, kind: str) -> None:
+    """In a process of its own, which torch would end where it cannot write into a file."""
+    out = Path(f"out.{kind}")
+    out.write_text("older")
+    program = (
+        "import resource, signal; from pipeline.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); main()"
+    )
+    command = [sys.executable, "-c", program, "export", "denoise.safetensors", "--format", kind, "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert finished.returncode == 2, finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert f"denoise.safetensors: cannot be exported as {kind} (" in finished.stderr
+    assert "File too large; make room" in finished.stderr
+    assert out.read_text() == "older"
+    assert not list(Path().glob(".out*"))
+
+
 def test_the_command_ends_with_a_code_and_names_the_file(models: Project) -> None:
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "export", "short.safetensors"]
     finished = subprocess.run(

@@ -375,7 +375,7 @@ def test_an_address_without_a_name_is_refused_with_one_that_has(registry: Regist
         load_registered("models:/", registry.store.uri, "cpu")
 
 
-class Echo(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Echo(mlflow.pyfunc.PythonModel):
     """A model of another tool."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads the hints
