@@ -62,7 +62,7 @@ def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None
     scans = {source for source in found if is_scan(source)}
     is_one_file = len(sources) == 1 and list(found) == [sources[0]]
     if is_one_file and not _is_folder(target):
-        targets = {sources[0]: target if scans else _target_file(sources[0], target, form)}
+        targets = {sources[0]: _target_scan(target) if scans else _target_file(sources[0], target, form)}
     else:
         if not is_remote(target) and Path(target).is_file():
             raise UserError(f"{target}: is a file; for a folder of images name a folder")
@@ -78,11 +78,14 @@ def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None
 
 
 def is_scan(address: str) -> bool:
-    """Returns whether a file is a DICOM file; of an object in a bucket, by its suffix."""
+    """Returns whether a file is a DICOM file: by its suffix, of a local file without one also by its first bytes.
+
+    A file with the suffix and other bytes is one that cannot be read, so that the list of failures names it.
+    """
     path = Path(address)
     if is_image_name(path):
         return False
-    if is_remote(address):
+    if is_remote(address) or path.suffix.lower() in SCANS:
         return path.suffix.lower() in SCANS
     try:
         with path.open("rb") as file:
@@ -152,6 +155,12 @@ def _in_folder(folder: Path, target: str) -> dict[str, str]:
 
 def _is_folder(target: str) -> bool:
     return not is_image_name(Path(target)) if is_remote(target) else Path(target).is_dir()
+
+
+def _target_scan(target: str) -> str:
+    if is_image_name(Path(target)):
+        raise UserError(f"{target}: a DICOM slice is written as a DICOM file; use for instance .dcm")
+    return target
 
 
 def _target_file(source: str, target: str, form: str | None) -> str:
