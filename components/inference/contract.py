@@ -11,6 +11,10 @@ Kind = Literal["image", "masked_image", "ct", "labels"]
 the metal mask of a scan. labels: an image in, a score for each class out."""
 
 
+_MOST_CLASSES = 20
+"""Classes that the sentences name; a model card has a largest length."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """What a network takes and gives.
@@ -130,7 +134,10 @@ class Contract:
                         "resized until it covers that size, and cropped to its centre."
                     )
                 if self.classes:
-                    lines.append(f"The classes: {', '.join(self.classes)}.")
+                    more = len(self.classes) - _MOST_CLASSES
+                    shown = ", ".join(self.classes[:_MOST_CLASSES])
+                    further = f" and {more} more, which the metadata of the model names" if more > 0 else ""
+                    lines.append(f"The classes, in the order of the scores: {shown}{further}.")
         return "\n".join(lines)
 
     def _sizes(self) -> str:

@@ -191,7 +191,14 @@ def _options(parameters: Mapping[str, Any]) -> tuple[Options, bytes | str | None
         raise ValueError(f"params: {', '.join(PARAMETERS)} are known; {unknown[0]} is not")
     values = {**PARAMETERS, **{key: value for key, value in parameters.items() if value is not None}}
     mask = values.pop("mask")
-    numbers: dict[str, Any] = {key: type(PARAMETERS[key])(value) for key, value in values.items()}
+    numbers: dict[str, Any] = {}
+    for key, value in values.items():
+        try:
+            numbers[key] = type(PARAMETERS[key])(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(
+                f"params: {key} is a number, by default {PARAMETERS[key]}; this is {value!r:.50}"
+            ) from None
     return Options(**numbers), mask or None
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from pipeline.commands.exporting.comparison import Comparison, compare
 from pipeline.commands.exporting.form import Form
 from pipeline.commands.exporting.source import Source, load_source
 from pipeline.console import console
-from pipeline.errors import UserError
+from pipeline.errors import UserError, fault_of_machine
 
 BOUND, BOUND_OF_DEVICE = 2e-5, 1e-4
 """Largest difference between file and model: on the CPU, on another device. For outputs of at most 1; in proportion for
@@ -59,24 +61,34 @@ def export(model: str, kind: str, out: Path, device: str = "cpu") -> Export:
     with _folder_beside(out) as folder:
         path = Path(folder) / out.name
         source = load_source(model)
-        try:
+        with _one_line(model, kind):
             form.write(source, path, device)
             comparison = _compared(form, source, path, device)
-        except UserError:
-            raise
-        except Exception as error:  # exporters and runtimes raise many kinds
-            if os.environ.get("EQREG_DEBUG"):
-                raise
-            raise UserError(f"{model}: cannot be exported as {kind} ({first_line(error)})") from error
         if fault := comparison.fault(_bound(device)):
             raise UserError(f"{model}: as {kind} it {fault}\n{out} was not written")
         description = _description(source, kind, device, comparison)
-        form.describe(path, json.dumps(description, sort_keys=True))
-        form.read(path, source, device)(source.example())  # the description has left it readable
-        path.chmod(0o644)  # safetensors gives its files to their owner alone
-        path.replace(out)
+        with _one_line(model, kind):
+            form.describe(path, json.dumps(description, sort_keys=True))
+            form.read(path, source, device)(source.example())  # the description has left it readable
+            path.chmod(0o644)  # safetensors gives its files to their owner alone
+            path.replace(out)
     _show(out, kind, source, comparison, device)
     return Export(out, comparison, description)
+
+
+@contextmanager
+def _one_line(model: str, kind: str) -> Iterator[None]:
+    """Raises a UserError of one line for whatever exporters, runtimes and disks raise in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if os.environ.get("EQREG_DEBUG"):
+            raise
+        raise UserError(
+            f"{model}: cannot be exported as {kind} ({fault_of_machine(error) or first_line(error)})"
+        ) from error
 
 
 def _checked(model: str, kind: str, out: Path, device: str) -> Form:

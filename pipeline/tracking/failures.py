@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 _NOBODY = "nobody answers there: check MLFLOW_TRACKING_URI (unset it to use mlflow.db here), then run the stage again"
+_REJECTED = "it answers, and rejects the request: EQREG_DEBUG=1 shows where it was made"
+_ANSWERED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+"""Codes of MLflow's errors that say that a store has answered."""
 _SERVER = {
     r"Failed to establish|NameResolution|refused|timed out|disconnected|reset by peer": _NOBODY,
     r"error code 40[13]|UNAUTHENTICATED|PERMISSION_DENIED|Permission denied|[Uu]nauthorized|[Ff]orbidden": (
@@ -38,9 +41,11 @@ def hint(uri: str, error: Exception, reason: str) -> str:
     """
     if type(error).__module__.split(".")[0] in S3_LIBRARIES:
         return _S3
+    code = str(getattr(error, "error_code", ""))
+    other = _REJECTED if code in _ANSWERED else _NOBODY
     if uri.startswith(("http://", "https://")):
-        text = f"{getattr(error, 'error_code', '')} {reason}"
-        return next((advice for pattern, advice in _SERVER.items() if re.search(pattern, text)), _NOBODY)
+        text = f"{code} {reason}"
+        return next((advice for pattern, advice in _SERVER.items() if re.search(pattern, text)), other)
     if "out-of-date database schema" in reason or "locate revision" in reason:
         return (
             f"another version of MLflow made its tables: if none is just changing them, copy the database, then run "
@@ -55,7 +60,7 @@ def hint(uri: str, error: Exception, reason: str) -> str:
         url.get_dialect()
     except sqlalchemy.exc.ArgumentError:  # also raised for an unknown dialect
         return _NO_ADDRESS
-    return database_hint(url, reason) or _NOBODY
+    return database_hint(url, reason) or other
 
 
 def restore_command(uri: str, experiment_id: str) -> str:

@@ -12,18 +12,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from components.inference.dicom.silence import silent_pydicom
-from components.inference.dicom.slices import DicomSlice
+from components.inference.dicom.slices import DicomSlice, RefusedError
 
 if TYPE_CHECKING:
     import pydicom
 
 _DESCRIPTION, _TEXT = 64, 1024  # most characters of DICOM's LO and ST
+_TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")  # of SpecificCharacterSet
 _WRONG_AFTERWARDS = (
     "DigitalSignaturesSequence",  # of the source's pixels
     "MACParametersSequence",
     "InstanceCreationDate",  # of the source; the output of a command names no time
     "InstanceCreationTime",
     "InstanceCreatorUID",
+    "IconImageSequence",  # a small image of the source's pixels
+    "ExtendedOffsetTable",  # of compressed pixels
+    "ExtendedOffsetTableLengths",
+    "EncapsulatedPixelDataValueTotalLength",
 )
 
 
@@ -54,8 +59,9 @@ def write_slice(slice_: DicomSlice, restored: np.ndarray, derivation: Derivation
     UID, the series has a new UID and the model in its description, ``DerivationDescription`` holds the text,
     ``SourceImageSequence`` names the source, and ``ContributingEquipmentSequence`` the model. The UIDs are computed
     from those of the source, the model, the settings and (of the instance) the pixels, so that a repetition gives the
-    same bytes. Signatures and the creation time of the source are left out, the smallest and largest pixel value are
-    updated if they are there. All other elements, private ones too, are unchanged.
+    same bytes. Signatures, the icon, the creation time and the lengths of compressed pixels of the source are left out,
+    the smallest and largest pixel value are updated if they are there. All other elements, private ones too, are
+    unchanged.
 
     Args:
         slice_: the slice that was restored.
@@ -63,12 +69,15 @@ def write_slice(slice_: DicomSlice, restored: np.ndarray, derivation: Derivation
         derivation: how it was made.
 
     Raises:
-        ValueError: the shape differs, a value is not finite, or an element of the file cannot be written.
+        ValueError: the shape differs, a value is not finite, or an element of the file cannot be written as it was.
     """
     words, _ = _stored(slice_, restored)
     try:
         with silent_pydicom():
+            _check_text(slice_.dataset)
             return _written(slice_, words, derivation)
+    except RefusedError as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # as in `slices.read_slice`
         raise ValueError(
             f"an element of this DICOM file cannot be written again ({type(error).__name__}): convert the file first, "
@@ -118,6 +127,17 @@ def _range(dataset: pydicom.Dataset) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0, 2**bits - 1)
 
 
+def _check_text(dataset: pydicom.Dataset) -> None:
+    """Check that the text of a file with implicit VR, which is decoded and encoded again, comes back as it was."""
+    if not dataset.file_meta.TransferSyntaxUID.is_implicit_VR:
+        return
+    if any("\ufffd" in str(element.value) for element in dataset.iterall() if element.VR in _TEXT_VRS):
+        raise RefusedError(
+            "an element's text is not in the file's SpecificCharacterSet, so it would be damaged: convert the file to "
+            "explicit VR first, for instance with dcmconv +te"
+        )
+
+
 def _written(slice_: DicomSlice, words: np.ndarray, derivation: Derivation) -> bytes:
     from pydicom.dataset import Dataset
     from pydicom.uid import UID, ExplicitVRLittleEndian
@@ -133,8 +153,9 @@ def _written(slice_: DicomSlice, words: np.ndarray, derivation: Derivation) -> b
     model, digest, settings = (_ascii(text) for text in (derivation.model, derivation.digest, derivation.settings))
     instance = _uid(source.SOPInstanceUID, digest, settings, hashlib.sha256(pixels).hexdigest())
     series = _uid(source.SeriesInstanceUID, digest, settings)
-    further = list(source.get("ImageType") or ())[2:] or ["AXIAL"]
-    dataset.ImageType = ["DERIVED", "SECONDARY", *further]
+    kinds = source.get("ImageType") or ()  # a single value is a str
+    further = [] if isinstance(kinds, str) else list(kinds)[2:]
+    dataset.ImageType = ["DERIVED", "SECONDARY", *(further or ["AXIAL"])]
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = UID(instance), UID(series)
     own = model[:_DESCRIPTION]
     before = str(source.get("SeriesDescription") or "")[: max(0, _DESCRIPTION - len(own) - 3)].rstrip()

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_PYDICOM = threading.Lock()
+"""Held while pydicom is silent: its settings and the filters of warnings are those of the whole process."""
+
 
 @contextmanager
 def silent_pydicom() -> Iterator[None]:
-    """Silence pydicom's warnings and logger, and let it write values that break DICOM's rules as they were read."""
+    """Silence pydicom's warnings and logger, and let it write values that break DICOM's rules as they were read.
+
+    One thread at a time: of two that overlap, the first to end would let pydicom speak while the other one reads.
+    """
     from pydicom import config
 
     logger = logging.getLogger("pydicom")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings(), config.disable_value_validation():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
+    with _PYDICOM:
+        was_disabled, logger.disabled = logger.disabled, True
+        try:
+            with warnings.catch_warnings(), config.disable_value_validation():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.disabled = was_disabled

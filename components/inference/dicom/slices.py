@@ -60,7 +60,7 @@ def read_slice(source: Path | bytes) -> DicomSlice:
     try:
         with silent_pydicom(), _opened(source) as file:
             return _read(file)
-    except _RefusedError as error:
+    except RefusedError as error:
         raise ValueError(f"{name}{error}") from None
     except OSError as error:
         raise ValueError(f"{name}cannot be read ({error.strerror or type(error).__name__})") from None
@@ -68,7 +68,7 @@ def read_slice(source: Path | bytes) -> DicomSlice:
         raise ValueError(f"{name}not a readable DICOM slice ({type(error).__name__})") from None
 
 
-class _RefusedError(ValueError):
+class RefusedError(ValueError):
     """Its message is this module's own and quotes no element that names a patient."""
 
 
@@ -78,11 +78,11 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
         yield BytesIO(source)
         return
     if not source.exists():
-        raise _RefusedError("there is no such file")
+        raise RefusedError("there is no such file")
     if not source.is_file():
-        raise _RefusedError("not a file")
+        raise RefusedError("not a file")
     if (size := source.stat().st_size) > MAX_BYTES:
-        raise _RefusedError(f"{size} bytes: at most {MAX_BYTES} for a slice")
+        raise RefusedError(f"{size} bytes: at most {MAX_BYTES} for a slice")
     with source.open("rb") as file:
         yield file
 
@@ -102,26 +102,24 @@ def _read(file: BinaryIO) -> DicomSlice:
 
     syntax = _syntax(file)
     if syntax == ExplicitVRBigEndian:
-        raise _RefusedError(f"transfer syntax {syntax.name}: convert it to little endian first, with dcmconv +te")
+        raise RefusedError(f"transfer syntax {syntax.name}: convert it to little endian first, with dcmconv +te")
     _own(check_syntax, syntax)
     file.seek(0)
     dataset = pydicom.dcmread(file)
     _own(check_slice, dataset)
     if dataset.get("SOPClassUID") != CTImageStorage:
-        raise _RefusedError("its class (SOPClassUID) is not CT Image Storage, so it cannot be written as a CT image")
+        raise RefusedError("its class (SOPClassUID) is not CT Image Storage, so it cannot be written as a CT image")
     for name in ("SOPInstanceUID", "SeriesInstanceUID", "PixelData"):
         if not dataset.get(name):
-            raise _RefusedError(f"no {name}")
+            raise RefusedError(f"no {name}")
     bits = dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit
     if bits[0] != _BITS or not 2 <= bits[1] <= _BITS or bits[2] != bits[1] - 1:
-        raise _RefusedError(
-            f"bits allocated, stored and highest {bits}: CT has 16, at most 16 and one less than stored"
-        )
+        raise RefusedError(f"bits allocated, stored and highest {bits}: CT has 16, at most 16 and one less than stored")
     positions = [dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2)]  # OverlayBitPosition
     if any(position is not None and int(position.value or 0) for position in positions):
-        raise _RefusedError("an overlay lies within the pixels: move it to OverlayData first")
+        raise RefusedError("an overlay lies within the pixels: move it to OverlayData first")
     if not _is_rescale(dataset):
-        raise _RefusedError("RescaleSlope and RescaleIntercept are no finite numbers, or the slope is 0")
+        raise RefusedError("RescaleSlope and RescaleIntercept are no finite numbers, or the slope is 0")
     stored = _own(stored_values, dataset)
     return DicomSlice(
         to_hounsfield(dataset, stored).astype(np.float32),
@@ -151,7 +149,7 @@ def _own(check: Any, *arguments: Any) -> Any:
         while frame and frame.tb_next:
             frame = frame.tb_next
         if frame and frame.tb_frame.f_globals.get("__name__") == check.__module__:
-            raise _RefusedError(str(error)) from None
+            raise RefusedError(str(error)) from None
         raise
 
 
@@ -160,7 +158,7 @@ def _syntax(file: BinaryIO) -> Any:
     from pydicom.filereader import read_dataset
 
     if file.read(132)[128:] != b"DICM":
-        raise _RefusedError("no DICOM file: the mark DICM is missing")
+        raise RefusedError("no DICOM file: the mark DICM is missing")
     meta = read_dataset(
         file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, size: tag >> 16 != 2
     )

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 from torch import Tensor
@@ -29,9 +30,10 @@ def _check() -> None:
 
 
 def _write(source: Source, path: Path, device: str) -> None:
-    program = export_program(source, device)
+    program, archive = export_program(source, device), BytesIO()  # as in `program`
     with quiet():
-        compat.aoti_compile_and_package(program, package_path=str(path))
+        compat.aoti_compile_and_package(program, package_path=archive)
+    path.write_bytes(archive.getbuffer())
 
 
 def _read(path: Path, source: Source, device: str) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -34,8 +35,10 @@ def on_device(run: Run, device: str) -> Run:
 
 
 def _write(source: Source, path: Path, device: str) -> None:
+    archive = BytesIO()  # torch ends the process where it cannot write into a file
     with quiet():
-        torch.export.save(export_program(source, device), path)
+        torch.export.save(export_program(source, device), archive)
+    path.write_bytes(archive.getbuffer())
 
 
 def _read(path: Path, source: Source, device: str) -> Run:

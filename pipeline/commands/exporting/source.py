@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from components.brief import first_line
 from components.inference.contract import Contract
 from components.networks import NETWORKS, network_settings
 from components.registry import module_of
-from pipeline.errors import UserError
+from pipeline.errors import UserError, fault_of_machine
 
 _ROWS = 33
 
@@ -88,7 +89,7 @@ def _of_file(name: str, path: Path) -> Source:
         raise UserError(f"{name}: no such file; give a model.safetensors, models:/NAME@ALIAS or models:/NAME/VERSION")
     network, metadata = load_model(path)
     try:
-        contract = Contract.of_network(network, metadata.get("task", ""))
+        contract = Contract.of_network(network, metadata.get("task", ""), metadata)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     return _measured(name, network, contract, model_sha256(path), metadata["network"])
@@ -104,19 +105,32 @@ def _measured(name: str, network: nn.Module, contract: Contract, sha256: str, se
         contract: what it takes and gives.
         sha256: of the model.
         settings: arguments of ``build_network``; empty if they are unknown.
+
+    Raises:
+        UserError: the network does not run; one that another tool registered may take one size alone.
     """
     smallest = _smallest_side(settings)
     side = max(64, 2 * smallest)
-    output = network(torch.zeros(2, contract.inputs, side, side))
+    try:
+        output = network(torch.zeros(2, contract.inputs, side, side))
+    except Exception as error:  # a program of another tool may raise any exception
+        if fault_of_machine(error):
+            raise
+        given = f"2 images of {contract.inputs} channels and {side}x{side} pixels"
+        raise UserError(f"{name}: cannot be exported, it fails on {given} ({first_line(error)})") from error
     scale = output.shape[-1] // side if output.ndim == 4 else 1
     return Source(name, network, replace(contract, outputs=output.shape[1], scale=scale), sha256, smallest)
 
 
 def _smallest_side(settings: Mapping[str, Any]) -> int:
-    """The least side that a network with these arguments of ``build_network`` declares; 1 if they are unknown."""
-    if not settings:
+    """The least side that a network with these arguments of ``build_network`` declares; 1 if they are unknown.
+
+    The network may be of other code, and its program alone is exported. Then this code may not know its arguments.
+    """
+    try:
+        return int(network_settings(**settings).smallest_side)
+    except (KeyError, TypeError, ValueError):
         return 1
-    return int(network_settings(**settings).smallest_side)
 
 
 __all__ = ["Source", "load_source"]

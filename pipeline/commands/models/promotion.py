@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.tracking.models.champions import ChampionChangedError, Moved, champion_before, history, move_champion
 from pipeline.tracking.models.loading import FILES_TAG
 from pipeline.tracking.models.registry import CHAMPION, Registry
-from pipeline.tracking.models.versions import Address, Record, check_files_exist, find_version, verify
+from pipeline.tracking.models.versions import Address, Record, check_exists, check_files_exist, find_version, verify
 
 
 def promote(registry: Registry, record: Record, reason: str) -> None:
@@ -36,9 +36,10 @@ def rollback(registry: Registry, reason: str) -> None:
         reason: why, for the history.
 
     Raises:
-        UserError: the reason is empty, no champion before is known, it cannot be used, or somebody has moved the alias
-            meanwhile.
+        UserError: there is no such model, the reason is empty, no champion before is known, it cannot be used, or
+            somebody has moved the alias meanwhile.
     """
+    check_exists(registry)
     champion = registry.champion()
     now = champion.number if champion else None
     target = champion_before(history(registry))

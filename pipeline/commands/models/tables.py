@@ -48,17 +48,27 @@ def print_versions(records: Sequence[Record], others: Sequence[str]) -> None:
         table.add_column(title, overflow="fold")
     for record in records:
         mean = _score(known.get(record.number))
-        error, cost = (record.tags.get(f"eqreg.{name}") for name in ("equivariance_error", "multiply_adds_per_pixel"))
-        aliases, shown = ", ".join(record.aliases), f"{float(error):.4f}" if error else "-"
-        cells = (record.number, aliases, _time(record.created)[:-3], mean, shown, f"{int(cost):,}" if cost else "-")
+        error = _number(record.tags.get("eqreg.equivariance_error"), ".4f")
+        cost = _number(record.tags.get("eqreg.multiply_adds_per_pixel"), ",.0f")
+        cells = (record.number, ", ".join(record.aliases), _time(record.created)[:-3], mean, error, cost)
         table.add_row(*map(Text, cells))
     console.print(table)
-    if records:
+    if not records:
+        console.print("no version is registered")
+    else:
         console.print(
             f"one of them: models:/{records[0].name}/NUMBER; multiply-adds: for a pixel of the input", markup=False
         )
     if others:
         console.print(f"other models: {', '.join(others)}", markup=False)
+
+
+def _number(text: str | None, form: str) -> str:
+    """The number in a tag; "-" if there is none, as where another tool or a person has set the tag."""
+    try:
+        return f"{float(text or ''):{form}}"
+    except ValueError:
+        return "-"
 
 
 def _score(facts: Mapping[str, Any] | None) -> str:

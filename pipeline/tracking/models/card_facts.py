@@ -49,7 +49,7 @@ def collect_facts(params: Params, network: nn.Module, metrics: Mapping[str, Any]
         "metrics": metrics,
         "titles": [[metric.key, metric.title, metric.digits] for metric in task.metrics],
         "options": task.restore_options,
-        "contract": _contract(network, params.task),
+        "contract": _contract(network, params.task, metadata),
         "cost": {
             "parameters": count_parameters(network),
             "multiply_adds_per_pixel": count_multiply_adds(network),
@@ -59,10 +59,10 @@ def collect_facts(params: Params, network: nn.Module, metrics: Mapping[str, Any]
     }
 
 
-def _contract(network: nn.Module, task: str) -> dict[str, Any] | None:
+def _contract(network: nn.Module, task: str, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the network takes and gives; None if no kind of model has its channels."""
     try:
-        return Contract.of_network(network, task).as_dict()
+        return Contract.of_network(network, task, metadata).as_dict()
     except ValueError:
         return None
 

@@ -186,9 +186,11 @@ def _read(text: str) -> Move | None:
     """Reads the record of a move; None if somebody changed it so that it is none."""
     try:
         values = json.loads(text)
-        return Move(**{key: value for key, value in values.items() if key in Move.__dataclass_fields__})
+        move = Move(**{key: value for key, value in values.items() if key in Move.__dataclass_fields__})
     except (ValueError, TypeError, AttributeError):
         return None
+    texts = (move.version, move.before or "", move.at, move.by, move.command, move.reason)
+    return move if isinstance(move.number, int) and all(isinstance(text, str) for text in texts) else None
 
 
 def history(registry: Registry) -> list[Champion]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from components.brief import first_line
 from components.inference.contract import Contract
 from components.inference.integrity import LIST, check_files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, fault_of_machine
 from pipeline.model_file import load_model, model_metadata
 from pipeline.provenance.code_hash import deciding_hash
 from pipeline.storage.databases import sqlite_file
@@ -18,6 +20,7 @@ from pipeline.tracking.store import MODEL_TAG, answering, make_tables, without_p
 
 if TYPE_CHECKING:
     import torch
+    from mlflow import MlflowClient
     from torch import nn
 
 FILES_TAG = "eqreg.files_sha256"
@@ -29,6 +32,10 @@ CODE = "eqreg.network_code"
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """Codes with which MLflow says that a version or an alias does not exist."""
 
+LARGEST_NUMBER = 2**31 - 1
+"""Of a version: what every database of MLflow takes."""
+
+_MOST_LISTED = 20
 _FILE = "extra_files/*.safetensors"
 
 
@@ -82,11 +89,14 @@ def load_version(uri: str, store_uri: str, device: torch.device | str) -> Loaded
         device: of the network.
 
     Raises:
-        UserError: the model does not exist, its files are gone or were altered, or the registry does not answer.
+        UserError: the model does not exist, its files are gone or were altered, they are no network that can be loaded
+            here, or the registry does not answer.
     """
     from pipeline.tracking.store import quiet_mlflow
 
     check_store(uri, store_uri)
+    if not uri.removeprefix("models:/"):
+        raise UserError(f"--model {uri}: use models:/NAME@ALIAS or models:/NAME/VERSION")
     quiet_mlflow()
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -99,7 +109,7 @@ def load_version(uri: str, store_uri: str, device: torch.device | str) -> Loaded
         except MlflowException as error:
             if error.error_code in (*MISSING, "NOT_FOUND"):
                 shown = without_password(store_uri)
-                known = ", ".join(model.name for model in mlflow.MlflowClient().search_registered_models()) or "none"
+                known = listed(registered_names(mlflow.MlflowClient()))
                 reason = " ".join(str(error).split())
                 raise UserError(f"--model {uri}: no such model in {shown} ({reason}); registered: {known}") from error
             raise
@@ -107,21 +117,48 @@ def load_version(uri: str, store_uri: str, device: torch.device | str) -> Loaded
 
 def _loaded(uri: str, device: torch.device | str) -> LoadedVersion:
     """Loads a registered version onto a device, from the store that MLflow is set to."""
-    from mlflow.artifacts import download_artifacts
-
     uri, tags = _version_of(uri)
     wanted = tags.get(FILES_TAG)
     with TemporaryDirectory() as folder:
-        files = Path(download_artifacts(uri, dst_path=folder))
+        files = _downloaded(uri, folder)
         try:
             verify(files, wanted)
         except ValueError as error:
             raise UserError(f"--model {uri}: {error}; use another version, or register the model again") from error
-        network = _rebuilt(files)
-        network = exported(files, device) if network is None else network.to(device)
+        try:
+            network = _rebuilt(files)
+            network = exported(files, device) if network is None else network.to(device)
+            contract = _contract(files, uri)
+        except Exception as error:  # of another tool, or of another version of torch
+            if isinstance(error, UserError) or fault_of_machine(error):
+                raise
+            written, here = writer(files), torch_version()
+            other = "" if written in (None, here) else f"; torch {written} wrote it, here is torch {here}"
+            raise UserError(f"--model {uri}: cannot be loaded as a network ({first_line(error)}){other}") from error
         file = next(files.glob(_FILE), None)
         settings = model_metadata(file)["network"] if file else {}
-        return LoadedVersion(network, _contract(files, uri), wanted or uri, tags.get(MODEL_TAG, ""), settings)
+        return LoadedVersion(network, contract, wanted or uri, tags.get(MODEL_TAG, ""), settings)
+
+
+def _downloaded(uri: str, folder: str) -> Path:
+    """Downloads the files of a model.
+
+    Raises:
+        UserError: the version is registered, and its files are not there.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    gone = "its files are gone, or its logged model was deleted; use another version, or register the model again"
+    try:
+        files = Path(download_artifacts(uri, dst_path=folder))
+    except MlflowException as error:
+        if error.error_code not in (*MISSING, "NOT_FOUND") or not _is_number(uri):
+            raise
+        raise UserError(f"--model {uri}: {gone}") from error
+    if not any(files.iterdir()):  # MLflow takes a folder that is not there for an empty one
+        raise UserError(f"--model {uri}: {gone}")
+    return files
 
 
 def verify(files: Path, wanted: str | None) -> None:
@@ -141,16 +178,42 @@ def _version_of(uri: str) -> tuple[str, dict[str, str]]:
     such as that of a run, are returned as they are.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-    name, at, alias = uri.removeprefix("models:/").partition("@")
     client = mlflow.MlflowClient()
-    if at:
-        version = client.get_model_version_by_alias(name, alias)
-    elif (parts := name.split("/"))[1:] and parts[1].isdecimal():
-        version = client.get_model_version(*parts[:2])
+    if _is_number(uri):
+        name, number = uri.removeprefix("models:/").split("/")
+        if int(number) > LARGEST_NUMBER:
+            raise MlflowException(f"no version {number}", RESOURCE_DOES_NOT_EXIST)
+        version = client.get_model_version(name, number)
+    elif "@" in uri:
+        version = client.get_model_version_by_alias(*uri.removeprefix("models:/").rsplit("@", 1))
     else:
         return uri, {}
     return f"models:/{version.name}/{version.version}", dict(version.tags)
+
+
+def _is_number(uri: str) -> bool:
+    """Whether an address has the form ``models:/NAME/VERSION``."""
+    return re.fullmatch(r"models:/[^/]+/\d+", uri, re.ASCII) is not None
+
+
+def registered_names(client: MlflowClient) -> list[str]:
+    """The names of all registered models, sorted."""
+    names: list[str] = []
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        names += [str(model.name) for model in page]
+        if not (token := page.token):
+            return sorted(names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as text, at most the first 20 of them; "none" without names."""
+    more = len(names) - _MOST_LISTED
+    return (", ".join(names[:_MOST_LISTED]) or "none") + (f" and {more} more" if more > 0 else "")
 
 
 def _contract(files: Path, uri: str) -> Contract:

@@ -68,7 +68,7 @@ def read_facts(tags: Mapping[str, str]) -> dict[str, Any] | None:
         facts: dict[str, Any] = json.loads(tags[FACTS_TAG])
     except (KeyError, ValueError):
         return None
-    return facts if facts.get(KEY) == FORMAT else None
+    return facts if isinstance(facts, dict) and facts.get(KEY) == FORMAT else None
 
 
 def model_title(task: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.storage.databases import sqlite_file
-from pipeline.tracking.models.loading import FILES_TAG
+from pipeline.tracking.models.loading import FILES_TAG, LARGEST_NUMBER, listed, registered_names
 from pipeline.tracking.models.registry import UNCHANGED, Registry, Version
 from pipeline.tracking.store import Store, answering, tracking_uri, without_password
 
@@ -99,7 +99,7 @@ def model_names(registry: Registry) -> list[str]:
     """The names of all models in the registry, sorted."""
     client = registry.store.client
     with answering(registry.store.uri):
-        return sorted(str(model.name) for model in client.search_registered_models())
+        return registered_names(client)
 
 
 def versions(registry: Registry) -> list[Record]:
@@ -110,9 +110,10 @@ def versions(registry: Registry) -> list[Record]:
     """
     aliases = _aliases(registry)
     client, found, token = registry.store.client, [], None
+    quote = '"' if "'" in registry.name else "'"
     with answering(registry.store.uri):
         while True:
-            page = client.search_model_versions(f"name='{registry.name}'", page_token=token)
+            page = client.search_model_versions(f"name={quote}{registry.name}{quote}", page_token=token)
             found += [_record(version, aliases) for version in page]
             if not (token := page.token):
                 break
@@ -134,11 +135,12 @@ def find_version(registry: Registry, address: Address) -> Record:
     number = aliases[address.alias] if address.alias is not None else str(address.number)
     with answering(registry.store.uri):
         try:
-            return _record(registry.store.client.get_model_version(address.name, number), aliases)
+            if int(number) <= LARGEST_NUMBER:
+                return _record(registry.store.client.get_model_version(address.name, number), aliases)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    known = ", ".join(record.number for record in versions(registry)) or "none"
+    known = listed([record.number for record in versions(registry)])
     raise UserError(f"{address}: {address.name} has no version {number}; it has: {known}")
 
 
@@ -205,7 +207,7 @@ def _aliases(registry: Registry) -> dict[str, str]:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    known, shown = ", ".join(model_names(registry)) or "none", without_password(registry.store.uri)
+    known, shown = listed(model_names(registry)), without_password(registry.store.uri)
     raise UserError(f"{registry.name}: no such model in {shown}; registered: {known}")
 
 

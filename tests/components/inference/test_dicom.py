@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -112,6 +116,74 @@ def test_the_image_says_that_it_is_derived_and_from_what() -> None:
     assert written.SOPInstanceUID == written.file_meta.MediaStorageSOPInstanceUID != "1.2.3.4"
     assert (written.StudyInstanceUID, written.FrameOfReferenceUID) == ("1.2", "1.2.9")
     assert "InstanceCreationDate" not in written
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("ORIGINAL", ["DERIVED", "SECONDARY", "AXIAL"]),
+        (["ORIGINAL", "PRIMARY"], ["DERIVED", "SECONDARY", "AXIAL"]),
+        (None, ["DERIVED", "SECONDARY", "AXIAL"]),
+        (["ORIGINAL", "PRIMARY", "OTHER"], ["DERIVED", "SECONDARY", "OTHER"]),
+    ],
+)
+def test_an_image_type_of_any_length_becomes_derived(given: Any, wanted: list[str]) -> None:
+    slice_ = read_slice(ct_bytes(SMALL, ImageType=given))
+    assert list(read(write_slice(slice_, slice_.hounsfield, HOW)).ImageType) == wanted
+
+
+def test_what_describes_the_pixels_of_the_source_is_left_out() -> None:
+    dataset = ct_dataset(SMALL)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.compress(RLELossless, encapsulate_ext=True, generate_instance_uid=False)
+    dataset.EncapsulatedPixelDataValueTotalLength = 100
+    icon = pydicom.Dataset()
+    icon.Rows = icon.Columns = 1
+    icon.BitsAllocated, icon.PixelRepresentation = 8, 0
+    icon.PixelData = b"\1\0"
+    dataset.IconImageSequence = [icon]
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    slice_ = read_slice(file.getvalue())
+    assert "ExtendedOffsetTable" in slice_.dataset
+    written = read(write_slice(slice_, slice_.hounsfield + 1, HOW))
+    assert [element.keyword for element in written if element.tag.group == 0x7FE0] == ["PixelData"]
+    assert "IconImageSequence" not in written
+
+
+@pytest.mark.parametrize(
+    ("charset", "name", "is_kept"),
+    [("ISO_IR 192", "Müller".encode(), True), ("ISO_IR 192", b"M\xfcller", False), ("ISO_IR 100", b"M\xfcller", True)],
+)
+def test_a_name_keeps_its_bytes_or_the_file_is_refused(charset: str, name: bytes, is_kept: bool) -> None:
+    """Of implicit VR; the text of other files is not decoded at all."""
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        data = ct_bytes(SMALL, syntax, PatientName="A" * len(name), SpecificCharacterSet=charset)
+        slice_ = read_slice(data.replace(b"A" * len(name), name))
+        if is_kept or syntax == ExplicitVRLittleEndian:
+            assert name in write_slice(slice_, slice_.hounsfield, HOW)
+            continue
+        with pytest.raises(ValueError, match="SpecificCharacterSet") as caught:
+            write_slice(slice_, slice_.hounsfield, HOW)
+        assert "ller" not in str(caught.value)
+
+
+def test_threads_leave_the_settings_of_pydicom_and_the_warnings_as_they_were() -> None:
+    def state() -> tuple[Any, ...]:
+        settings = pydicom.config.settings
+        modes = settings.reading_validation_mode, settings.writing_validation_mode
+        return logging.getLogger("pydicom").disabled, modes, list(warnings.filters)
+
+    data, before, switched = ct_bytes(SMALL), state(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            slices = list(pool.map(read_slice, [data] * 200))
+    finally:
+        sys.setswitchinterval(switched)
+    assert all(np.array_equal(slice_.hounsfield, slices[0].hounsfield) for slice_ in slices)
+    assert state() == before
 
 
 def test_written_files_pass_the_validation_of_pydicom() -> None:

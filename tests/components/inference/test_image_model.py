@@ -136,6 +136,9 @@ def test_what_cannot_be_restored_is_refused_with_what_is_wanted_first(given: Any
         ({"tile": 100}, "tile 100 and overlap 64 must be multiples of 16"),
         ({"self_ensemble": 2}, "self_ensemble 2: 1 .off., 4"),
         ({"mask": base64.b64encode(_file()).decode()}, "mask: this network takes an image alone"),
+        ({"tile": "wide"}, "params: tile is a number, by default 512; this is 'wide'"),
+        ({"tile": float("inf")}, "params: tile is a number, by default 512; this is inf"),
+        ({"overlap": [64]}, r"params: overlap is a number, by default 64; this is \[64\]"),
     ],
 )
 def test_parameters_that_are_wrong_are_refused(parameters: dict[str, Any], message: str) -> None:

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -146,6 +148,16 @@ def test_an_onnx_file_computes_what_the_model_does_at_any_size_and_says_what_it_
     assert description["model_equivariance_error"] == pytest.approx(by_hand, rel=1e-3, abs=1e-6)
     assert f"{description['equivariance_error']:.6f}, of the model" in shown
     assert onnx.load("out.onnx").functions == []
+
+
+def test_the_export_of_a_classification_names_its_classes_and_the_size_of_its_images(models: Project) -> None:
+    task, settings = SETTINGS["classify"]
+    about = {"network": settings, "task": task, "classes": list("abcde"), "image_size": [32, 48]}
+    save_model(Path("named.safetensors"), _network("classify"), about)
+    export("named.safetensors", "onnx", Path("out.onnx"))
+    contract = _of_onnx("out.onnx")[1]["contract"]
+    assert contract["classes"] == list("abcde")
+    assert contract["image_size"] == [32, 48]
 
 
 def test_two_exports_are_the_same_bytes(models: Project) -> None:
@@ -292,6 +304,31 @@ def test_a_registered_version_is_exported_and_its_program_alone_where_the_networ
     )
 
 
+def test_a_version_whose_network_this_code_does_not_know_is_exported_as_its_program(
+    models: Project, store: Store
+) -> None:
+    Path("model").mkdir()
+    file = Path("model/model.safetensors")
+    save_model(file, _network("denoise"), {"network": {"name": "of the past"}, "task": "denoise"})
+    Registry(store).add(store.begin("run", {}, {}), _network("denoise"), "aa", {}, file)
+    export("models:/eqreg-denoise/1", "pt2", Path("out.pt2"))
+    images = _images("denoise", 2, 23, 51)
+    torch.testing.assert_close(torch.export.load("out.pt2").module()(images), _expected("denoise", images))
+
+
+def test_a_program_of_another_tool_that_takes_one_size_is_refused(models: Project, store: Store) -> None:
+    network = nn.Conv2d(3, 3, 3).eval()
+    example = np.zeros((2, 3, 16, 17), dtype=np.float32)
+    signature = mlflow.models.infer_signature(example, example)
+    mlflow.pytorch.save_model(network, "conv", signature=signature, input_example=example)
+    client = store.client
+    client.create_registered_model("conv")
+    client.create_model_version("conv", Path("conv").absolute().as_uri())
+    assert _refusal("models:/conv/1", "onnx", Path("a.onnx")).startswith(
+        "models:/conv/1: cannot be exported, it fails on 2 images of 3 channels and 64x64 pixels ("
+    )
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -382,6 +419,26 @@ def test_a_file_that_differs_from_the_model_is_not_kept_and_an_older_one_is(
         assert message.startswith(f"denoise.safetensors: as pt2 it differs from the model by {amount}, and its outputs")
         assert message.endswith("\nout.pt2 was not written")
     assert Path("out.pt2").read_text() == "older"
+    assert not list(Path().glob(".out*"))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_full_disk_is_named_and_leaves_the_older_file(models: Project, kind: str) -> None:
+    """In a process of its own, which torch would end where it cannot write into a file."""
+    out = Path(f"out.{kind}")
+    out.write_text("older")
+    program = (
+        "import resource, signal; from pipeline.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); main()"
+    )
+    command = [sys.executable, "-c", program, "export", "denoise.safetensors", "--format", kind, "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert finished.returncode == 2, finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert f"denoise.safetensors: cannot be exported as {kind} (" in finished.stderr
+    assert "File too large; make room" in finished.stderr
+    assert out.read_text() == "older"
     assert not list(Path().glob(".out*"))
 
 

@@ -145,6 +145,25 @@ def test_one_bad_slice_is_listed_and_the_others_are_restored(model: str, capfd: 
     assert "Secret" not in said
 
 
+@pytest.mark.parametrize("content", [b"", b"no DICOM" * 40])
+def test_a_slice_without_the_mark_of_dicom_is_not_passed_over(
+    model: str, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (damaged,) = (file for file in _series("in") if file.suffix == ".dcm")
+    damaged.write_bytes(content)
+    assert _restore("in", "out", model) == 1
+    assert f"failed: {damaged}: no DICOM file: the mark DICM is missing" in capfd.readouterr().out
+    with pytest.raises(UserError, match="the mark DICM is missing"):
+        _restore(str(damaged), "out.dcm", model)
+
+
+def test_a_slice_is_not_written_under_the_name_of_an_image(model: str) -> None:
+    Path("in.dcm").write_bytes(ct_bytes(_slice()))
+    with pytest.raises(UserError, match=r"out\.png: a DICOM slice is written as a DICOM file; use for instance \.dcm"):
+        _restore("in.dcm", "out.png", model)
+    assert not Path("out.png").exists()
+
+
 def test_the_name_of_the_patient_is_never_printed_or_logged(
     model: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

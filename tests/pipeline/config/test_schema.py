@@ -139,7 +139,10 @@ def test_a_key_of_an_older_params_yaml_is_refused_with_its_new_name_alone(old: s
 
 
 def test_a_key_like_no_other_comes_with_those_that_are_known() -> None:
-    assert _refusal({"evaluate.zzz": 1}) == "evaluate.zzz: unknown; known here: tile, overlap, self_ensemble, comparison_images"
+    assert (
+        _refusal({"evaluate.zzz": 1})
+        == "evaluate.zzz: unknown; known here: tile, overlap, self_ensemble, comparison_images"
+    )
 
 
 def test_a_key_that_is_a_number_is_refused_as_unknown() -> None:

@@ -408,6 +408,12 @@ def test_what_is_no_address_of_a_store_is_told_so(project: Project, address: str
     assert "check MLFLOW_TRACKING_URI" in _told(Store("denoise", address))[1]
 
 
+def test_a_request_that_a_store_rejects_is_not_said_to_have_no_answer(store: Store) -> None:
+    with pytest.raises(UserError, match="rejects the request") as caught, answering(store.uri):
+        store.client.search_model_versions("name='it's'")
+    assert "nobody answers" not in str(caught.value)
+
+
 def test_a_postgres_that_nobody_runs_is_told_at_once(project: Project, closed_port: int) -> None:
     start = time.monotonic()
     _, second = _told(Store("denoise", f"postgresql://me:s3cret@127.0.0.1:{closed_port}/mlflow"))

@@ -249,6 +249,8 @@ def test_the_lines_of_the_card_restore_a_photograph(run: Run, tmp_path: Path, mo
         (["card", "models:/eqreg-denoise@best"], "eqreg-denoise has no alias best; it has: champion"),
         (["list", "eqreg-derain"], "eqreg-derain: no such model in sqlite:///"),
         (["history", "eqreg-derain"], "registered: eqreg-denoise"),
+        (["rollback", "eqreg-derain", "--reason", "?"], "eqreg-derain: no such model in sqlite:///"),
+        (["show", f"models:/eqreg-denoise/{10**20}"], f"eqreg-denoise has no version {10**20}; it has: 2, 1"),
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(run: Run, words: list[str], reason: str) -> None:
@@ -274,6 +276,26 @@ def test_a_registry_that_is_down_or_is_not_there_is_reported_in_two_lines(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     assert "there is no sqlite:///" in run("history", code=2)
     assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("name", ["it's", "100 %", "[red]", 'a "b"'])
+def test_a_model_of_any_name_is_listed_shown_and_promoted(run: Run, name: str) -> None:
+    client: Any = _registry().store.client
+    client.create_registered_model(name)
+    assert "no version is registered" in run("list", name)
+    client.create_model_version(name, client.get_model_version("eqreg-denoise", "1").source)
+    assert f"one of them: models:/{name}/NUMBER" in run("list", name)
+    assert run("show", f"models:/{name}/1").startswith(f"models:/{name}/1  no alias\n")
+    assert run("promote", f"models:/{name}/1", "--reason", "?").startswith(f"{name}: version 1 is champion")
+    assert "version 1 (now)" in run("history", name)
+
+
+def test_tags_that_somebody_else_has_set_are_shown_as_not_known(run: Run) -> None:
+    registry = _registry()
+    for key, value in {"facts": "[]", "equivariance_error": "small", "multiply_adds_per_pixel": "many"}.items():
+        registry.tag("2", f"eqreg.{key}", value)
+    assert re.search(r"^ 2 +champion +\S+ \S+ +- +- +- *$", run("list"), re.MULTILINE)
+    assert "registered without a model card" in run("show", "models:/eqreg-denoise/2")
 
 
 def test_without_params_the_name_must_be_given(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,13 @@ def test_a_champion_that_was_deleted_is_no_champion_any_more(registry: Registry)
     assert _shown(registry) == [("1", "register"), ("2", "promote"), (None, "")]
 
 
-@pytest.mark.parametrize("value", ["no record", "[]", "{}", '{"number": 1}', "null"])
+MOVE = '{"number": "9", "version": "2", "before": "1", "at": "", "by": "", "command": "promote", "reason": ""}'
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["no record", "[]", "{}", '{"number": 1}', "null", MOVE, MOVE.replace('"9"', "9").replace('"2"', "2")],
+)
 def test_a_record_that_somebody_spoilt_is_left_out(registry: Registry, value: str) -> None:
     move_champion(registry, "1", "register", "first")
     registry.store.client.set_registered_model_tag(registry.name, "eqreg.champion.000009.aa", value)

@@ -12,7 +12,8 @@ import pytest
 
 from components.data.packs import Entry, write_pack
 from components.inference.contract import Contract
-from pipeline.model_file import load_model
+from components.networks import build_network
+from pipeline.model_file import load_model, model_metadata, save_model
 from pipeline.paths import MODEL
 from pipeline.tracking.models.card_facts import collect_facts
 from pipeline.tracking.models.model_card import (
@@ -84,6 +85,28 @@ def test_the_card_says_what_for_how_dear_from_where_and_what_was_not_tested(fact
     assert "grey images" in untested
     for line in Contract(task="denoise", kind="image", inputs=3, outputs=3).text().splitlines():
         assert line in card
+
+
+def test_the_card_of_a_classification_names_its_classes_and_the_size_of_its_images(project: Project) -> None:
+    settings: dict[str, Any] = {"name": "resnet", "width": 4, "depth": 2, "norm": "none", "classes": 2}
+    write_results(10)
+    about = model_metadata(MODEL) | {"task": "classify", "network": settings}
+    save_model(MODEL, build_network(**settings), about | {"classes": ["cat", "dog"], "image_size": [32, 48]})
+    params = project.params(task="classify")
+    facts = collect_facts(params, load_model(MODEL)[0], {"test": {}})
+    card = model_card(facts | {"titles": []}, "eqreg-classify", "4", {})
+    assert "The classes, in the order of the scores: cat, dog." in card
+    assert "another size than 48x32 pixels" in card
+
+
+def test_a_card_with_very_many_classes_still_says_how_to_use_the_model(facts: dict[str, Any]) -> None:
+    names = tuple(f"class_{n}_of_a_long_name" for n in range(1000))
+    contract = Contract(task="classify", kind="labels", inputs=3, outputs=1000, classes=names)
+    card = model_card(facts | {"contract": contract.as_dict()}, "eqreg-classify", "4", LINEAGE)
+    assert f"{names[19]} and 980 more" in card
+    assert names[20] not in card
+    assert "## Use" in card
+    assert len(card) <= MOST_CHARACTERS
 
 
 def test_sizes_and_given_pairs_are_those_of_the_packs(project: Project) -> None:

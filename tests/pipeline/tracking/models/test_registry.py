@@ -19,7 +19,7 @@ from components.inference.integrity import write_files
 from components.networks import build_network
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
-from pipeline.tracking.models.loading import load_registered, network_code
+from pipeline.tracking.models.loading import load_registered, network_code, registered_names
 from pipeline.tracking.models.registry import CHAMPION, Registry, Version
 from pipeline.tracking.store import Store
 from tests.pages import python_blocks
@@ -360,6 +360,70 @@ def test_a_model_that_does_not_exist_is_refused_in_one_line_with_those_that_do(r
     assert message.startswith(f"--model {uri}: no such model in sqlite:///")
     assert message.endswith("registered: eqreg-denoise")
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("uri", ["models:/eqreg-denoise/99999999999999999999", "models:/eqreg-denoise/1/other"])
+def test_an_address_of_nothing_is_refused_with_the_models_that_exist(registry: Registry, uri: str) -> None:
+    _add(registry, "aa")
+    with pytest.raises(UserError, match=f"--model {uri}: no such model in .*; registered: eqreg-denoise$"):
+        load_registered(uri, registry.store.uri, "cpu")
+
+
+def test_an_address_without_a_name_is_refused_with_one_that_has(registry: Registry) -> None:
+    _add(registry, "aa")
+    with pytest.raises(UserError, match="--model models:/: use models:/NAME@ALIAS or models:/NAME/VERSION"):
+        load_registered("models:/", registry.store.uri, "cpu")
+
+
+class Echo(mlflow.pyfunc.PythonModel):
+    """A model of another tool."""
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads the hints
+        return model_input
+
+
+def test_a_model_of_another_tool_is_not_said_to_be_missing(registry: Registry, project: Project) -> None:
+    _add(registry, "aa")
+    mlflow.pyfunc.save_model(project.folder / "echo", python_model=Echo())
+    registry.store.client.create_model_version("eqreg-denoise", (project.folder / "echo").as_uri())
+    with pytest.raises(UserError) as caught:
+        load_registered("models:/eqreg-denoise/2", registry.store.uri, "cpu")
+    assert str(caught.value) == (
+        '--model models:/eqreg-denoise/2: cannot be loaded as a network (Model does not have the "pytorch" flavor)'
+    )
+
+
+def test_an_exported_program_that_this_torch_cannot_read_names_the_torch_that_wrote_it(
+    registry: Registry, project: Project
+) -> None:
+    _add(registry, "aa")
+    (archive,) = (project.folder / "mlartifacts").rglob("*.pt2")
+    archive.write_bytes(archive.read_bytes()[:100])
+    record = archive.parents[1] / "MLmodel"
+    record.write_text(record.read_text().replace(f"pytorch_version: {torch.__version__}", "pytorch_version: 99.1"))
+    registry.tag("1", "eqreg.files_sha256", write_files(record.parent))
+    here = torch.__version__.split("+")[0]
+    with pytest.raises(
+        UserError, match=rf"cannot be loaded as a network .*; torch 99\.1 wrote it, here is torch {here}"
+    ):
+        load_registered("models:/eqreg-denoise/1", registry.store.uri, "cpu")
+
+
+def test_a_version_whose_files_are_gone_is_not_said_to_be_missing(registry: Registry, project: Project) -> None:
+    _add(registry, "aa")
+    shutil.rmtree(project.folder / "mlartifacts")
+    with pytest.raises(UserError, match="/1: its files are gone, or its logged model was deleted; use another version"):
+        load_registered("models:/eqreg-denoise/1", registry.store.uri, "cpu")
+
+
+def test_all_models_are_found_and_a_message_names_the_first_twenty(registry: Registry) -> None:
+    """MLflow gives the names in pages of 100."""
+    names = [f"model-{n:03d}" for n in range(103)]
+    for name in names:
+        registry.store.client.create_registered_model(name)
+    assert registered_names(registry.store.client) == names
+    with pytest.raises(UserError, match=r"registered: model-000, .*, model-019 and 83 more$"):
+        load_registered("models:/eqreg-denoise/1", registry.store.uri, "cpu")
 
 
 def test_asking_a_store_that_is_not_there_does_not_make_one(project: Project) -> None:
