@@ -4,16 +4,19 @@ To add a network, write its module and one line in ``NETWORKS`` (``components/me
 ``Settings`` (a ``components.networks.blocks.NetworkSettings``), whose defaults are the published ones, and takes the
 settings first and the shape of the task by keyword.
 
-A restoration network takes one stack ``(B, in_channels, H, W)`` of float images in [0, 1] and returns
-``(B, out_channels, scale H, scale W)``:
+A network comes in two layers:
 
-``output = up(inputs[:, :out_channels]) + residual(inputs)``
+- The *published module* has the published names and order of parameters, arguments and range of values. Published
+  weights load into it, and fingerprints test it.
+- The *product's form* (`components.networks.form`), what ``build_network`` gives, takes one stack
+  ``(B, in_channels, H, W)`` of floats in [0, 1] of any height and width, and returns the restored image
+  ``(B, out_channels, scale H, scale W)``. It has the parameters of the published module under the same names and no
+  other. Its attribute ``published`` is the published module, often the network itself.
 
-``up`` is bicubic interpolation for scale 2, 3 and 4, and the identity for scale 1. A task with several inputs stacks
-them along the channels. The image that is corrected comes first. The other inputs follow in the order of the task
-(inpainting: image, mask; metal artifacts: linear interpolation, artifact image, metal mask). All inputs are scalar
-images of one size, and all of them rotate in the same way. Pairing, tiling, export and the registry therefore handle
-one tensor only. A restoration network declares ``in_channels``, ``out_channels`` and ``scale``.
+A task with several inputs stacks them along the channels, in the order of its ``gives``. All inputs are scalar images
+of one size, and all of them rotate in the same way. Pairing, tiling, export and the registry therefore handle one
+tensor only. A network either takes the whole stack and corrects its first image, or declares by name which inputs it
+``needs``. In training mode it may return several supervised images, the final one first.
 
 A classifier takes the same stack and returns logits ``(B, classes)``. It declares ``in_channels`` and ``classes``. The
 attribute ``is_classifier`` distinguishes a classifier from a restoration network. All networks can be exported with a
@@ -25,9 +28,9 @@ published names. With these names it is the network itself.
 
 Example:
     >>> sorted(NETWORKS)
-    ['dncnn', 'resnet', 'unet']
-    >>> [name for name in NETWORKS if network_class(name).is_classifier]
-    ['resnet']
+    ['acdnet', 'dncnn', 'prenet', 'redcnn', 'resnet', 'unet']
+    >>> {name: network_class(name).needs for name in ("prenet", "acdnet", "unet")}
+    {'prenet': ('image',), 'acdnet': ('image', 'li', 'metal_mask'), 'unet': None}
 """
 
 from __future__ import annotations

@@ -76,7 +76,12 @@ def _split(network: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def takes_named_inputs(network: Any) -> bool:
-    """Return whether the network, or its class, takes certain images of a task's stack, by name."""
+    """Return whether the network, or its class, takes certain images of a task's stack, by name.
+
+    Example:
+        >>> [takes_named_inputs(network_class(name)) for name in ("dncnn", "prenet", "acdnet")]
+        [False, True, True]
+    """
     return getattr(network, "needs", None) is not None
 
 
@@ -88,6 +93,11 @@ def why_unfit(network: Any, gives: Sequence[str], scale: int, is_classification:
         gives: names of the images that the task gives.
         scale: size of the task's clean image / size of its degraded image.
         is_classification: whether the task is one.
+
+    Example:
+        >>> why_unfit(network_class("acdnet"), ("image",), scale=1, is_classification=False)
+        'needs li and metal_mask, where there is image'
+        >>> why_unfit(network_class("acdnet"), ("li", "image", "metal_mask"), scale=1, is_classification=False)
     """
     if network.is_classifier or is_classification:
         return None if network.is_classifier == is_classification else ""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from components.equivariance import Diagnosis, diagnose
+from components.equivariance import C4, Diagnosis, diagnose
+from components.equivariance.diagnosis.equivariance_error import specs_of
+from components.equivariance.layers.tracing import tracing
 from components.networks import NETWORKS, build_network, network_class
 from docs.generate.markdown import code, first_paragraph, in_yaml, table, text
 
@@ -21,14 +23,19 @@ VARIANTS: dict[str, dict[str, Any]] = {"acdnet": {"maps": 8, "dual_channels": 35
 """Network -> settings of a second line: those whose channels divide into regular fields."""
 
 
-REDUCED: dict[str, dict[str, Any]] = {"unet": {"width": 16}}
-"""Network -> settings of the diagnosis alone, which have the same structure and take seconds less."""
+REDUCED: dict[str, dict[str, Any]] = {"acdnet": {"stages": 2, "residual_blocks": 1}, "unet": {"width": 16}}
+"""Network -> settings of the diagnosis alone: fewer of the same layers, which take less time."""
 
 
 @cache
 def networks_page(root: Path) -> str:
     """Returns the text of networks.md."""
-    return "\n\n".join(_parts()) + "\n"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the images are small: several threads wait for each other
+    try:
+        return "\n\n".join(_parts()) + "\n"
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _parts() -> Iterator[str]:
@@ -44,7 +51,7 @@ def _parts() -> Iterator[str]:
             network, diagnosis = _diagnosed(name, settings)
             title = f"{name} {in_yaml(settings)}" if settings else name
             found[title] = diagnosis
-            rows.append((code(title), *_facts(network), _fields(diagnosis), _exact(diagnosis)))
+            rows.append((code(title), *_facts(network), _fields(network), _exact(diagnosis)))
     yield table(("Network", "Parameters", "Needs", "Scales", "Layers as fields", "Exactly equivariant output"), rows)
     yield (
         '*Needs*: what the task must give; "any" is the whole stack of any task. *Layers as fields*: how the penalty '
@@ -64,11 +71,15 @@ def _parts() -> Iterator[str]:
 def _diagnosed(name: str, settings: dict[str, Any]) -> tuple[nn.Module, Diagnosis]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_network(name, **settings)
+        network = build_network(name, **settings).eval()
         diagnosed = build_network(name, **settings, **REDUCED.get(name, {})).eval()
+    return network, diagnose(diagnosed, _images(network))
+
+
+def _images(network: nn.Module) -> Tensor:
+    """One random image with the channels of the network's input."""
     channels = int(network.in_channels)  # type: ignore[arg-type]
-    images = torch.rand(1, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    return network, diagnose(diagnosed, images)
+    return torch.rand(1, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
 def _facts(network: nn.Module) -> tuple[str, str, str]:
@@ -81,9 +92,13 @@ def _facts(network: nn.Module) -> tuple[str, str, str]:
     return number, ", ".join(needs) if needs else "any", ", ".join(map(str, scales))
 
 
-def _fields(diagnosis: Diagnosis) -> str:
-    regular = sum(layer.field == "regular" for layer in diagnosis.layers)
-    return f"{regular} regular, {len(diagnosis.layers) - regular} trivial"
+def _fields(network: nn.Module) -> str:
+    """In which fields the layers are compared that have a place in the image."""
+    with torch.no_grad(), tracing(network) as trace:
+        network(_images(network))
+    specs = [spec for spec in specs_of(trace).values() if not spec.has_no_place]
+    regular = sum(spec.field == "regular" and spec.channels % C4.order == 0 for spec in specs)
+    return f"{regular} regular, {len(specs) - regular} trivial"
 
 
 def _exact(diagnosis: Diagnosis) -> str:

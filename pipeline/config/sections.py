@@ -34,6 +34,9 @@ from pipeline.config.value_types import (
     WorkerRange,
 )
 
+SELF_ENSEMBLES = (1, 4, 8)
+"""As `components.inference.tiles.ENSEMBLES`, which no other stage than evaluate depends on."""
+
 if TYPE_CHECKING:
     PenaltyName = str
 else:
@@ -201,8 +204,15 @@ class Evaluate(Section):
 
     tile: Annotated[int, Field(ge=64, multiple_of=16)]
     overlap: Annotated[int, Field(ge=0, multiple_of=16)]
-    self_ensemble: Literal[1, 4, 8]
+    self_ensemble: Positive
     comparison_images: NotNegative
+
+    @field_validator("self_ensemble")
+    @classmethod
+    def _is_one_of(cls, number: int) -> int:
+        if number not in SELF_ENSEMBLES:
+            raise ValueError(f"{number}: use one of {', '.join(map(str, SELF_ENSEMBLES))}")
+        return number
 
     @field_validator("overlap")
     @classmethod

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.golden import PRECISIONS, ROOT, golden, numbers, texts
-from components.networks import NETWORKS
+from benchmarks.golden import PRECISIONS, ROOT, SMALL, golden, numbers, texts
 from tests import messages
 
 pytestmark = pytest.mark.unit
@@ -18,7 +17,7 @@ TOLERANCE = {"float64": 1e-8, "float32": 1e-2}
 """Relative. Five steps enlarge what processors round differently: one thread and two differ by 1e-3 in float32."""
 
 
-@pytest.mark.parametrize(("network", "precision"), itertools.product(NETWORKS, PRECISIONS))
+@pytest.mark.parametrize(("network", "precision"), itertools.product(SMALL, PRECISIONS))
 def test_five_steps_have_the_losses_penalties_and_gradients_of_the_fixed_point(network: str, precision: str) -> None:
     pair = f"{network} {precision} "
     expected = {name.removeprefix(pair): row for name, row in golden("numbers").items() if name.startswith(pair)}

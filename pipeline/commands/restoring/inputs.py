@@ -39,11 +39,14 @@ def find_inputs(sources: Sequence[str], outputs: Path | None = None) -> dict[str
 
 
 def is_scan(address: str) -> bool:
-    """Returns whether a file is a DICOM file; of an object in a bucket, by its suffix."""
+    """Returns whether a file is a DICOM file: by its suffix, of a local file without one also by its first bytes.
+
+    A file with the suffix and other bytes is one that cannot be read, so that the list of failures names it.
+    """
     path = Path(address)
     if is_image_name(path):
         return False
-    if is_remote(address):
+    if is_remote(address) or path.suffix.lower() in SCANS:
         return path.suffix.lower() in SCANS
     try:
         with path.open("rb") as file:

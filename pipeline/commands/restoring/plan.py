@@ -70,7 +70,6 @@ def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None
     return [Item(source, targets[source], masks.get(source, ""), source in scans) for source in targets]
 
 
-<<<<<<< HEAD
 def _found(sources: Sequence[str], target: str) -> dict[str, str]:
     """Lists the inputs: source -> its name below the target."""
     if is_remote(target):
@@ -80,82 +79,6 @@ def _found(sources: Sequence[str], target: str) -> dict[str, str]:
         if not is_remote(source) and Path(source).is_dir() and Path(source).resolve() == folder:
             raise UserError(f"{target}: would overwrite the input; name another folder")
     return find_inputs(sources, folder)
-=======
-def is_scan(address: str) -> bool:
-    """Returns whether a file is a DICOM file: by its suffix, of a local file without one also by its first bytes.
-
-    A file with the suffix and other bytes is one that cannot be read, so that the list of failures names it.
-    """
-    path = Path(address)
-    if is_image_name(path):
-        return False
-    if is_remote(address) or path.suffix.lower() in SCANS:
-        return path.suffix.lower() in SCANS
-    try:
-        with path.open("rb") as file:
-            return has_scan_mark(file.read(HEAD))
-    except OSError:
-        return False
-
-
-def _is_taken(folder: Path, name: str) -> bool:
-    """Returns whether a file of a folder is an image or a DICOM file."""
-    path = Path(name)
-    may_be_scan = path.suffix.lower() in SCANS or (is_taken(name) is None and path.name != "DICOMDIR")
-    return not is_hidden(name) and (is_image_name(path) or (may_be_scan and is_scan(str(folder / name))))
-
-
-def _found(given: str, target: str) -> dict[str, str]:
-    """Lists the images that an argument names: source -> its name below the target.
-
-    Raises:
-        UserError: there is none.
-    """
-    if is_remote(given):
-        if is_image_name(Path(given)) or is_scan(given):
-            return {given: given.rpartition("/")[2]}
-        names = [name for name in names_below(given) if _is_remote_input(name)]
-        return _some({_joined(given, name): name for name in names}, f"{given}: no image there")
-    path = Path(given)
-    if path.is_file():
-        return {given: path.name}
-    if path.is_dir():
-        return _some(_in_folder(path, target), f"{given}: no image in this folder")
-    if any(sign in given for sign in _WILD):
-        parts = PurePosixPath(given).parts
-        fixed = tuple(takewhile(lambda part: not any(sign in part for sign in _WILD), parts))
-        base = Path(*fixed)
-        files = [file for file in sorted(base.glob("/".join(parts[len(fixed) :]))) if file.is_file()]
-        return _some(
-            {str(file): name for file in files if _is_taken(base, name := file.relative_to(base).as_posix())},
-            f"{given}: no image matches",
-        )
-    raise UserError(f"{given}: there is no such file or folder")
-
-
-def _is_remote_input(name: str) -> bool:
-    return not is_hidden(name) and (is_image_name(Path(name)) or Path(name).suffix.lower() in SCANS)
-
-
-def _some(found: dict[str, str], problem: str) -> dict[str, str]:
-    if not found:
-        raise UserError(f"{problem} (png, jpg, bmp, tif, webp, DICOM)")
-    return found
-
-
-def _in_folder(folder: Path, target: str) -> dict[str, str]:
-    if not is_remote(target) and Path(target).resolve() == folder.resolve():
-        raise UserError(f"{target}: would overwrite the input; name another folder")
-    tree = read_tree(folder)
-    if left_out := skipped_text(tree.left_out()):
-        console.print(f"{folder}: left out: {left_out}", markup=False)
-    names = [name for name in sorted(tree.files) if _is_taken(folder, name)]
-    # A target folder inside the source folder may hold the results of an earlier run; they are no inputs.
-    inside = None if is_remote(target) else Path(target).resolve()
-    if inside is None or not inside.is_relative_to(folder.resolve()):
-        return {str(folder / name): name for name in names}
-    return {str(folder / name): name for name in names if not (folder / name).resolve().is_relative_to(inside)}
->>>>>>> 1d35194548c5049a4760c22726048df2d17996ed
 
 
 def _is_folder(target: str) -> bool:

@@ -49,14 +49,24 @@ MEMBERS = [
     if key != "task"  # its settings stand in params.yaml: see NUMBERS
     for name in registry
     for field in fields(network_class(name).Settings if registry is NETWORKS else find(registry, key, name))
-    if isinstance(field.default, int | float)
+    if isinstance(field.default, int | float) and not isinstance(field.default, bool)
 ]
+SWITCHES = [
+    (name, field.name)
+    for name in NETWORKS
+    for field in fields(network_class(name).Settings)
+    if isinstance(field.default, bool)
+]
+
+
+OF_NETWORKS: dict[str, dict[str, Any]] = {"acdnet": {"task": "ct_mar", "equivariance.penalty": "rotation"}}
+"""Network -> the further changes under which it is allowed with its published settings."""
 
 
 def of_member(key: str, name: str) -> dict[str, Any]:
     """The changes under which the member is allowed."""
     is_for_classes = name in ("resnet", "cross_entropy")
-    return {"task": "classify" if is_for_classes else "denoise", key: {"name": name}}
+    return {"task": "classify" if is_for_classes else "denoise", key: {"name": name}} | OF_NETWORKS.get(name, {})
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -86,10 +96,17 @@ def test_what_only_looks_like_a_number_is_refused_by_every_setting(
     assert refusal(of_member(key, name) | {f"{key}.{field}": value}).startswith(f"{key}.{field}: {value!r}: use a ")
 
 
+@pytest.mark.parametrize("value", ["12", 12, "yes"])
+@pytest.mark.parametrize(("name", "field"), SWITCHES)
+def test_what_is_neither_true_nor_false_is_refused_by_every_switch(name: str, field: str, value: object) -> None:
+    message = refusal(of_member("network", name) | {f"network.{field}": value})
+    assert message == f"network.{field}: {value!r}: use true or false"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_chosen_by_one_line_and_no_setting_of_another_is_left(name: str) -> None:
     """``dvc exp run -S network.name=NAME`` and an edited line come to the same."""
-    task = {"task": "classify" if network_class(name).is_classifier else "denoise"}
+    task = {"task": "classify" if network_class(name).is_classifier else "denoise"} | OF_NETWORKS.get(name, {})
     shipped = load_params(ROOT / "params.yaml")
     by_option = shipped.patched({**task, "network.name": name})
     by_line = shipped.patched({**task, "network": {"name": name}})

@@ -11,7 +11,9 @@ import pytest
 
 from components.degradations.noise import GaussianNoise
 from components.equivariance import PenaltyWeight, group_named
+from components.inference.tiles import ENSEMBLES
 from pipeline.config.schema import Params, check_params, load_params, unreached
+from pipeline.config.sections import SELF_ENSEMBLES
 from pipeline.config.values import get_value, parse_values, read_values, set_value
 from pipeline.errors import UserError
 from pipeline.training_job import TrainingJob
@@ -396,6 +398,7 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ),
         ({"network": {"name": "prenet", "width": 30}}, ["network.width: 30 channels do not divide by 4", "use 32"]),
         ({"network": {"name": "prenet", "norm": "none"}}, ["network.norm: unknown"]),
+        ({"evaluate.self_ensemble": 3}, ["evaluate.self_ensemble: 3: use one of 1, 4, 8"]),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(
@@ -543,3 +546,7 @@ def test_a_run_that_ends_within_its_warm_up_is_told_what_it_reaches(steps: int) 
         f"{weights.at(steps - 1, 1.0):.2g} of 0.02; use {steps // 4}",
     ]
     assert unreached(_checked({"train.steps": steps, "equivariance.weight": 0})) == lines[:1]
+
+
+def test_the_sizes_of_a_self_ensemble_are_those_that_restoring_has() -> None:
+    assert SELF_ENSEMBLES == ENSEMBLES
