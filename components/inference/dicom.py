@@ -13,7 +13,6 @@ import hashlib
 import logging
 import threading
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+from components.data.readers.quiet import no_warnings
 
 if TYPE_CHECKING:
     import pydicom
@@ -44,7 +45,7 @@ _WRONG_AFTERWARDS = (
     "EncapsulatedPixelDataValueTotalLength",
 )
 _PYDICOM = threading.Lock()
-"""Held while pydicom is silent: its settings and the filters of warnings are those of the whole process."""
+"""Held while pydicom is silent: its settings and its logger are those of the whole process."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,7 @@ def _silent_pydicom() -> Iterator[None]:
     with _PYDICOM:
         was_disabled, logger.disabled = logger.disabled, True
         try:
-            with warnings.catch_warnings(), config.disable_value_validation():
-                warnings.simplefilter("ignore")
+            with no_warnings, config.disable_value_validation():
                 yield
         finally:
             logger.disabled = was_disabled
