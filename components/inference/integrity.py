@@ -70,9 +70,23 @@ def check_files(folder: Path, wanted_sha256: str | None = None) -> str:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = (path for path in folder.rglob("*") if path.is_file() and not _is_cache(path))
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: _sum(path) for name, path in sorted(names.items()) if name != LIST and name not in _NOT_OURS}
+
+
+def _is_cache(path: Path) -> bool:
+    """Return whether Python writes such a file when code is imported, and compares it with the code before it uses it.
+
+    Python also uses caches that it compares with nothing, if a bit of their head says so. It writes none of them by
+    itself, and such a file could be other code than its source.
+
+    Source: PEP 552, *Deterministic pycs*.
+    """
+    if "__pycache__" not in path.parts:
+        return False
+    with path.open("rb") as file:
+        return path.suffix != ".pyc" or not any(file.read(8)[4:])
 
 
 def _sum(path: Path) -> str:

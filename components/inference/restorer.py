@@ -154,8 +154,8 @@ class ImageRestorer:
             ValueError: the network fails.
         """
         with self._computing(images.shape), torch.inference_mode():
-            result: np.ndarray = self.network(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
-        return result
+            result = self.network(torch.from_numpy(images).to(self.device)).float().cpu()
+        return _finite(result)
 
     def _restore_floats(self, image: np.ndarray, options: Options, mask: np.ndarray | None) -> np.ndarray:
         """Restore one image of the network's colours, ``(C, H, W)`` float32."""
@@ -189,7 +189,7 @@ class ImageRestorer:
                 batch=1 if self.device.type == "cpu" else TILES_AT_ONCE,
             )
         scale = restored.shape[-1] // image.shape[-1]
-        return restored[:, : scale * height, : scale * width].numpy()
+        return _finite(restored[:, : scale * height, : scale * width])
 
     @contextmanager
     def _computing(self, shape: tuple[int, ...]) -> Iterator[None]:
@@ -200,6 +200,18 @@ class ImageRestorer:
             except (RuntimeError, AssertionError) as error:
                 size = f"{shape[-1]}x{shape[-2]}"
                 raise ValueError(f"{size} pixels, which this model fails on ({first_line(error)})") from error
+
+
+def _finite(output: Tensor) -> np.ndarray:
+    """Return the output of a network; as pixels, NaN would become black.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not output.isfinite().all():
+        raise ValueError("the model gives values that are no finite numbers: its training may have diverged")
+    result: np.ndarray = output.numpy()
+    return result
 
 
 def _masked_input(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageEr
 from components.brief import first_line
 from components.data.readers.damage import check_deflated, check_jpeg
 from components.data.readers.placeholders import HEAD, placeholder
+from components.data.readers.quiet import no_warnings
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"})
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
@@ -223,7 +223,8 @@ def _opened(source: Path | bytes, name: str = "") -> Iterator[Image.Image]:
             raise ValueError("not a file")
         # The open file is passed and not its name: by name, Pillow memory-maps uncompressed files, and rotated TIFFs
         # are then read wrongly.
-        with _no_warnings(), _stream(source) as file, _identified(file) as image:
+        # Pillow warns about unusual tags, for example; relevant defects are errors here.
+        with no_warnings, _stream(source) as file, _identified(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width}x{height} pixels, the limit is {MAX_PIXELS}: cut it into smaller images")
@@ -242,14 +243,6 @@ def _stream(source: Path | bytes) -> IO[bytes]:
 
 def _content(source: Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Suppress warnings: Pillow warns about unusual tags, for example; relevant defects are errors here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _identified(file: IO[bytes]) -> Image.Image:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from components.data.readers.quiet import no_warnings
+
 _PYDICOM = threading.Lock()
-"""Held while pydicom is silent: its settings and the filters of warnings are those of the whole process."""
+"""Held while pydicom is silent: its settings and its logger are those of the whole process."""
 
 
 @contextmanager
@@ -24,8 +25,7 @@ def silent_pydicom() -> Iterator[None]:
     with _PYDICOM:
         was_disabled, logger.disabled = logger.disabled, True
         try:
-            with warnings.catch_warnings(), config.disable_value_validation():
-                warnings.simplefilter("ignore")
+            with no_warnings, config.disable_value_validation():
                 yield
         finally:
             logger.disabled = was_disabled

@@ -107,7 +107,8 @@ def _measured(name: str, network: nn.Module, contract: Contract, sha256: str, se
         settings: arguments of ``build_network``; empty if they are unknown.
 
     Raises:
-        UserError: the network does not run; one that another tool registered may take one size alone.
+        UserError: the network does not run, as one that another tool registered for one size alone, or its output is
+            not finite.
     """
     smallest = _smallest_side(settings)
     side = max(64, 2 * smallest)
@@ -118,6 +119,8 @@ def _measured(name: str, network: nn.Module, contract: Contract, sha256: str, se
             raise
         given = f"2 images of {contract.inputs} channels and {side}x{side} pixels"
         raise UserError(f"{name}: cannot be exported, it fails on {given} ({first_line(error)})") from error
+    if not output.isfinite().all():
+        raise UserError(f"{name}: gives values that are no finite numbers: its training may have diverged")
     scale = output.shape[-1] // side if output.ndim == 4 else 1
     return Source(name, network, replace(contract, outputs=output.shape[1], scale=scale), sha256, smallest)
 

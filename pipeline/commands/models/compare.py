@@ -33,12 +33,14 @@ def compare(params: Params, first: Record, second: Record) -> None:
 
     Raises:
         UserError: a version is of another task, does not load, or does not run on the validation images.
+        ValueError: there are no validation images.
     """
     for record in (first, second):
         task = record.name.removeprefix(PREFIX)
         if task in TASKS and task != params.task:
             raise UserError(f"{record.address}: params.yaml has task {params.task}; set task: {task}, and preprocess")
     validation = Validation(params)
+    count = len(validation.pack)  # refused here, as no fault of a version
     score = validation.task.score
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", score.title, "equivariance error", "parameters", "multiply-adds a pixel"):
@@ -60,7 +62,7 @@ def compare(params: Params, first: Record, second: Record) -> None:
     console.print(f"{first.address} minus {second.address}: {validation.shown(difference)}", markup=False)
     scenes = len(set(validation.scenes))
     console.print(
-        f"{len(validation.pack)} images of {scenes} {'scene: no interval' if scenes == 1 else 'scenes'}; "
+        f"{count} images of {scenes} {'scene: no interval' if scenes == 1 else 'scenes'}; "
         "interval: 95 % of bootstraps over scenes, too narrow with few scenes"
     )
 

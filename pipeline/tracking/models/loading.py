@@ -149,7 +149,7 @@ def _downloaded(uri: str, folder: str) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    gone = "its files are gone, or its logged model was deleted; use another version, or register the model again"
+    gone = "its files are gone or on another machine, or its logged model was deleted; use another version"
     try:
         files = Path(download_artifacts(uri, dst_path=folder))
     except MlflowException as error:

@@ -228,6 +228,7 @@ def _use(facts: Mapping[str, Any], name: str, version: str) -> str:
     lines = {
         "image": [*files, f'Path("CLEAN.png").write_bytes(model.predict([{image}])[0])'],
         "masked_image": [*files, f'Path("CLEAN.png").write_bytes(model.predict([{image}], {mask})[0])'],
+        "ct": [*files, 'Path("CLEAN.dcm").write_bytes(model.predict([Path("SLICE.dcm").read_bytes()])[0])'],
         "labels": [*files, f"scores = model.predict([{image}])[0]"],
     }.get(
         contract.get("kind", ""),
@@ -242,8 +243,13 @@ def _use(facts: Mapping[str, Any], name: str, version: str) -> str:
     text = "\n".join(
         lines if contract.get("kind") == "masked_image" else [each.replace("base64, ", "") for each in lines]
     )
-    command = f"eqreg restore PHOTO.png CLEAN.png --model {address}{facts['options']}"
-    shown = f"\n\nOr `{command}`." if contract.get("kind") in ("image", "masked_image") else ""
+    command = {
+        "image": f"restore PHOTO.png CLEAN.png --model {address}{facts['options']}",
+        "masked_image": f"restore PHOTO.png CLEAN.png --model {address}{facts['options']}",
+        "ct": f"restore SLICE.dcm CLEAN.dcm --model {address}",
+        "labels": f"classify FOLDER --out predictions.csv --model {address}",
+    }.get(contract.get("kind", ""))
+    shown = f"\n\nOr `eqreg {command}`." if command else ""
     return f"## Use\n\n```python\n{text}\n```{shown}"
 
 

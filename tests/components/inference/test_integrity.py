@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import py_compile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _compiled(folder: Path, mode: py_compile.PycInvalidationMode) -> None:
+    source, cache = folder / "elsewhere.py", folder / "data/__pycache__/a.cpython-311.pyc"
+    source.write_text("print('other code')")
+    py_compile.compile(str(source), str(cache), invalidation_mode=mode)
+    source.unlink()
+
+
 def test_files_as_they_were_pass(folder: Path) -> None:
     digest = write_files(folder)
     check_files(folder, digest)
@@ -29,7 +37,7 @@ def test_files_as_they_were_pass(folder: Path) -> None:
     (folder / "registered_model_meta").write_text("MLflow writes this when the model is loaded")
     (folder / "MLmodel").write_text(DESCRIPTION.replace("file:///a", "s3://b").replace("m-1", "m-2"))
     (folder / "data/__pycache__").mkdir()
-    (folder / "data/__pycache__/a.pyc").write_text("Python writes this when the code is imported")
+    _compiled(folder, py_compile.PycInvalidationMode.TIMESTAMP)  # as Python does when the code is imported
     check_files(folder, digest)
 
 
@@ -51,6 +59,10 @@ def _flip(path: Path) -> None:
         ),
         (lambda folder: (folder / LIST).unlink(), f"{LIST} is missing"),
         (lambda folder: _flip(folder / LIST), f"{LIST} is not the one that was written at registration"),
+        (
+            lambda folder: _compiled(folder, py_compile.PycInvalidationMode.UNCHECKED_HASH),
+            r"data/__pycache__/a\.cpython-311\.pyc was added after registration",
+        ),
     ],
 )
 def test_what_is_not_as_it_was_is_named(folder: Path, change: Callable[[Path], object], message: str) -> None:

@@ -152,3 +152,17 @@ def test_a_network_that_recognises_gets_luma_if_it_wants_grey_and_gives_a_score_
     restorer = ImageRestorer(lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1), contract, "cpu")
     image = DecodedImage(np.full((8, 8, 3), (255, 0, 0), np.uint8), None, "PNG", None, None, ())
     assert restorer.scores(image) == pytest.approx([0.299, -0.299], abs=2e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_do_not_become_pixels_or_scores(value: float) -> None:
+    restorer = _restorer(lambda x: torch.full_like(x, value))
+    with pytest.raises(ValueError, match="no finite numbers: its training may have diverged"):
+        restorer.restore(_image(20, 30, 3))
+    with pytest.raises(ValueError, match="no finite numbers"):
+        restorer.restore_floats(np.zeros((1, 3, 20, 30), dtype=np.float32))
+    labels = ImageRestorer(
+        lambda x: torch.full((len(x), 2), value), Contract.of_channels("c", 3, None, classes=2), "cpu"
+    )
+    with pytest.raises(ValueError, match="no finite numbers"):
+        labels.scores(_image(8, 8, 3))

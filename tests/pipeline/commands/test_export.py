@@ -316,6 +316,15 @@ def test_a_version_whose_network_this_code_does_not_know_is_exported_as_its_prog
     torch.testing.assert_close(torch.export.load("out.pt2").module()(images), _expected("denoise", images))
 
 
+def test_a_model_without_finite_outputs_is_refused(models: Project) -> None:
+    network = _network("short")
+    nn.init.constant_(next(network.parameters()), float("nan"))
+    save_model(Path("nan.safetensors"), network, {"network": SETTINGS["short"][1], "task": "denoise"})
+    assert _refusal("nan.safetensors", "pt2", Path("a.pt2")) == (
+        "nan.safetensors: gives values that are no finite numbers: its training may have diverged"
+    )
+
+
 def test_a_program_of_another_tool_that_takes_one_size_is_refused(models: Project, store: Store) -> None:
     network = nn.Conv2d(3, 3, 3).eval()
     example = np.zeros((2, 3, 16, 17), dtype=np.float32)

@@ -122,6 +122,16 @@ def test_compare_gives_the_paired_difference_on_validation(run: Run) -> None:
     assert "3 images of 3 scenes" in printed
 
 
+def test_missing_validation_images_are_no_fault_of_a_version(run: Run, registered: Path) -> None:
+    packed = registered / "data/packed"
+    packed.rename(registered / "elsewhere")
+    try:
+        message = run("compare", "models:/eqreg-denoise/2", "models:/eqreg-denoise/1", code=2)
+    finally:
+        (registered / "elsewhere").rename(packed)
+    assert message == "error: data/packed/val: no packed images here; run 'eqreg preprocess' first"
+
+
 def test_promote_and_rollback_move_the_alias_and_history_says_who_when_and_why(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,8 +27,10 @@ from components.networks import build_network
 from pipeline.tracking.models import image_model
 from pipeline.tracking.models.image_model import copy_code, requirements
 from pipeline.tracking.models.loading import load_version
+from pipeline.tracking.models.model_card import model_card
 from pipeline.tracking.models.registry import Registry
 from pipeline.tracking.store import Store
+from tests.components.inference.dicom_files import ct_bytes, read
 from tests.pages import python_blocks
 from tests.pipeline.conftest import Project
 from tests.pipeline.mlflow_server import MlflowServer
@@ -162,6 +164,57 @@ def test_the_contract_is_in_the_versions_metadata(registry: Registry) -> None:
     metadata = mlflow.models.get_model_info(uri).metadata
     assert metadata is not None
     assert Contract.from_dict(metadata["eqreg.contract"]) == expected
+
+
+_KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "inpaint": ({"in_channels": 4, "out_channels": 3}, "eqreg restore PHOTO.png CLEAN.png"),
+    "ct_mar": ({"in_channels": 3, "out_channels": 1}, "eqreg restore SLICE.dcm CLEAN.dcm"),
+    "classify": ({"name": "resnet", "classes": 2}, "eqreg classify FOLDER --out predictions.csv"),
+}
+
+
+@pytest.mark.parametrize("task", _KINDS)
+def test_the_lines_of_a_card_run_for_every_kind_of_model(
+    store: Store, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, command = _KINDS[task]
+    network, registry = _network(**settings), Registry(Store(task, store.uri))
+    uri = _add(registry, network)
+    measured = {"seconds_per_megapixel": 1, "peak_bytes_per_megapixel": None, "machine": "this one"}
+    facts = {
+        "task": task,
+        "network": {"name": "dncnn", **settings},
+        "training": {"degradation": None, "colour": "rgb", "penalty": {}},
+        "others": [],
+        "data": {"hash": "aa"},
+        "metrics": {"test": {}},
+        "titles": [],
+        "options": " --mask MASK.png" if task == "inpaint" else "",
+        "cost": {"parameters": 1, "multiply_adds_per_pixel": 1, "file_bytes": 1, "measured": measured},
+        "contract": Contract.of_network(network, task).as_dict(),
+    }
+    card = model_card(facts, registry.name, uri.rpartition("/")[2], {})
+    assert f"Or `{command} --model {uri}{facts['options']}`" in card
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(lines.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    Path("PHOTO.png").write_bytes(_file())
+    Path("MASK.png").write_bytes(_file(np.where(PIXELS[..., 0] > 200, 255, 0).astype(np.uint8)))
+    stored = np.full((32, 24), 1000, dtype=np.uint16)
+    stored[8:10, 8:10] = 4000
+    Path("SLICE.dcm").write_bytes(ct_bytes(stored))
+    names: dict[str, Any] = {}
+    exec(lines.replace("ADDRESS", store.uri), names)
+    if task == "classify":
+        assert len(names["scores"]) == 2
+    elif task == "ct_mar":
+        changed = read(Path("CLEAN.dcm").read_bytes()).pixel_array != stored
+        assert changed.any()
+        assert not changed[stored == 4000].any()
+    else:
+        changed = (_pixels(Path("CLEAN.png").read_bytes()) != PIXELS).any(axis=2)
+        assert changed.any()
+        assert not changed[PIXELS[..., 0] <= 200].any()
 
 
 def test_a_version_names_no_folder_of_the_machine_that_registered_it(registry: Registry, project: Project) -> None:
