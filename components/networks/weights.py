@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from components.data.readers.quiet import no_warnings
 
 WRAPPERS = ("params_ema", "params", "state_dict")
 """Keys under which files hold the weights; of several in one file, the first one here is read."""
@@ -86,7 +87,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             held: Any = import_module("safetensors.torch").load_file(path)
         else:
-            with warnings.catch_warnings(action="ignore"):  # of the protocol of a pickle, which the user cannot change
+            with no_warnings:  # of the protocol of a pickle, which the user cannot change
                 held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a foreign file, any
         reason = "not a file of weights, or a damaged one"
