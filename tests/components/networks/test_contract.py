@@ -248,6 +248,7 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("redcnn", {}, "auto"),
         # The linear layers between its weights and its maps mix all channels: only scalar fields can be kept.
         ("acdnet", {}, "trivial"),
+        ("ffdnet", {}, "auto"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
