@@ -92,7 +92,8 @@ class FFDNetForm(RestorationNetwork, FFDNet):
     """The product's form: the noise level is a channel of the stack, sigma / 255 in each pixel.
 
     An image with a side below 3 pixels is extended by reflection, and the result cropped. A map that is not constant
-    enters as its mean over each 2x2 block.
+    enters as its mean over each 2x2 block. The published network extends an odd height or width on one side, so its
+    output can be exactly equivariant for even sizes alone.
 
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 

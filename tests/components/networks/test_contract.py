@@ -77,7 +77,10 @@ def test_an_image_passes_prenet_as_it_is() -> None:
 @pytest.mark.parametrize("size", [(8, 6), (7, 6), (3, 5), (24, 21)])
 def test_ffdnet_gets_the_noise_level_of_each_image_from_the_stack(size: tuple[int, int]) -> None:
     network = random("ffdnet")
-    image, sigma = torch.rand(2, 1, *size, dtype=torch.float64), torch.tensor([10, 50.0]).double().view(2, 1, 1, 1) / 255
+    image, sigma = (
+        torch.rand(2, 1, *size, dtype=torch.float64),
+        torch.tensor([10, 50.0]).double().view(2, 1, 1, 1) / 255,
+    )
     output = network(torch.cat((image, sigma.expand(2, 1, *size)), dim=1))
     torch.testing.assert_close(output, network.published(image, sigma), rtol=0, atol=0)
     assert (output - network(torch.cat((image, sigma.flip(0).expand(2, 1, *size)), dim=1))).abs().min() > 0
