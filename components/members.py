@@ -11,6 +11,7 @@ from components.registry import Registry
 NETWORKS: Registry = {
     "acdnet": "components.networks.acdnet:ACDNetForm",
     "dncnn": "components.networks.dncnn:DnCNN",
+    "ffdnet": "components.networks.ffdnet:FFDNetForm",
     "prenet": "components.networks.prenet:PReNetForm",
     "redcnn": "components.networks.redcnn:REDCNNForm",
     "resnet": "components.networks.resnet:ResNet",

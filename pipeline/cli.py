@@ -188,6 +188,12 @@ def restore(
     metal_threshold: Annotated[
         float, typer.Option(metavar="HU", help="for CT without a mask: what is above it is metal")
     ] = 2500.0,
+    noise_level: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SIGMA", help="of 255, for models that take it; by default the middle of the range of training"
+        ),
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option(
@@ -209,6 +215,7 @@ def restore(
     failed = run(
         sources, target, model, tile, overlap, self_ensemble, mask,
         form=form, device=device, report=report, workers=workers, address=address, metal_threshold=metal_threshold,
+        noise_level=noise_level,
     )  # fmt: skip
     if failed:
         raise typer.Exit(1)

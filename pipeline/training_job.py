@@ -63,6 +63,7 @@ class TrainingJob:
         for part in ("train", "val"):
             Pack(self.packed / part).verify()
         self.sampler()
+        next(self.task.pairs(Pack(self.packed / "val"), [0]))  # refused if the pack lacks what the network needs
         network = self.network()
         try:
             self.regularizer(network)
@@ -105,15 +106,15 @@ class TrainingJob:
 
     @cached_property
     def task(self) -> Task:
-        """The task that the network is trained for."""
-        return self.params.build_task()
+        """The task that the network is trained for, with the inputs that the network takes."""
+        return self.params.build_task().for_network(network_class(self.params.network_name))
 
     def network_settings(self) -> dict[str, Any]:
         """The arguments of ``build_network``: those of the params, and the channels, classes or scale of the task."""
         name = self.params.network_name
         shape: dict[str, Any] = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
         if takes_named_inputs(network_class(name)):
-            shape["inputs"] = list(self.task.gives)
+            shape["inputs"] = list(self.task.inputs)
         return {"name": name, **asdict(self.params.network_settings), **shape}
 
     def model_metadata(self) -> dict[str, Any]:
@@ -206,6 +207,7 @@ class TrainingJob:
         degradation = None
         if not pack.holds_pairs:
             degradation = self.task.degradation(read_auxiliary(self.packed, "train"), is_training=True)
+            degradation = self.task.stacked(degradation)
         return PatchSampler(
             pack, degradation, params.train.patch_size, params.rotations, params.seed, scale=self.task.scale
         )

@@ -47,6 +47,8 @@ class Entry:
         height: height of the clean image in pixels.
         width: width of the clean image in pixels.
         label: the class, for classification.
+        noise_level: standard deviation of the noise in a degraded image, in grey levels of 255; None if the task gives
+            none. The index then has no such key.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Entry:
     height: int
     width: int
     label: int | None = None
+    noise_level: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as the index holds it; an entry without a noise level is as in earlier releases."""
+        values = asdict(self)
+        return values if self.noise_level is not None else {key: values[key] for key in values if key != "noise_level"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,8 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{folder}: two images are called {twice}; rename one of them")
-    index = {KEY: FORMAT, "shards": [asdict(shard) for shard in shards]}
+    listed = [{**vars(shard), "entries": [entry.as_dict() for entry in shard.entries]} for shard in shards]
+    index = {KEY: FORMAT, "shards": listed}
     try:
         (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
     except OSError as error:

@@ -36,9 +36,13 @@ class GaussianNoise:
 
     def __call__(self, clean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """``(C, H, W)`` float32 in [0, 1] -> the same shape, which may leave [0, 1]."""
-        level = np.float32(generator.uniform(*self.sigma) / 255)
+        return self.with_level(clean, generator)[0]
+
+    def with_level(self, clean: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Return the noisy image, as of a plain call, and the sigma that was drawn, in grey levels of 255."""
+        sigma = generator.uniform(*self.sigma)
         noise = generator.standard_normal(clean.shape, dtype=np.float32)
-        return clean + level * noise
+        return clean + np.float32(sigma / 255) * noise, sigma
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["image", "masked_image", "ct", "labels"]
-"""image: one image. masked_image: an image and a mask of its missing pixels. ct: the LI image, the artifact image and
-the metal mask of a scan. labels: an image in, a score for each class out."""
+"""image: one image, for some networks with its noise level. masked_image: an image and a mask of its missing pixels.
+ct: the LI image, the artifact image and the metal mask of a scan. labels: an image in, a score for each class out."""
 
+
+NOISE_LEVEL = "noise_level"
+"""Name of what a network needs, and of the entry of its metadata."""
 
 _MOST_CLASSES = 20
 """Classes that the sentences name; a model card has a largest length."""
@@ -27,6 +30,8 @@ class Contract:
         scale: size of the output / size of the input.
         classes: names of the classes, in order; empty if they are unknown or there are none.
         image_size: (height, width) of the training images, if the network is meant for that size alone.
+        noise_level: the lowest and the highest noise level of training, in grey levels of 255, of a network whose last
+            input channel is the noise level; empty if they are unknown; None for a network that takes none.
     """
 
     task: str
@@ -36,15 +41,43 @@ class Contract:
     scale: int = 1
     classes: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
+    noise_level: tuple[float, ...] | None = None
 
     @property
     def colours(self) -> int:
         """Number of channels of the image that a user gives: 1 grey, 3 RGB."""
-        return {"masked_image": self.inputs - 1, "ct": 1}.get(self.kind, self.inputs)
+        colours = self.inputs if self.noise_level is None else self.inputs - 1
+        return {"masked_image": self.inputs - 1, "ct": 1}.get(self.kind, colours)
+
+    def chosen_noise_level(self, wanted: float | None) -> float | None:
+        """Return the noise level to restore with, in grey levels of 255; None for a network that takes none.
+
+        Args:
+            wanted: the level that the user gives; None for the middle of the range of training.
+
+        Raises:
+            ValueError: the network takes no level, the level is impossible, or none is given and the range is unknown.
+
+        Example:
+            >>> contract = Contract(task="denoise", kind="image", inputs=2, outputs=1, noise_level=(5, 55))
+            >>> contract.chosen_noise_level(None), contract.chosen_noise_level(50)
+            (30.0, 50)
+        """
+        if self.noise_level is None:
+            if wanted is not None:
+                raise ValueError(f"noise level {wanted:g}: this network takes none: leave it out")
+            return None
+        if wanted is None and not self.noise_level:
+            raise ValueError("this network needs a noise level, and the range of its training is unknown: give one")
+        if wanted is not None and not 0 <= wanted <= 255:
+            raise ValueError(f"noise level {wanted:g}: use 0 to 255, the standard deviation in grey levels of 255")
+        return sum(self.noise_level) / 2 if wanted is None else wanted
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the contract as JSON's types, which `from_dict` takes."""
+        """Return the contract as JSON's types, which `from_dict` takes; without a noise level if it takes none."""
         values = asdict(self)
+        if self.noise_level is None:
+            del values["noise_level"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
@@ -95,8 +128,14 @@ class Contract:
         inputs, outputs = int(network.in_channels), getattr(network, "out_channels", None)
         classes = getattr(network, "classes", None)
         scale = int(getattr(network, "scale", 1))
-        contract = cls.of_channels(task, inputs, None if classes else outputs, scale, int(classes or 0))
-        kept = ("classes", "image_size")
+        takes_level = NOISE_LEVEL in (getattr(network, "needs", None) or ())
+        contract = cls.of_channels(task, inputs - takes_level, None if classes else outputs, scale, int(classes or 0))
+        kept: tuple[str, ...] = ("classes", "image_size")
+        if takes_level:
+            if contract.kind != "image":
+                raise ValueError(f"a network of kind {contract.kind} with a noise level: call it from Python")
+            contract = replace(contract, inputs=inputs, noise_level=())
+            kept += (NOISE_LEVEL,)
         stated: dict[str, Any] = {key: tuple(value) for key, value in (metadata or {}).items() if key in kept}
         return replace(contract, **stated)
 
@@ -109,6 +148,8 @@ class Contract:
         ]
         match self.kind:
             case "image":
+                if self.noise_level is not None:
+                    lines.append(self._level_text())
                 lines.append(
                     f"The image model takes image files as bytes (PNG, JPEG, TIFF, WebP, BMP) or arrays, {colours} as "
                     "trained. It restores other channels, too. It gives the same kind, depth and channels back"
@@ -139,6 +180,17 @@ class Contract:
                     further = f" and {more} more, which the metadata of the model names" if more > 0 else ""
                     lines.append(f"The classes, in the order of the scores: {shown}{further}.")
         return "\n".join(lines)
+
+    def _level_text(self) -> str:
+        range_text = "The range of its training is unknown, so a level must be given."
+        if self.noise_level:
+            low, high = self.noise_level
+            seen = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            range_text = f"It was trained on {seen}; without a level the image model takes {(low + high) / 2:g}."
+        return (
+            "The last input channel of the tensor program is the noise level, sigma / 255 in each pixel; `noise_level` "
+            f"of the image model is sigma in grey levels of 255. {range_text}"
+        )
 
     def _sizes(self) -> str:
         return "H, W" if self.scale == 1 else f"{self.scale} H, {self.scale} W"

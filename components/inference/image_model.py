@@ -17,7 +17,7 @@ import torch
 
 from components.data.readers.images import decode_image, luma
 from components.inference.arrays import PIXELS, as_array, as_batch, as_image
-from components.inference.contract import Contract
+from components.inference.contract import NOISE_LEVEL, Contract
 from components.inference.integrity import check_files
 from components.inference.restorer import ImageRestorer, Options
 from components.inference.writing import encode_image, same_format
@@ -34,6 +34,15 @@ PARAMETERS: dict[str, int | float | str] = {
     "mask": "",
 }
 """Parameters of a request with their defaults; ``mask`` is an encoded image in base64, for a request of one image."""
+
+
+def parameters_of(contract: Contract) -> dict[str, int | float | str | None]:
+    """Return the parameters that a model takes with their defaults: `PARAMETERS`, for some ``noise_level`` too.
+
+    ``noise_level`` is in grey levels of 255; None is the middle of the range of training.
+    """
+    return {**PARAMETERS} if contract.noise_level is None else {**PARAMETERS, NOISE_LEVEL: None}
+
 
 WANTED = (
     'give encoded images as bytes or base64 (PNG, JPEG, TIFF, WebP, BMP), in a list or in a DataFrame column "image"; '
@@ -77,7 +86,7 @@ class ImageModel:
             model_input: a DataFrame with the column ``image`` (and ``mask``) or a list, of encoded images (bytes, or
                 text in base64); bytes of one image; an array of uint8 or uint16 pixels ``(H, W)`` or ``(H, W, C)``; a
                 list of such arrays; an array of floats in [0, 1], ``(B, C, H, W)`` with the channels of the network.
-            parameters: of `PARAMETERS`.
+            parameters: of `parameters_of` the contract.
 
         Returns:
             What was given, restored: bytes for bytes, text for text, in the format of the image; arrays of the same
@@ -86,7 +95,7 @@ class ImageModel:
         Raises:
             ValueError: the input is not of these kinds. The message says what is wanted first.
         """
-        options, mask = _options(parameters or {})
+        options, mask = _options(parameters or {}, parameters_of(self.restorer.contract))
         if hasattr(model_input, "columns"):
             return self._of_table(model_input, options, mask)
         if isinstance(model_input, dict) and set(model_input) <= {COLUMN, MASK_COLUMN} and COLUMN in model_input:
@@ -154,6 +163,8 @@ class ImageModel:
                 return self.restorer.scores(image)
             holes = None if not mask else is_missing(decode_image(_decoded(mask), "mask").pixels)
             return as_array(self.restorer.restore(image, options, holes), array.ndim)
+        if options.noise_level is not None:
+            raise ValueError("params: noise_level: an array of floats holds the noise level as its last channel")
         batch, is_last = as_batch(array, self.restorer.contract.inputs)
         if is_labels:
             return self.restorer.scores_of_floats(batch)
@@ -186,19 +197,20 @@ def is_missing(pixels: np.ndarray) -> np.ndarray:
     return grey > np.iinfo(grey.dtype).max / 2
 
 
-def _options(parameters: Mapping[str, Any]) -> tuple[Options, bytes | str | None]:
-    if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        raise ValueError(f"params: {', '.join(PARAMETERS)} are known; {unknown[0]} is not")
-    values = {**PARAMETERS, **{key: value for key, value in parameters.items() if value is not None}}
+def _options(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Options, bytes | str | None]:
+    if unknown := sorted(set(parameters) - set(defaults)):
+        raise ValueError(f"params: {', '.join(defaults)} are known; {unknown[0]} is not")
+    values = {**defaults, **{key: value for key, value in parameters.items() if value is not None}}
     mask = values.pop("mask")
     numbers: dict[str, Any] = {}
     for key, value in values.items():
+        default = defaults[key]
+        kind = float if default is None else type(default)
         try:
-            numbers[key] = type(PARAMETERS[key])(value)
+            numbers[key] = value if value is None else kind(value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(
-                f"params: {key} is a number, by default {PARAMETERS[key]}; this is {value!r:.50}"
-            ) from None
+            shown = "the middle of the range of training" if default is None else default
+            raise ValueError(f"params: {key} is a number, by default {shown}; this is {value!r:.50}") from None
     return Options(**numbers), mask or None
 
 

@@ -42,12 +42,15 @@ class Options:
         overlap: least overlap of neighbouring tiles in pixels; a multiple of 16.
         self_ensemble: number of transformed images that are averaged: 1, 4 (rotations) or 8 (and mirror images).
         metal_threshold: a pixel above it is metal, in Hounsfield units; for CT slices without a mask.
+        noise_level: standard deviation of the noise in grey levels of 255, for a network that takes it; None for the
+            middle of the range that it was trained on.
     """
 
     tile: int = 512
     overlap: int = 64
     self_ensemble: int = 1
     metal_threshold: float = 2500.0
+    noise_level: float | None = None
 
 
 class ImageRestorer:
@@ -82,8 +85,8 @@ class ImageRestorer:
             The image with the new pixels, clipped to the range of its dtype and rounded.
 
         Raises:
-            ValueError: the network takes another kind of input, the mask has another size than the image, or the
-                network fails.
+            ValueError: the network takes another kind of input, the mask has another size than the image, the noise
+                level is impossible or missing, or the network fails.
         """
         planes = _planes(image.pixels, self.contract.colours)
         restored = np.concatenate([self._restore_floats(plane, options or Options(), mask) for plane in planes])
@@ -159,9 +162,12 @@ class ImageRestorer:
 
     def _restore_floats(self, image: np.ndarray, options: Options, mask: np.ndarray | None) -> np.ndarray:
         """Restore one image of the network's colours, ``(C, H, W)`` float32."""
+        level = self.contract.chosen_noise_level(options.noise_level)
         if self.contract.kind == "image":
             if mask is not None:
                 raise ValueError("mask: this network takes an image alone")
+            if level is not None:  # (C, H, W) -> (C + 1, H, W)
+                image = np.concatenate((image, np.full_like(image[:1], level / 255)))
             return self._tiled(torch.from_numpy(image), options)
         if self.contract.kind != "masked_image":
             raise ValueError(f"a network of kind {self.contract.kind} restores no image")

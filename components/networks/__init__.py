@@ -28,7 +28,7 @@ published names. With these names it is the network itself.
 
 Example:
     >>> sorted(NETWORKS)
-    ['acdnet', 'dncnn', 'prenet', 'redcnn', 'resnet', 'unet']
+    ['acdnet', 'dncnn', 'ffdnet', 'prenet', 'redcnn', 'resnet', 'unet']
     >>> {name: network_class(name).needs for name in ("prenet", "acdnet", "unet")}
     {'prenet': ('image',), 'acdnet': ('image', 'li', 'metal_mask'), 'unet': None}
 """

@@ -29,7 +29,8 @@ class RestorationNetwork(nn.Module):
     Attributes:
         needs: the inputs that the network takes, by name, in the order of its published arguments: "image"; "li", the
             image with linear interpolation in the sinogram; "metal_mask", 1 inside metal; "mask", 1 where pixels are
-            missing. None: the network takes the whole stack of any task and corrects the first image of it.
+            missing; "noise_level", in each pixel the standard deviation of the noise in the units of the image. None:
+            the network takes the whole stack of any task and corrects the first image of it.
         scales: the sizes of the output / size of the input that it can have.
         published_class: the published module, if the network is a subclass of one; None if its own form is published.
         output_weights: weights of the losses of the supervised images in training; empty for equal weights.

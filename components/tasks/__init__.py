@@ -10,7 +10,7 @@ params.yaml.
 from __future__ import annotations
 
 from components.members import TASKS
-from components.tasks.base import Auxiliary, DegradationSettings, Metric, Task
+from components.tasks.base import Auxiliary, DegradationSettings, Metric, Task, inputs_of
 from components.tasks.build import build_task, task_class
 
-__all__ = ["TASKS", "Auxiliary", "DegradationSettings", "Metric", "Task", "build_task", "task_class"]
+__all__ = ["TASKS", "Auxiliary", "DegradationSettings", "Metric", "Task", "build_task", "inputs_of", "task_class"]

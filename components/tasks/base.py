@@ -8,15 +8,17 @@ image, h x w pixels of the degraded image.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from torch import Tensor
 
+from components.data.noise_level import NOISE_LEVEL, StackedNoise, with_noise_level
 from components.data.packs import Entry, Pack
 from components.data.sampler import Degradation
 from components.evaluation.metrics import as_saved, psnr, quality
@@ -94,6 +96,8 @@ class Task(ABC):
         has_conventions: whether the PSNR and SSIM of other projects' scripts are computed beside the metrics
             (`components.evaluation.conventions`).
         gives: names of the images in the network's input stack, in order (`components.networks.form`).
+        optional: names of further images, of one channel each, that the task can give. They follow those of `gives` in
+            the stack of a network that needs them (`for_network`), and no other network sees them.
         auxiliary_title: what the auxiliary data are, for messages.
         restore_options: further options of ``eqreg restore``, for the example that is printed.
         is_simulated_ahead: whether preprocess creates the training pairs, because the degradation is too slow to be
@@ -102,6 +106,7 @@ class Task(ABC):
             of training is used in a test.
         validation_batch: number of fixed pairs that are restored at a time.
         settings: settings of the degradation.
+        inputs: names of the images in the stack of the network that the task is for, in order.
     """
 
     name: ClassVar[str]
@@ -117,6 +122,7 @@ class Task(ABC):
     takes_grey: ClassVar[bool] = True
     has_conventions: ClassVar[bool] = False
     gives: ClassVar[tuple[str, ...]] = ("image",)
+    optional: ClassVar[tuple[str, ...]] = ()
     auxiliary_title: ClassVar[str] = "data"
     restore_options: ClassVar[str] = ""
     is_simulated_ahead: ClassVar[bool] = False
@@ -125,6 +131,17 @@ class Task(ABC):
 
     def __init__(self, settings: DegradationSettings) -> None:
         self.settings: Any = settings
+        self.inputs = self.gives
+
+    def for_network(self, network: Any) -> Self:
+        """Return the task with the inputs that a network takes, given the network or its class.
+
+        The task as it is built gives the images of `gives` alone.
+        """
+        needs = getattr(network, "needs", None)
+        task = copy.copy(self)
+        task.inputs = inputs_of(self.gives, self.optional, needs)
+        return task
 
     @classmethod
     def kind_of(cls, settings: Mapping[str, Any]) -> type[DegradationSettings]:
@@ -167,6 +184,16 @@ class Task(ABC):
         """Return (C', C), the channels of the network's inputs and outputs, for images of 1 or 3 channels."""
         return colours, colours
 
+    @property
+    def noise_levels(self) -> tuple[float, float] | None:
+        """The lowest and the highest noise level of the degradation, in grey levels of 255; None if it has none."""
+        return None
+
+    @property
+    def can_give(self) -> tuple[str, ...]:
+        """The names of all images that the task can give with these settings."""
+        return self.gives + tuple(name for name in self.optional if name != NOISE_LEVEL or self.noise_levels)
+
     def network_shape(self, colours: int, train: Callable[[], Pack]) -> dict[str, int]:
         """Return the shape of the network: the arguments of ``build_network`` that are not its settings.
 
@@ -175,7 +202,7 @@ class Task(ABC):
             train: gives the pack of the training images; only a task that needs it calls it.
         """
         inputs, outputs = self.channels(colours)
-        return {"in_channels": inputs, "out_channels": outputs, "scale": self.scale}
+        return {"in_channels": inputs + self._num_optional, "out_channels": outputs, "scale": self.scale}
 
     def model_metadata(self, train: Callable[[], Pack]) -> dict[str, Any]:
         """Return what the user of a network needs to know and its weights do not say, as JSON's types.
@@ -183,7 +210,12 @@ class Task(ABC):
         Args:
             train: gives the pack of the training images; only a task that needs it calls it.
         """
-        return {}
+        return {NOISE_LEVEL: list(self.noise_levels or ())} if NOISE_LEVEL in self.inputs else {}
+
+    @property
+    def _num_optional(self) -> int:
+        """The number of channels in the network's stack beside those of `gives`."""
+        return len(self.inputs) - len(self.gives)
 
     @property
     def largest_patch(self) -> int | None:
@@ -209,6 +241,30 @@ class Task(ABC):
         Raises:
             ValueError: the settings are impossible, or they require auxiliary data and there are none.
         """
+
+    def degrade(
+        self, degradation: Degradation, clean: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, float | None]:
+        """Degrade a clean image for a fixed pair, which any network may restore.
+
+        Args:
+            degradation: of `degradation`.
+            clean: ``(C, H + 2 margin, W + 2 margin)``.
+            generator: source of everything random.
+
+        Returns:
+            The inputs of `gives`, ``(C', h, w)``, and the noise level in grey levels of 255, or None if there is none.
+        """
+        if self.noise_levels is None:
+            return degradation(clean, generator), None
+        noise: Any = degradation
+        degraded, sigma = noise.with_level(clean, generator)
+        return degraded, sigma
+
+    def stacked(self, degradation: Degradation) -> Degradation:
+        """Return the degradation that gives all of `inputs`, for training."""
+        noise: Any = degradation
+        return StackedNoise(noise) if NOISE_LEVEL in self.inputs else degradation
 
     def read_auxiliary(self, folder: Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         """Read the auxiliary data from files of a folder; yield (name, array ``(C, h, w)``) in order.
@@ -239,9 +295,13 @@ class Task(ABC):
         """Return the output of the baseline that leaves the inputs unchanged."""
         return self.as_image(inputs)
 
+    def without_optional(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the inputs of `gives` alone, which are those of the classical baselines, of ``(C', h, w)``."""
+        return inputs[: inputs.shape[0] - self._num_optional]
+
     def as_image(self, inputs: np.ndarray) -> np.ndarray:
         """Convert the inputs ``(C', h, w)`` to the image that is shown and measured as "degraded", ``(C, H, W)``."""
-        return inputs
+        return self.without_optional(inputs)
 
     def postprocess(self, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """Convert outputs ``(C, H, W)`` of the network to the image that is saved."""
@@ -268,9 +328,38 @@ class Task(ABC):
         return quality(outputs, references)
 
     def pairs(self, pack: Pack, indices: Sequence[int] | None = None) -> Iterator[tuple[Entry, np.ndarray, np.ndarray]]:
-        """Yield (entry, inputs, reference) of fixed pairs, in order; ``indices`` None yields all pairs."""
+        """Yield (entry, inputs, reference) of fixed pairs, in order; ``indices`` None yields all pairs.
+
+        Raises:
+            ValueError: the network needs the noise level, and the pack does not say it.
+        """
         for index in range(len(pack)) if indices is None else indices:
-            yield pack.entries[index], pack.degraded(index), pack.clean(index)
+            entry, inputs = pack.entries[index], pack.degraded(index)
+            if NOISE_LEVEL in self.inputs:
+                if entry.noise_level is None:
+                    raise ValueError(
+                        f"{pack.folder}: {entry.name} has no noise level, which the network needs: run 'eqreg "
+                        "preprocess' again"
+                    )
+                inputs = with_noise_level(inputs, entry.noise_level)
+            yield entry, inputs, pack.clean(index)
+
+
+def inputs_of(gives: Sequence[str], optional: Sequence[str], needs: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the images in a network's stack, in order.
+
+    Args:
+        gives: what a task gives to every network.
+        optional: what it gives to the networks that need it.
+        needs: what the network needs; None if it takes the whole of `gives`.
+
+    Example:
+        >>> inputs_of(("image",), ("noise_level",), ("image", "noise_level"))
+        ('image', 'noise_level')
+        >>> inputs_of(("image",), ("noise_level",), None)
+        ('image',)
+    """
+    return (*gives, *(name for name in optional if name in (needs or ())))
 
 
 def needed(auxiliary: Auxiliary | None, what: str, key: str) -> Auxiliary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from components.data.noise_level import NOISE_LEVEL
 from components.data.sampler import Degradation
 from components.degradations.noise import GaussianNoise, PoissonGaussianNoise
 from components.tasks.base import Auxiliary, DegradationSettings, Range, Task, as_range
@@ -25,6 +26,12 @@ class Denoise(Task):
     name = "denoise"
     has_conventions = True
     degradations = (Noise,)
+    optional = (NOISE_LEVEL,)
+
+    @property
+    def noise_levels(self) -> tuple[float, float] | None:
+        """The range of sigma; Poisson-Gaussian noise has no level, as its variance depends on the image."""
+        return as_range(self.settings.sigma) if self.settings.gain is None else None
 
     def degradation(self, auxiliary: Auxiliary | None = None, *, is_training: bool = False) -> Degradation:
         """Return the noise; it is Poisson-Gaussian if the settings have a gain."""

@@ -15,7 +15,7 @@ from components.members import NETWORKS, TASKS
 from components.networks import build_network, network_class, network_settings, takes_named_inputs
 from components.networks.weights import load_weights
 from components.registry import nearest
-from components.tasks import task_class
+from components.tasks import inputs_of, task_class
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.model_file import save_model
@@ -47,7 +47,8 @@ def import_weights(name: str, weights: Path, out: Path, task: str, settings: Seq
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     arguments = _arguments(settings)
     if takes_named_inputs(network_class(name)):
-        arguments["inputs"] = list(task_class(task).gives)
+        given = task_class(task)
+        arguments["inputs"] = list(inputs_of(given.gives, given.optional, network_class(name).needs))
     try:
         with torch.random.fork_rng(devices=[]):
             network = build_network(name, **arguments).eval()

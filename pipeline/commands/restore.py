@@ -44,6 +44,7 @@ def restore(
     workers: int = 0,
     address: str = "local",
     metal_threshold: float = 2500.0,
+    noise_level: float | None = None,
 ) -> int:
     """Restores images; a file that cannot be restored is listed, and the others are restored.
 
@@ -63,6 +64,8 @@ def restore(
         workers: number of Ray actors that restore; 0: this process alone.
         address: Ray cluster of the workers.
         metal_threshold: a pixel of a CT slice above it is metal, in Hounsfield units, if there is no mask.
+        noise_level: standard deviation of the noise in grey levels of 255, for models that take it; None: the middle of
+            the range of training.
 
     Returns:
         The number of images that were not restored.
@@ -77,12 +80,20 @@ def restore(
     check_model(model)
     if not -1000 < metal_threshold < float("inf"):
         raise UserError(f"--metal-threshold {metal_threshold:g}: use Hounsfield units above -1000, such as 2500")
+    if noise_level is not None and not 0 <= noise_level <= 255:
+        raise UserError(f"--noise-level {noise_level:g}: use 0 to 255, the standard deviation in grey levels of 255")
     from components.inference.restorer import Options
     from components.inference.tiles import check_tiles
     from pipeline.commands.restoring.request import Request
 
     check_tiles(tile, overlap, self_ensemble)
-    options = Options(tile=tile, overlap=overlap, self_ensemble=self_ensemble, metal_threshold=metal_threshold)
+    options = Options(
+        tile=tile,
+        overlap=overlap,
+        self_ensemble=self_ensemble,
+        metal_threshold=metal_threshold,
+        noise_level=noise_level,
+    )
     request = Request(model=model, mask=mask, options=options, device=device, workers=workers, address=address)
     with memory_of(place) if len(items) > 1 else nullcontext(Memory(None)) as memory:
         if not is_remote(place):
@@ -108,7 +119,7 @@ def _outcomes(items: list[Item], request: Request, memory: Memory) -> Iterator[O
         return restore_by_actors(items, request, memory)
     from pipeline.commands.restoring.worker import restore_item
 
-    restorer, digest = load_restorer(request.model, request.device, request.mask)
+    restorer, digest = load_restorer(request.model, request.device, request.mask, request.options.noise_level)
     return (restore_item(item, restorer, request.options, digest, memory) for item in items)
 
 

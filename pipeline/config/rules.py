@@ -99,7 +99,7 @@ def _network_fits_task(params: Params) -> str | None:
     task, name = params.build_task(), params.network_name
 
     def why(other: str) -> str | None:
-        return why_unfit(network_class(other), task.gives, task.scale, task.is_classification)
+        return why_unfit(network_class(other), task.can_give, task.scale, task.is_classification)
 
     if (reason := why(name)) is None:
         return None
@@ -122,6 +122,12 @@ def _data_fit_task(params: Params) -> str | None:
     task = params.build_task()
     if params.preprocess.pairs not in ALL_CLEAN and not task.takes_pairs:
         return f"preprocess.pairs: task {params.task} reads no pairs of image files: use none"
+    given = task.for_network(network_class(params.network_name)).inputs
+    if params.preprocess.pairs not in ALL_CLEAN and given != task.gives:
+        return (
+            f"preprocess.pairs: pairs of image files have no {' and '.join(given[len(task.gives) :])}, which network "
+            f"{params.network_name} needs: use none, or another network"
+        )
     if params.preprocess.colour == "grey" and not task.takes_grey:
         return f"preprocess.colour: grey: task {params.task} takes colour images: use rgb"
     return None
@@ -133,6 +139,7 @@ def _degradations_fit(params: Params) -> str | None:
     others = section.out_of_distribution
     if reserved := others.keys() & {"train", "val", "test"}:
         return f"tasks.{params.task}.out_of_distribution.{min(reserved)}: the name of a part: use another"
+    network = network_class(params.network_name)
     degradations = {"degradation": section.degradation}
     degradations |= {f"out_of_distribution.{key}": other for key, other in others.items()}
     for key, degradation in degradations.items():
@@ -140,6 +147,12 @@ def _degradations_fit(params: Params) -> str | None:
         if degradation.needs_auxiliary and params.fetch.auxiliary is None:
             return f"{place}: auxiliary needs something to take: name a folder or file in fetch.auxiliary"
         scale = params.build_task(degradation).scale
+        other = params.build_task(degradation)
+        if missing := [name for name in task.for_network(network).inputs if name not in other.can_give]:
+            return (
+                f"{place}: has no {' and '.join(missing)}, which network {params.network_name} needs: take it away, or "
+                "choose another network"
+            )
         if scale != task.scale:
             return f"{place}: scale {scale}, but the network enlarges by {task.scale}: use {task.scale}"
     return None

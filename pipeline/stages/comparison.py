@@ -40,11 +40,12 @@ class Validation:
 
     def scores(self, network: nn.Module) -> list[float]:
         """The task's score of each pair, of a network in evaluation mode."""
-        return validation_scores(network, self.task, self.pack, range(len(self.pack)))
+        task = self.task.for_network(network)
+        return validation_scores(network, task, self.pack, range(len(self.pack)))
 
     def equivariance_error(self, network: nn.Module) -> float:
         """Relative error of the output under quarter turns: the root mean square over the first pair of each scene."""
-        return equivariance_by_layer(network, first_draws(self.pack, self.task))["output"]
+        return equivariance_by_layer(network, first_draws(self.pack, self.task.for_network(network)))["output"]
 
     def difference(self, first: list[float], second: list[float]) -> Interval:
         """The mean paired difference of two networks' scores, first minus second, with its interval over scenes."""

@@ -44,7 +44,7 @@ def evaluate(params: Params) -> None:
     Each is measured on the test images, on their quarter turns and on the out-of-distribution images.
     """
     network, _ = load_model(existing(MODEL, "train"))
-    task = params.build_task()
+    task = params.build_task().for_network(network)
     test, others = evaluation_packs(PACKED)
     with one_thread():  # several images are processed in parallel, one thread each
         _evaluate(params, network, task, test, others)
@@ -72,7 +72,7 @@ def _evaluate(params: Params, network: nn.Module, task: Task, test: Pack, others
     classical, candidates, description = _classical(task, num_workers, num_classes)
     methods: dict[str, Method] = {
         "input": lambda inputs: task.untouched(inputs, num_classes),
-        "classical": classical,
+        "classical": lambda inputs: classical(task.without_optional(inputs)),
         "restored": lambda inputs: restored_by(network, task, inputs, params.evaluate),
     }
     rows = _measure_all(test, others, methods, task, num_workers)
@@ -113,7 +113,7 @@ def _classical(task: Task, num_workers: int, num_classes: int | None) -> Baselin
     """Chooses the classical baseline of the task on at most ``MOST_CHOSEN_BY`` validation pairs."""
     validation = Pack(PACKED / "val")
     chosen_by = np.unique(np.linspace(0, len(validation) - 1, min(len(validation), MOST_CHOSEN_BY)).astype(int))
-    pairs = [(inputs, clean) for _, inputs, clean in task.pairs(validation, chosen_by.tolist())]
+    pairs = [(task.without_optional(inputs), clean) for _, inputs, clean in task.pairs(validation, chosen_by.tolist())]
     choose = import_place(task.baseline)
     baseline: Baseline = choose(task, Pack(PACKED / "train"), pairs, num_classes, num_workers)
     return baseline

@@ -98,7 +98,16 @@ def _averaged(
         for regular, dim in ((field_out, 0), (field_in, 3)):
             if regular == "regular":
                 moved = permute_fields(moved, group.sources(element), dim)
+        if spec.reads_unshuffled and field_in == "trivial":
+            moved = _with_turned_sub_pixels(moved, element, *spec.unshuffled, group)
         moved = group.spatial(moved, element)
         turned.append(group.spatial(moved.movedim((1, 2), (-2, -1)), element).movedim((-2, -1), (1, 2)))
     mean = torch.stack(turned).mean(dim=0).flatten(0, 2)  # (O, I, a, b)
     return (mean.transpose(0, 1) if is_transposed else mean).reshape(shape)
+
+
+def _with_turned_sub_pixels(kernel: Tensor, element: int, number: int, factor: int, group: Group) -> Tensor:
+    """Transform the order of the first ``number`` inputs of ``(..., I, a, b)``: r^2 sub-pixels of each fine channel."""
+    fine = kernel[..., :number, :, :].unflatten(-3, (-1, factor, factor))  # (..., I / r^2, r, r, a, b)
+    turned = group.spatial(fine.movedim((-4, -3), (-2, -1)), element).movedim((-2, -1), (-4, -3))
+    return torch.cat((turned.flatten(-5, -3), kernel[..., number:, :, :]), dim=-3)

@@ -201,7 +201,6 @@ class _SymmetricWeights(TorchFunctionMode):
         self._gain = gain
         self._group, self._calls, self._table_sums = group, calls, table_sums
         self._layers = self._sums = 0
-        self._unshuffled = 1
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -212,8 +211,6 @@ class _SymmetricWeights(TorchFunctionMode):
             self._layers += 1
         elif name == "batch_norm":
             return (args[0] if args else kwargs["input"]).clone()  # in evaluation mode it only scales and shifts
-        elif name == "pixel_unshuffle":
-            self._unshuffled = int(args[1] if len(args) > 1 else kwargs["downscale_factor"])
         elif name in SUMS:
             number = self._table_sums.get(self._sums)
             if number is not None:
@@ -232,8 +229,10 @@ class _SymmetricWeights(TorchFunctionMode):
         out, into = (1, 0) if name == "conv_transpose2d" else (0, 1)
         if call and call.sub_pixel:
             other = _equal_in_groups(other, out, call.sub_pixel**2)
-        if call and call.reads_unshuffled:
-            other = _equal_in_groups(other, into, self._unshuffled**2)
+        if call and call.unshuffled[0]:
+            number, factor = call.unshuffled
+            parts = other.split((number, other.shape[into] - number), dim=into)
+            other = torch.cat((_equal_in_groups(parts[0], into, factor**2), parts[1]), dim=into)
         if other.ndim == 4 and (other.shape[2] == other.shape[3] or not self._group.needs_squares):
             elements = range(self._group.order)
             turned = [act_on_kernel(other, element, "trivial", "trivial", self._group) for element in elements]

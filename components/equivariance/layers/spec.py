@@ -98,7 +98,7 @@ class LayerSpec:
         factor: r, if PixelShuffle(r) follows; else 1.
         reads_image: whether its input is the image, not features.
         writes_image: whether its output is the image.
-        reads_unshuffled: whether its input comes from PixelUnshuffle.
+        unshuffled: (number of its first input channels that come from PixelUnshuffle(r), r); (0, 1) for none.
         has_trivial_input: whether its input channels are trivial fields, because only trivial fields are declared.
         has_no_place: whether its output is one vector for each image, as class scores are.
     """
@@ -110,7 +110,7 @@ class LayerSpec:
     factor: int = 1
     reads_image: bool = False
     writes_image: bool = False
-    reads_unshuffled: bool = False
+    unshuffled: tuple[int, int] = (0, 1)
     has_trivial_input: bool = False
     has_no_place: bool = False
 
@@ -141,9 +141,14 @@ class LayerSpec:
             self,
             factor=call.sub_pixel or 1,
             reads_image=any(each.reads_image for each in calls),
-            reads_unshuffled=call.reads_unshuffled,
+            unshuffled=call.unshuffled,
             has_no_place=len(call.output_shape) == 2,
         )
+
+    @property
+    def reads_unshuffled(self) -> bool:
+        """Whether its input, or the first part of it, comes from PixelUnshuffle."""
+        return self.unshuffled[0] > 0
 
     @property
     def field(self) -> FieldType:

@@ -38,7 +38,8 @@ class Call:
         shift: the cyclic roll (rows, columns) that the input has undergone.
         sub_pixel: r, if PixelShuffle(r) follows and no operation between mixes channels.
         reads_image: whether no layer comes before it.
-        reads_unshuffled: whether the input comes from PixelUnshuffle and no operation between mixes channels.
+        unshuffled: (number of first channels of the input that come from PixelUnshuffle(r), r), if no operation between
+            mixes channels; (0, 1) for none.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Call:
     shift: tuple[int, int] = (0, 0)
     sub_pixel: int | None = None
     reads_image: bool = False
-    reads_unshuffled: bool = False
+    unshuffled: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class _Tag:
         is_feature: whether a layer comes before it.
         calls: the calls whose outputs it comes from by pointwise operations.
         shift: its cyclic roll (rows, columns).
-        is_unshuffled: whether it comes from PixelUnshuffle by pointwise operations.
+        unshuffled: (number of first channels that come from PixelUnshuffle(r) by pointwise operations, r).
         parameter: the name of the first parameter, if the tensor is computed from parameters only.
     """
 
     is_feature: bool = False
     calls: tuple[Call, ...] = ()
     shift: tuple[int, int] = (0, 0)
-    is_unshuffled: bool = False
+    unshuffled: tuple[int, int] = (0, 1)
     parameter: str | None = None
 
 
@@ -157,7 +158,10 @@ class _Tracer(TorchFunctionMode):
             for call in self._tag(args[0]).calls:
                 call.sub_pixel = factor
         elif name == "pixel_unshuffle":
-            tag = replace(tag, is_unshuffled=True)
+            factor = int(args[1] if len(args) > 1 else kwargs["downscale_factor"])
+            tag = replace(tag, unshuffled=(result.shape[-3], factor))
+        elif name == "cat" and args and result.shape[-2:] == args[0][0].shape[-2:]:
+            tag = replace(tag, unshuffled=self._tag(args[0][0]).unshuffled)  # the first part keeps its channels
         elif name == "roll":
             tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
         elif name in ("add", "iadd", "radd"):
@@ -188,7 +192,7 @@ class _Tracer(TorchFunctionMode):
             window,
             incoming.shift,
             reads_image=not incoming.is_feature,
-            reads_unshuffled=incoming.is_unshuffled,
+            unshuffled=incoming.unshuffled,
         )
         self.trace.calls.append(call)
         if self._on_call:
@@ -208,7 +212,7 @@ class _Tracer(TorchFunctionMode):
             any(tag.is_feature for tag in tags),
             tuple(dict.fromkeys(call for tag in same for call in tag.calls)),
             next((tag.shift for tag in tags if any(tag.shift)), (0, 0)) if not _mixed_rolls(tags) else (0, 0),
-            any(tag.is_unshuffled for tag in same),
+            next((tag.unshuffled for tag in same if tag.unshuffled[0]), (0, 1)),
             parameters[0] if parameters and all(parameters) else None,
         )
 

@@ -33,7 +33,9 @@ class _Worker:
         self.options = request.options
         self.refusal: UserError | None = None
         try:
-            self.restorer, self.digest = load_restorer(request.model, request.device, request.mask)
+            self.restorer, self.digest = load_restorer(
+                request.model, request.device, request.mask, request.options.noise_level
+            )
         except UserError as error:  # raised later: the error of a constructor arrives as text
             self.refusal = error
 

@@ -28,17 +28,24 @@ def check_model(model: str) -> None:
         raise UserError(f"--model {model}: neither models:/NAME@ALIAS nor a file")
 
 
-def load_restorer(model: str, device: str, mask: Path | None) -> tuple[ImageRestorer, str]:
+def load_restorer(
+    model: str, device: str, mask: Path | None, noise_level: float | None = None
+) -> tuple[ImageRestorer, str]:
     """Loads a model that restores images or CT slices onto a device.
 
     Returns:
         (the network with what is known of it, a digest that names the model).
 
     Raises:
-        UserError: the model is unknown, takes no mask or needs one, restores no images, or torch cannot use the device.
+        UserError: the model is unknown, takes no mask or noise level or needs one, restores no images, or torch cannot
+            use the device.
     """
     restorer, digest = load(model, device)
     _check_contract(restorer.contract, model, mask)
+    try:
+        restorer.contract.chosen_noise_level(noise_level)
+    except ValueError as error:
+        raise UserError(f"--model {model}: {error} (--noise-level)") from error
     return restorer, digest
 
 

@@ -185,11 +185,18 @@ class _Packer:
             self._check_size(whole, self._least, margin)
         clean = whole[:, margin : margin + height, margin : margin + width]
         for draw in range(self.realizations):
-            degraded = self.degradation(to_float(whole), self._draw(loaded.item, draw))
-            self._write(f"{loaded.item.name}-{draw}", loaded, clean, degraded.astype(np.float32, copy=False))
+            degraded, level = self.task.degrade(self.degradation, to_float(whole), self._draw(loaded.item, draw))
+            self._write(f"{loaded.item.name}-{draw}", loaded, clean, degraded.astype(np.float32, copy=False), level)
 
-    def _write(self, name: str, loaded: Loaded, clean: np.ndarray, degraded: np.ndarray | None = None) -> None:
-        entry = Entry(name, loaded.item.scene, clean.shape[-2], clean.shape[-1], loaded.label)
+    def _write(
+        self,
+        name: str,
+        loaded: Loaded,
+        clean: np.ndarray,
+        degraded: np.ndarray | None = None,
+        noise_level: float | None = None,
+    ) -> None:
+        entry = Entry(name, loaded.item.scene, clean.shape[-2], clean.shape[-1], loaded.label, noise_level)
         try:
             self.writer.add(entry, clean, degraded)
         except ValueError as error:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from components.inference.contract import Contract
-from components.inference.image_model import PARAMETERS
+from components.inference.image_model import parameters_of
 from components.inference.integrity import write_files
 from pipeline.provenance.code_hash import ROOT, deciding_files, deciding_hash, running
 
@@ -100,7 +100,7 @@ def save_version(
         package = copy_code(scratch / "code", contract)
         loader = scratch / "image_model.py"
         loader.write_text(_LOADER.replace("PACKAGE", package).replace("CONTRACT", repr(contract.as_dict())))
-        kinds = {int: "integer", float: "double", str: "string"}
+        kinds = {int: "integer", float: "double", str: "string", type(None): "double"}
         mlflow.pyfunc.save_model(
             path,
             python_model=str(loader),
@@ -110,7 +110,9 @@ def save_version(
             mlflow_model=mlflow_model,
             # No schema of the input: a column of bytes would refuse arrays, a schema of tensors would refuse bytes.
             signature=ModelSignature(
-                params=ParamSchema([ParamSpec(key, kinds[type(value)], value) for key, value in PARAMETERS.items()])
+                params=ParamSchema(
+                    [ParamSpec(key, kinds[type(value)], value) for key, value in parameters_of(contract).items()]
+                )
             ),
             pip_requirements=requirements(scratch / "code" / package),
             metadata={CONTRACT: contract.as_dict(), **metadata},

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from components.brief import first_line
-from components.inference.contract import Contract
+from components.inference.contract import NOISE_LEVEL, Contract
 from components.inference.integrity import LIST, check_files
 from pipeline.errors import UserError, fault_of_machine
 from pipeline.model_file import load_model, model_metadata
@@ -224,12 +224,9 @@ def _contract(files: Path, uri: str) -> Contract:
     """
     from mlflow.models import Model
 
-    from pipeline.tracking.models.image_model import CONTRACT
-
-    model = Model.load(str(files))
-    if stated := (model.metadata or {}).get(CONTRACT):
+    if stated := _stated_contract(files):
         return Contract.from_dict(stated)
-    signature = model.signature
+    signature = Model.load(str(files)).signature
     if signature is None or signature.inputs is None or signature.outputs is None:
         raise UserError(f"--model {uri}: it was registered without the shapes of its input and output")
     inputs, outputs = (each.inputs[0].shape for each in (signature.inputs, signature.outputs))
@@ -284,14 +281,25 @@ def exported(files: Path, device: torch.device | str) -> nn.Module:
     import torch
 
     network: nn.Module = mlflow.pytorch.load_model(str(files))
-    if torch.device(device).type == "cpu":
-        return network
-    archive = next(files.rglob("model.pt2"), None)
-    if archive is None:  # not registered by eqreg, but as a plain module
-        return network.to(device)
-    from torch.export.passes import move_to_device_pass
+    if torch.device(device).type != "cpu":
+        archive = next(files.rglob("model.pt2"), None)
+        if archive is None:  # not registered by eqreg, but as a plain module
+            return network.to(device)
+        from torch.export.passes import move_to_device_pass
 
-    return move_to_device_pass(torch.export.load(archive), str(device)).module()
+        network = move_to_device_pass(torch.export.load(archive), str(device)).module()
+    if _stated_contract(files).get(NOISE_LEVEL) is not None:
+        network.needs = ("image", NOISE_LEVEL)  # type: ignore[assignment]
+    return network
+
+
+def _stated_contract(files: Path) -> dict[str, Any]:
+    """The contract in a version's metadata; empty where an earlier release or another tool registered it."""
+    from mlflow.models import Model
+
+    from pipeline.tracking.models.image_model import CONTRACT
+
+    return (Model.load(str(files)).metadata or {}).get(CONTRACT) or {}
 
 
 def writer(files: Path) -> str | None:

@@ -112,3 +112,11 @@ def test_impossible_settings_of_camera_noise_are_refused(
 def test_a_clean_image_below_zero_has_no_photons(value: float) -> None:
     with pytest.raises(ValueError, match="values of 0 or more"):
         camera(0.01, 1)(np.full((1, 4, 4), value, dtype=np.float32), np.random.default_rng(0))
+
+
+def test_the_level_that_is_returned_is_that_of_the_noise_that_a_call_gives() -> None:
+    noise, clean = GaussianNoise((10, 50)), np.full((1, 200, 200), 0.5, dtype=np.float32)
+    for seed in range(5):
+        noisy, sigma = noise.with_level(clean, np.random.default_rng(seed))
+        assert np.array_equal(noisy, noise(clean, np.random.default_rng(seed)))
+        assert (noisy - clean).std() * 255 == pytest.approx(sigma, rel=0.02)

@@ -200,3 +200,41 @@ def test_torch_is_not_asked_for_gradients() -> None:
 
     ImageModel(ImageRestorer(network, Contract.of_channels("denoise", 3, 3), "cpu")).predict(PIXELS)
     assert seen == [False]
+
+
+def _noise_model() -> ImageModel:
+    """Adds the noise level to the image."""
+    contract = Contract(task="denoise", kind="image", inputs=2, outputs=1, noise_level=(10, 30))
+    return ImageModel(ImageRestorer(lambda x: x[:, :1] + x[:, 1:], contract, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "level"), [({}, 20), ({"noise_level": None}, 20), ({"noise_level": 7}, 7), ({"noise_level": "0"}, 0)]
+)
+def test_the_noise_level_is_a_parameter_of_the_models_that_take_it(parameters: dict[str, Any], level: int) -> None:
+    restored = _noise_model().predict(PIXELS // 2, parameters)
+    assert np.array_equal(restored, PIXELS // 2 + level)
+
+
+def test_floats_hold_the_noise_level_themselves() -> None:
+    stack = np.full((1, 2, 20, 30), 0.25, dtype=np.float32)
+    assert np.array_equal(_noise_model().predict(stack), np.full((1, 1, 20, 30), 0.5, dtype=np.float32))
+    with pytest.raises(ValueError, match="an array of floats holds the noise level as its last channel"):
+        _noise_model().predict(stack, {"noise_level": 25})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"noise_level": "much"}, "noise_level is a number, by default the middle of the range of training; this is"),
+        ({"noise_level": 300}, "noise level 300: use 0 to 255"),
+    ],
+)
+def test_an_impossible_noise_level_is_refused(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _noise_model().predict(_file(), parameters)
+
+
+def test_a_model_that_takes_no_noise_level_knows_no_such_parameter() -> None:
+    with pytest.raises(ValueError, match="metal_threshold, mask are known; noise_level is not"):
+        _model().predict(_file(), {"noise_level": 25})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from components.data.readers.images import DecodedImage
 from components.degradations.holes import with_holes
 from components.inference.contract import Contract
 from components.inference.restorer import LEAST_SIDE, ImageRestorer, Options
+from components.networks import build_network
 
 pytestmark = pytest.mark.unit
 
@@ -166,3 +168,65 @@ def test_values_that_are_not_finite_do_not_become_pixels_or_scores(value: float)
     )
     with pytest.raises(ValueError, match="no finite numbers"):
         labels.scores(_image(8, 8, 3))
+
+
+# ------------------------------------------------------------------------------------------------ the noise level
+
+
+def _level_contract(noise_level: tuple[float, ...] = (5, 55), colours: int = 1) -> Contract:
+    return Contract(task="denoise", kind="image", inputs=colours + 1, outputs=colours, noise_level=noise_level)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize(("wanted", "level"), [(None, 30), (0, 0), (51, 51), (255, 255)])
+def test_a_network_gets_the_noise_level_as_its_last_channel(colours: int, wanted: float | None, level: float) -> None:
+    seen = []
+
+    def network(stack: Tensor) -> Tensor:
+        seen.append(stack[:, -1])
+        return stack[:, :-1]
+
+    image = _image(40, 33, 3)
+    restorer = ImageRestorer(network, _level_contract(colours=colours), "cpu")
+    restored = restorer.restore(image, Options(tile=32, overlap=16, noise_level=wanted, self_ensemble=4))
+    assert np.array_equal(restored.pixels, image.pixels)
+    assert {float(value) for levels in seen for value in levels.unique()} == {np.float32(level / 255)}
+
+
+@pytest.mark.parametrize(
+    ("noise_level", "wanted", "message"),
+    [
+        (None, 25, "noise level 25: this network takes none: leave it out"),
+        ((), None, "needs a noise level, and the range of its training is unknown: give one"),
+        ((5, 50), -1, "noise level -1: use 0 to 255"),
+        ((5, 50), 256, "noise level 256: use 0 to 255"),
+        ((), float("nan"), "noise level nan: use 0 to 255"),
+    ],
+)
+def test_an_impossible_noise_level_is_refused(
+    noise_level: tuple[float, ...] | None, wanted: float | None, message: str
+) -> None:
+    contract = Contract(task="", kind="image", inputs=2 - (noise_level is None), outputs=1, noise_level=noise_level)
+    with pytest.raises(ValueError, match=message):
+        ImageRestorer(lambda x: x[:, :1], contract, "cpu").restore(_image(20, 30), Options(noise_level=wanted))
+
+
+@pytest.mark.parametrize("noise_level", [None, (), (5.0, 50.0)])
+def test_a_contract_comes_back_from_its_metadata(noise_level: tuple[float, ...] | None) -> None:
+    contract = Contract(task="denoise", kind="image", inputs=2, outputs=1, noise_level=noise_level)
+    values = json.loads(json.dumps(contract.as_dict()))
+    assert ("noise_level" in values) == (noise_level is not None)
+    assert Contract.from_dict(values) == contract
+    assert contract.colours == (2 if noise_level is None else 1)
+
+
+def test_the_contract_of_a_network_has_the_range_of_its_training() -> None:
+    network = build_network("ffdnet", width=4, depth=2, in_channels=4, out_channels=3)
+    contract = Contract.of_network(network, "denoise", {"noise_level": [5, 50]})
+    assert (contract.kind, contract.colours, contract.noise_level) == ("image", 3, (5, 50))
+    assert "It was trained on 5 to 50; without a level the image model takes 27.5." in contract.text()
+    unknown = Contract.of_network(network, "denoise")
+    assert unknown.noise_level == ()
+    assert "The range of its training is unknown, so a level must be given." in unknown.text()
+    plain = Contract.of_network(build_network("dncnn", width=4, depth=2), "denoise", {"noise_level": [5, 50]})
+    assert plain.noise_level is None

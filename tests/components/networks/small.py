@@ -14,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "acdnet": {"maps": 4, "dual_channels": 3, "atoms": 5, "residual_blocks": 1, "stages": 2},
     "prenet": {"width": 8, "stages": 3},
     "redcnn": {"width": 8},
+    "ffdnet": {"width": 8, "depth": 4},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
@@ -35,11 +36,16 @@ def random(name: str, **arguments: Any) -> nn.Module:
 
 
 def stack(network: nn.Module, height: int = 24, width: int = 24, batch: int = 1) -> Tensor:
-    """A random stack of inputs in [0, 1], in double precision; a mask of metal holds zeros and ones."""
+    """A random stack of inputs in [0, 1], in double precision.
+
+    A mask of metal holds zeros and ones, and the noise level of an image is the same in each pixel.
+    """
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(batch, int(network.in_channels), height, width, generator=generator, dtype=torch.float64)  # type: ignore[arg-type]
     if "metal_mask" in (network.needs or ()):  # type: ignore[operator]
         images[:, 2] = (images[:, 2] > 0.8).double()
+    if "noise_level" in (network.needs or ()):  # type: ignore[operator]
+        images[:, -1] = images[:, -1, :1, :1]
     return images
 
 

@@ -34,6 +34,7 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("dncnn", {"norm": "none"}, "DnCNN_color_20"),
         ("acdnet", {"maps": 8, "dual_channels": 35}, "ACDNet_eqreg_width"),
         ("prenet", {"memory": "none", "shared_blocks": True}, "PRN_r"),
+        ("ffdnet", {}, "FFDNet_gray"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -71,6 +72,30 @@ def test_an_image_passes_prenet_as_it_is() -> None:
     last, stages = network.published(image)
     torch.testing.assert_close(network(image), last, rtol=0, atol=0)
     assert len(stages) == 3
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (3, 5), (24, 21)])
+def test_ffdnet_gets_the_noise_level_of_each_image_from_the_stack(size: tuple[int, int]) -> None:
+    network = random("ffdnet")
+    image, sigma = (
+        torch.rand(2, 1, *size, dtype=torch.float64),
+        torch.tensor([10, 50.0]).double().view(2, 1, 1, 1) / 255,
+    )
+    output = network(torch.cat((image, sigma.expand(2, 1, *size)), dim=1))
+    torch.testing.assert_close(output, network.published(image, sigma), rtol=0, atol=0)
+    assert (output - network(torch.cat((image, sigma.flip(0).expand(2, 1, *size)), dim=1))).abs().min() > 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 6), (4, 9), (5, 5)])
+def test_ffdnet_repeats_the_last_row_and_column_of_an_image_of_odd_size(size: tuple[int, int]) -> None:
+    """Oracle: numpy's padding by the edge."""
+    import numpy as np
+
+    network = random("ffdnet").published
+    image, sigma = torch.rand(1, 1, *size, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.1, dtype=torch.float64)
+    even = np.pad(image.numpy(), [(0, 0), (0, 0), *((0, side % 2) for side in size)], mode="edge")
+    expected = network(torch.from_numpy(even), sigma)[..., : size[0], : size[1]]  # type: ignore[operator]
+    torch.testing.assert_close(network(image, sigma), expected, rtol=0, atol=0)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(("image", "li", "metal_mask"))))
@@ -232,6 +257,7 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("redcnn", {}, "auto"),
         # The linear layers between its weights and its maps mix all channels: only scalar fields can be kept.
         ("acdnet", {}, "trivial"),
+        ("ffdnet", {}, "auto"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -285,6 +311,8 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("acdnet", {"maps": 0}, "maps: 0"),
         ("acdnet", {"supervised": "some"}, "supervised: 'some': use one of last, all"),
         ("redcnn", {"depth": 3}, "depth: unknown"),
+        ("ffdnet", {"inputs": ("image",), "in_channels": 1}, "needs noise_level, and the stack holds image"),
+        ("ffdnet", {"depth": 1}, "depth: 1"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

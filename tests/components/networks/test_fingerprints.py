@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from components.networks import build_network
 from components.networks.acdnet import ACDNet, ACDNetOutput
+from components.networks.ffdnet import FFDNet
 from components.networks.prenet import PReNet
 from components.networks.redcnn import REDCNN
 from tests.components.networks.fingerprints import fingerprint as fingerprints
@@ -50,6 +51,11 @@ def call_acdnet(network: nn.Module, image: Tensor, interpolated: Tensor, third: 
     return network(image, interpolated, (third / 255 > 0.35).double())
 
 
+def call_ffdnet(network: nn.Module, image: Tensor, second: Tensor) -> Any:
+    """The note asks for sigma = 25 / 255 in place of the second input."""
+    return network(image, torch.full_like(second, 25 / 255))
+
+
 def dncnn(channels: int, **settings: Any) -> nn.Module:
     return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
 
@@ -68,6 +74,7 @@ PUBLISHED = {
     "DnCNN_color_20": Published(lambda: dncnn(channels=3, depth=20, norm="none")),
     "ACDNet": Published(ACDNet, acdnet_outputs, call_acdnet),
     "ACDNet_eqreg_width": Published(lambda: ACDNet(maps=8, dual_channels=35), acdnet_outputs, call_acdnet),
+    "FFDNet_gray": Published(FFDNet, call=call_ffdnet),
 }
 """Name of the fingerprint -> how to compare."""
 

@@ -176,3 +176,75 @@ def test_a_classification_names_its_classes_by_the_training_images(tmp_path: Pat
     found = _task("classify").model_metadata(lambda: Pack(tmp_path))
     assert found == {"classes": ["apple", "pear", "2", "a-b_c"], "image_size": [24, 32]}
     assert _task("denoise").model_metadata(lambda: Pack(tmp_path)) == {}
+
+
+# ------------------------------------------------------------------------------------------------ the noise level
+
+
+def _no_pack() -> Pack:
+    raise AssertionError("no pack is needed")
+
+
+class _Needs:
+    """What a task asks of a network."""
+
+    def __init__(self, *needs: str) -> None:
+        self.needs = needs or None
+
+
+def _noisy_pack(folder: Path, level: float | None) -> Pack:
+    image = np.full((1, 20, 20), 0.5, dtype=np.float32)
+    writer = ShardWriter(folder)
+    writer.add(Entry("a", "a", 20, 20, noise_level=level), image, image + 0.25)
+    write_index(folder, writer.close())
+    return Pack(folder)
+
+
+def test_a_network_that_needs_the_noise_level_gets_it_last_and_nothing_else_sees_it(tmp_path: Path) -> None:
+    task = build_task("denoise", {"sigma": (5, 50)}).for_network(_Needs("image", "noise_level"))
+    assert task.inputs == ("image", "noise_level")
+    assert task.network_shape(1, _no_pack) == {"in_channels": 2, "out_channels": 1, "scale": 1}
+    assert task.model_metadata(_no_pack) == {"noise_level": [5, 50]}
+    ((_, inputs, clean),) = task.pairs(_noisy_pack(tmp_path, 51))
+    assert inputs.shape == (2, 20, 20)
+    assert (inputs[1] == np.float32(0.2)).all()
+    for shown in (task.as_image(inputs), task.without_optional(inputs), task.untouched(inputs, None)):
+        assert np.array_equal(shown, np.full((1, 20, 20), 0.75))
+    assert clean.shape == (1, 20, 20)
+
+
+@pytest.mark.parametrize("needs", [(), ("image",)])
+def test_another_network_gets_the_stack_without_the_noise_level(needs: tuple[str, ...], tmp_path: Path) -> None:
+    task = build_task("denoise", {"sigma": 25})
+    other, pack = task.for_network(_Needs("image", "noise_level")), _noisy_pack(tmp_path, 51)
+    for each in (task, other.for_network(_Needs(*needs))):
+        assert each.inputs == ("image",)
+        assert each.network_shape(3, _no_pack)["in_channels"] == 3
+        assert each.model_metadata(_no_pack) == {}
+        ((_, inputs, _),) = each.pairs(pack)
+        assert inputs.shape == (1, 20, 20)
+
+
+def test_a_pack_without_the_noise_level_is_refused_for_a_network_that_needs_it(tmp_path: Path) -> None:
+    task = build_task("denoise", {"sigma": 25}).for_network(_Needs("image", "noise_level"))
+    with pytest.raises(ValueError, match="a has no noise level, which the network needs: run 'eqreg preprocess' again"):
+        next(task.pairs(_noisy_pack(tmp_path, None)))
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_only_additive_gaussian_noise_alone_has_a_level(name: str) -> None:
+    task = _task(name)
+    assert (task.noise_levels is not None) == (name == "denoise") == ("noise_level" in task.can_give)
+    camera = build_task("denoise", {"sigma": 5, "gain": 0.01})
+    assert camera.noise_levels is None
+    assert camera.can_give == ("image",)
+
+
+@pytest.mark.parametrize("name", IMAGE_TASKS)
+def test_a_fixed_pair_is_degraded_as_before_and_its_noise_level_is_known(name: str) -> None:
+    task = _task(name)
+    degradation = task.degradation()
+    clean = _clean(48 + 2 * margin_of(degradation))
+    inputs, level = task.degrade(degradation, clean, np.random.default_rng(5))
+    assert np.array_equal(inputs, degradation(clean, np.random.default_rng(5)))
+    assert level == (25 if name == "denoise" else None)

@@ -218,8 +218,8 @@ def test_a_network_is_diagnosed_by_its_name_with_published_settings(
     [
         (
             "nowhere",
-            "nowhere: no such file or folder; give params, a network (acdnet, dncnn, prenet, redcnn, resnet, unet), "
-            "models:/NAME@ALIAS, results/train/model.safetensors",
+            "nowhere: no such file or folder; give params, a network (acdnet, dncnn, ffdnet, prenet, redcnn, resnet, "
+            "unet), models:/NAME@ALIAS, results/train/model.safetensors",
         ),
         ("nowhere.safetensors", "nowhere.safetensors: no such file or folder"),
         ("empty", "empty: neither model.safetensors nor step-*.pt in this folder"),

@@ -203,7 +203,7 @@ def _section(values: dict[str, Any], sections: list[str]) -> dict[str, Any]:
         pytest.param(
             "network.name",
             "unett",
-            "'unett': use auto, acdnet, dncnn, prenet, redcnn, resnet or unet; did you mean unet?",
+            "'unett': use auto, acdnet, dncnn, ffdnet, prenet, redcnn, resnet or unet; did you mean unet?",
             id="network.name-unett-'unett': use auto, dncnn, resnet or unet; did you mean unet?",
         ),
         ("equivariance.weight", -0.1, "-0.1: use a number of at least 0"),
@@ -384,8 +384,8 @@ def test_a_number_is_a_range_of_one_value() -> None:
         (
             {"network": {"name": "acdnet"}},
             [
-                "acdnet does not fit task denoise (acdnet needs li and metal_mask, where there is image)",
-                "dncnn, prenet",
+                "acdnet does not fit task denoise (acdnet needs li and metal_mask, where there is image, noise_level)",
+                "dncnn, ffdnet, prenet",
             ],
         ),
         (
@@ -399,6 +399,25 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ({"network": {"name": "prenet", "width": 30}}, ["network.width: 30 channels do not divide by 4", "use 32"]),
         ({"network": {"name": "prenet", "norm": "none"}}, ["network.norm: unknown"]),
         ({"evaluate.self_ensemble": 3}, ["evaluate.self_ensemble: 3: use one of 1, 4, 8"]),
+        (
+            {"task": "derain", "network": {"name": "ffdnet"}},
+            ["ffdnet does not fit task derain (ffdnet needs noise_level, where there is image)", "use auto or dncnn"],
+        ),
+        (
+            {"tasks.denoise.degradation": {"sigma": 5, "gain": 0.01}, "network": {"name": "ffdnet"}},
+            ["ffdnet does not fit task denoise (ffdnet needs noise_level, where there is image)"],
+        ),
+        (
+            {
+                "tasks.denoise.out_of_distribution": {"camera": {"sigma": 5, "gain": 0.01}},
+                "network": {"name": "ffdnet"},
+            },
+            ["tasks.denoise.out_of_distribution.camera: has no noise_level, which network ffdnet needs"],
+        ),
+        (
+            {"preprocess.pairs": "auto", "network": {"name": "ffdnet"}},
+            ["preprocess.pairs: pairs of image files have no noise_level, which network ffdnet needs: use none"],
+        ),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(
