@@ -64,6 +64,15 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
     "dncnn": ({"name": "dncnn", "width": 48, "depth": 10, "norm": "none"}, 16, 40),
     "dncnn17": ({"name": "dncnn", "width": 64, "depth": 17, "norm": "none"}, 16, 40),
     "unet": ({"name": "unet", "width": 24, "depth": 3, "norm": "batch"}, 8, 48),
+    **{
+        f"{settings['name']} as published": (settings, 4, 64)
+        for settings in (
+            {"name": "dncnn"},
+            {"name": "prenet"},
+            {"name": "redcnn", "in_channels": 3, "out_channels": 3},
+            {"name": "acdnet", "maps": 8, "dual_channels": 35},
+        )
+    },
 }
 WEIGHT = 0.01
 REPORTS, REPORT_EVERY, REPORTS_BOUND = "as eqreg train runs it, reports included", 25, 1.05
@@ -132,10 +141,13 @@ class Run:
         memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         self.case = case
         self.network = build_network(**settings).to(memory_format=memory_format)  # type: ignore[call-overload]
-        nn.init.normal_(list(self.network.parameters())[-2], std=0.01)  # not the identity: gradients reach every layer
+        if not self.network.needs:
+            nn.init.normal_(
+                list(self.network.parameters())[-2], std=0.01
+            )  # not the identity: gradients reach every layer
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
         clean = patches(self.num_images, self.side, np.random.default_rng(0)).to(memory_format=memory_format)
-        self.clean = clean
+        self.clean = clean[:, : int(self.network.out_channels)]
         self.degraded = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
         self.generator = torch.Generator().manual_seed(2)
         self.regularizer = None
@@ -156,7 +168,9 @@ class Run:
         if self.regularizer:
             batch = self.regularizer.pair(inputs, targets, generator=self.generator)
             inputs, targets = batch.inputs, batch.targets
-        loss = F.mse_loss(self.network(inputs), targets)
+        outputs = self.network(inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = torch.stack([F.mse_loss(output, targets) for output in outputs]).mean()
         if self.regularizer and penalises:
             loss = loss + WEIGHT * self.regularizer.penalty()
         self.optimizer.zero_grad(set_to_none=True)

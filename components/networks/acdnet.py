@@ -313,6 +313,9 @@ class ACDNetForm(RestorationNetwork, ACDNet):
     without its artifacts. The loss of ``Y - A`` is that of the artifacts against their truth ``Y - X``. The published
     loss has these outputs with these weights, and an L1 term of its own.
 
+    The weights K of the atoms depend on the whole image. A tile of an image is therefore restored differently from the
+    image: use a tile that holds a slice.
+
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, cast
@@ -49,7 +50,7 @@ def networks() -> Iterator[str]:
         network = find(NETWORKS, "network", name)
         kind = "for `classify`" if network.is_classifier else "for restoration"
         yield f"### {name}"
-        yield f"{text(first_paragraph(network))} ({kind})"
+        yield f"{text(first_paragraph(sys.modules[network.__module__]))} ({kind})"
         yield settings_table(network.Settings)
 
 

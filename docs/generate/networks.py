@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -62,8 +63,9 @@ def _parts() -> Iterator[str]:
         name = title.partition(" ")[0]
         yield f"## {title}"
         if title == name:
-            yield text(first_paragraph(network_class(name)))
-        yield text(diagnosis.verdict[0].upper() + diagnosis.verdict[1:]) + "."
+            yield text(first_paragraph(sys.modules[network_class(name).__module__]))
+        fewer = f" (Diagnosed with {code(in_yaml(REDUCED[name]))}.)" if name in REDUCED else ""
+        yield text(diagnosis.verdict[0].upper() + diagnosis.verdict[1:]) + "." + fewer
         limits = _limits(diagnosis)
         yield table(("What limits it", "Where", "What mends it"), limits) if limits else "Nothing limits a layer."
 
@@ -106,7 +108,7 @@ def _exact(diagnosis: Diagnosis) -> str:
 
 
 def _limits(diagnosis: Diagnosis) -> list[tuple[str, str, str]]:
-    """One row for each reason, with the layers that have it."""
+    """One row for each reason, with the layers that it holds for."""
     places: dict[tuple[str, str], list[str]] = {}
     everything = [(layer.name, each) for layer in diagnosis.layers for each in layer.incompatibilities]
     for where, each in [*everything, *((finding.where, finding.incompatibility) for finding in diagnosis.findings)]:

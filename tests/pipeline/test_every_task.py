@@ -100,14 +100,43 @@ OF_TASK: dict[str, dict[str, Any]] = {
 }
 
 
+PUBLISHED: list[tuple[str, dict[str, Any]]] = [
+    ("denoise", {"name": "redcnn", "width": 8}),
+    ("derain", {"name": "prenet", "width": 8, "stages": 2, "supervised": "all"}),
+    (
+        "ct_mar",
+        {"name": "acdnet", "maps": 4, "dual_channels": 3, "atoms": 4, "residual_blocks": 1, "stages": 1},
+    ),
+]
+"""Task, and a network of a published form with its settings."""
+
+
 @pytest.mark.parametrize("name", list(TASKS))
 def test_a_task_runs_from_files_to_figures(
     name: str, project: Project, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    _run_from_files_to_figures(name, {**SMALL, "task": name, **OF_TASK.get(name, {})}, project, capsys)
+
+
+@pytest.mark.parametrize(("name", "network"), PUBLISHED)
+def test_a_published_network_runs_from_files_to_figures(
+    name: str, network: dict[str, Any], project: Project, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {key: value for key, value in SMALL.items() if not key.startswith("network.")}
+    changes |= {"task": name, **OF_TASK.get(name, {}), "network": network}
+    _run_from_files_to_figures(name, changes, project, capsys)
+    assert load_model(MODEL)[1]["network"]["inputs"] == list(task_class(name).gives)
+    conventions = json.loads((EVALUATE / "metrics.json").read_text()).get("conventions")
+    assert (conventions is not None) == task_class(name).has_conventions
+
+
+def _run_from_files_to_figures(
+    name: str, changes: dict[str, Any], project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = Path("source")
     source.mkdir()
     DATA[task_class(name).input_kind](source)
-    project.set({**SMALL, "task": name, **OF_TASK.get(name, {})})
+    project.set(changes)
     params = load_params()
     fetch(params)
     preprocess(params)

@@ -71,13 +71,14 @@ NETWORK = '''
     from torch.nn import functional as F
 
     from components.networks.blocks import NetworkSettings
+    from components.networks.form import RestorationNetwork
     from components.registry import check_between
 
 
-    class Halved(nn.Module):
+    class Halved(RestorationNetwork):
         """``output = inputs + up(convolutions(down(inputs)))``."""
 
-        is_classifier = False
+        scales = (1,)
 
         @dataclass(frozen=True, kw_only=True)
         class Settings(NetworkSettings):
@@ -166,7 +167,7 @@ def test_a_network_with_settings_of_its_own(copy: Copy) -> None:
         assert "network.features: 10 channels do not divide by 4" in refusal(
             {"network": {"name": "halved", "features": 10}})
         assert "needs 20 pixels or more" in refusal({**network, "train.patch_size": 16})
-        assert "use auto, halved, dncnn, resnet or unet" in refusal({"network.name": "x"})
+        assert "use auto, halved, acdnet, dncnn, " in refusal({"network.name": "x"})
 
         params, metrics, _ = train({**network, "equivariance.sample_layers": None})
         assert {"penalty/first", "penalty/last"} <= metrics.keys(), metrics

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from components.inference.tiles import restore, tile_spans
 from components.networks import build_network
+from tests.components.networks import small
 
 pytestmark = pytest.mark.unit
 
@@ -86,6 +87,30 @@ def test_no_network_shows_a_seam_at_any_offset_of_the_size_that_its_poolings_div
     for batch in (1, 3):
         tiled = restore(network, image, tile=112, overlap=64, batch=batch)
         torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", range(16))
+@pytest.mark.parametrize(("name", "settings"), [("prenet", {"stages": 2}), ("redcnn", {})])
+def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: dict[str, int], offset: int) -> None:
+    """They see 26 and 20 pixels around each."""
+    network = small.random(name, **settings).float()
+    image = torch.rand(int(network.in_channels), 130 + offset, 117 + (offset + 5) % 16)  # type: ignore[arg-type]
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert (whole - image).abs().max() > 0.05
+    tiled = restore(network, image, tile=112, overlap=64)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_a_network_that_weighs_the_whole_image_differs_in_tiles() -> None:
+    """ACDNet mixes its kernels for each image: a slice belongs into one tile."""
+    network = small.random("acdnet").float()
+    scan = small.stack(network, 130, 240)[0].float()
+    scan[0, :, 120:] = scan[1, :, 120:]  # artifacts on one side alone
+    with torch.no_grad():
+        whole = network(scan[None])[0]
+    assert torch.equal(restore(network, scan, tile=512, overlap=64), whole)
+    assert (restore(network, scan, tile=128, overlap=64) - whole).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("size", [(300, 177), (64, 65), (129, 1000)])

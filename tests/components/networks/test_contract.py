@@ -182,8 +182,14 @@ def test_every_parameter_that_can_have_a_gradient_gets_one(name: str) -> None:
 PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection", "paper")
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("name", [*SMALL, "dncnn"])
+STEPS = [
+    pytest.param(name, penalty, marks=pytest.mark.slow if name in ("acdnet", "prenet") and penalty != "regular" else ())
+    for name in (*SMALL, "dncnn")
+    for penalty in PENALTIES
+]
+
+
+@pytest.mark.parametrize(("name", "penalty"), STEPS)
 def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, penalty: Any) -> None:
     settings = {"dncnn": {"width": 8, "depth": 4, "norm": "none"}, "acdnet": {"maps": 4}}.get(name, {})
     network = random(name, **settings).float().train()
