@@ -19,6 +19,9 @@ WRAPPERS = ("params_ema", "params", "state_dict")
 PREFIX = "module."
 """Prefix of the names of a network that was wrapped for several GPUs."""
 
+PICKLES = (b"PK", b"\x80")
+"""How files of ``torch.save`` begin: an archive, and formerly a pickle."""
+
 _MOST = 3  # tensors that a message names
 
 
@@ -91,7 +94,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a foreign file, any
         reason = "not a file of weights, or a damaged one"
-        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+        is_refused = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
+        if is_refused and start.startswith(PICKLES):
             reason = (
                 "a pickle of more than tensors, such as a whole module, which would run the code of a stranger: "
                 "ask for its state_dict"
@@ -108,6 +112,8 @@ def _foreign(start: bytes) -> str:
         return "a pointer of Git LFS: run 'git lfs pull' where it came from"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a page of the web: download the file itself"
+    if start.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return "an image"
     if start.startswith(b"\x89HDF"):
         return "HDF5, as MATLAB writes it: convert it to .safetensors"
     return ""

@@ -153,9 +153,10 @@ def _say(outcomes: list[Outcome], failed: list[Outcome], target: str) -> None:
     said += [f"{counts['left out']} of another kind left out"] if counts["left out"] else []
     console.print(f"{', '.join(said)}: {target}", markup=False)
     for dropped, count in Counter(each for outcome in outcomes for each in outcome.dropped).most_common():
-        console.print(f"  not in the results of {count} images: {dropped}", markup=False)
+        images = "1 image" if count == 1 else f"{count} images"
+        console.print(f"  not in the results of {images}: {dropped}", markup=False)
     for note, count in Counter(each for outcome in outcomes for each in outcome.notes).most_common():
-        console.print(f"  of {count} slices: {note}", markup=False)
+        console.print(f"  of {'1 slice' if count == 1 else f'{count} slices'}: {note}", markup=False)
     for outcome in failed[:_SHOWN]:
         console.print(f"  failed: {outcome.reason}", markup=False)
     if len(failed) > _SHOWN:

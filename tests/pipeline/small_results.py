@@ -40,9 +40,9 @@ def write_validation(scenes: Sequence[int]) -> None:
 def write_results(levels: float, figures: dict[str, Any] = FIGURES) -> str:
     """results/ as train and evaluate leave them, the network so many grey levels off; gives the model's SHA-256."""
     network = build_network(**NETWORK)
-    last = network.layers.conv2  # type: ignore[union-attr]
-    nn.init.zeros_(last.weight)  # type: ignore[arg-type,union-attr]
-    nn.init.constant_(last.bias, levels / 255)  # type: ignore[arg-type,union-attr]
+    last = network.model[-1]  # type: ignore[index]
+    nn.init.zeros_(last.weight)  # type: ignore[union-attr]
+    nn.init.constant_(last.bias, levels / 255)  # type: ignore[union-attr]
     hashes = asdict(TrainingFingerprint("data", f"params{levels}", "code"))
     train, evaluate = Path("results/train"), Path("results/evaluate")
     for folder in (train, evaluate):

@@ -44,7 +44,8 @@ def compare(params: Params, first: Record, second: Record) -> None:
     score = validation.task.score
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", score.title, "equivariance error", "parameters", "multiply-adds a pixel"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+        # titles break between words: on a console of 80 columns nothing is cut off
+        table.add_column(title, justify="right" if title else "left", no_wrap=not title)
     scores = []
     for record in (first, second):
         network = _load(record)
@@ -56,7 +57,7 @@ def compare(params: Params, first: Record, second: Record) -> None:
                 raise
             raise UserError(f"{record.address}: does not run on the validation images ({first_line(fault)})") from fault
         mean = f"{np.mean(scores[-1]):.{score.digits + 1}f}"
-        table.add_row(record.address, mean, f"{error:.4f}", *_cost(network))
+        table.add_row(record.address.removeprefix("models:/"), mean, f"{error:.4f}", *_cost(network))
     console.print(table)
     difference = validation.difference(*scores)
     console.print(f"{first.address} minus {second.address}: {validation.shown(difference)}", markup=False)

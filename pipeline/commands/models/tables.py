@@ -45,7 +45,7 @@ def print_versions(records: Sequence[Record], others: Sequence[str]) -> None:
     score = next((facts["titles"][0] for facts in known.values()), ("", "score", 0))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("version", "aliases", "registered, UTC", f"test {score[1]}", "equivariance error", "multiply-adds"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", min_width=max(map(len, title.split())))
     for record in records:
         mean = _score(known.get(record.number))
         error = _number(record.tags.get("eqreg.equivariance_error"), ".4f")

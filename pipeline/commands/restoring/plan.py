@@ -65,7 +65,7 @@ def plan(sources: Sequence[str], target: str, form: str | None, mask: str | None
             source: joined(target, _renamed(name, "same" if source in scans else form or "png"))
             for source, name in found.items()
         }
-    _check(targets, sources, target)
+    _check(targets, target)
     masks = _masks(found, scans, mask) if mask else {}
     return [Item(source, targets[source], masks.get(source, ""), source in scans) for source in targets]
 
@@ -106,12 +106,17 @@ def _renamed(name: str, form: str) -> str:
     return name if form == "same" else str(PurePosixPath(name).with_suffix(FORMATS[form]))
 
 
-def _check(targets: dict[str, str], sources: Sequence[str], target: str) -> None:
+def _check(targets: dict[str, str], target: str) -> None:
     """Refuses outputs that would overwrite an input, or one another."""
-    counts = Counter(targets.values())
-    if twice := next((each for each, count in counts.items() if count > 1), None):
-        where = f" of {sources[0]}" if len(sources) == 1 else ""
-        raise UserError(f"{twice}: two images{where} would be written there; rename one of them")
+    by_output: dict[str, list[str]] = {}
+    for source, output in targets.items():
+        by_output.setdefault(output, []).append(source)
+    if clashes := {output: found for output, found in by_output.items() if len(found) > 1}:
+        output, found = next(iter(clashes.items()))
+        others = f" ({len(clashes) - 1} other results have this fault, too)" if len(clashes) > 1 else ""
+        differ = len({PurePosixPath(source).suffix for source in found}) == len(found)
+        remedy = "rename one of them" + (", or give --format same" if differ else "")
+        raise UserError(f"{output}: {' and '.join(found)} would be written there; {remedy}{others}")
     inputs = {_place(source): source for source in targets}
     for source, output in targets.items():
         if _place(output) == _place(source):

@@ -121,6 +121,8 @@ class Evil:
         pytest.param(b"abcdefgh" * 99, "not a file of weights, or a damaged one", id="noise"),
         pytest.param(b"PK\x03\x04" + bytes(400), "not a file of weights, or a damaged one", id="cut zip"),
         pytest.param(pickle.dumps(Evil()), "a pickle of more than tensors", id="pickle"),
+        pytest.param(b"garbage\n", "not a file of weights, or a damaged one", id="text"),
+        pytest.param(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "no weights, but an image", id="image"),
     ],
 )
 def test_a_file_that_is_no_weights_is_refused_with_what_it_is(

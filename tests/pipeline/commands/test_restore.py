@@ -197,8 +197,24 @@ def test_an_input_that_another_would_overwrite_is_refused(model: str) -> None:
 def test_two_inputs_of_one_output_are_refused(model: str) -> None:
     _save(Path("in/a.png"))
     _save(Path("in/a.jpg"))
-    assert _refusal("in", "out", model).startswith("out/a.png: two images of in would be written there")
+    assert _refusal("in", "out", model) == (
+        "out/a.png: in/a.jpg and in/a.png would be written there; rename one of them, or give --format same"
+    )
     assert not Path("out").exists()
+    assert restore("in", "out", model, form="same") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.jpg", "a.png"]
+
+
+def test_of_several_outputs_with_two_inputs_the_first_is_named_and_the_others_are_counted(model: str) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        _save(Path("one") / name)
+        _save(Path("two") / name)
+    with pytest.raises(UserError) as error:
+        restore(["one", "two"], "out", model)
+    assert str(error.value) == (
+        "out/a.png: one/a.png and two/a.png would be written there; rename one of them "
+        "(2 other results have this fault, too)"
+    )
 
 
 @pytest.mark.parametrize(

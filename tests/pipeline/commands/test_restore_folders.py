@@ -198,11 +198,11 @@ def test_depth_alpha_profile_and_exif_are_kept_or_named(model: str, capsys: pyte
     assert kept.icc == b"not parsed by anyone"
     assert kept.exif is not None
     assert b"a camera" in kept.exif
-    assert "not in the results of 1 images: palette: written as RGB" in said
+    assert "not in the results of 1 image: palette: written as RGB" in said
     restore("in", "as_jpeg", model, form="jpg")
     said = capsys.readouterr().out
-    assert "not in the results of 1 images: alpha" in said
-    assert "not in the results of 1 images: 16 bits (8 are kept)" in said
+    assert "not in the results of 1 image: alpha" in said
+    assert "not in the results of 1 image: 16 bits (8 are kept)" in said
 
 
 def test_a_turned_photograph_comes_out_upright_and_is_not_turned_again(model: str) -> None:

@@ -91,7 +91,7 @@ def test_a_series_keeps_its_names_and_every_slice(model: str, capfd: pytest.Capt
     said = capfd.readouterr().out
     assert "3 restored: out" in said
     assert "of 2 slices: the LI image was made from the slice itself, as there is no sinogram" in said
-    assert "of 1 slices: no metal: pixels unchanged, written as a derived image" in said
+    assert "of 1 slice: no metal: pixels unchanged, written as a derived image" in said
     rows = list(csv.DictReader(Path("report.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["restored"] * 3
     assert {row["notes"].split(",")[0] for row in rows} == {

@@ -101,6 +101,19 @@ def test_list_shows_the_versions_with_aliases_score_and_cost(run: Run) -> None:
     assert run("list", "eqreg-denoise") == printed
 
 
+def test_on_a_console_of_80_columns_no_title_is_broken_and_no_name_cut_off(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    words = run("list").split()
+    assert {"version", "aliases", "registered,", "UTC", "PSNR,", "equivariance", "error", "multiply-adds"} <= set(words)
+    printed = run("compare", "models:/eqreg-denoise/2", "models:/eqreg-denoise/1")
+    assert "…" not in printed
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith("eqreg-denoise/")]
+    assert [row[0] for row in rows] == ["eqreg-denoise/2", "eqreg-denoise/1"]
+    assert {"PSNR,", "equivariance", "parameters", "multiply-adds"} <= set(printed.split())
+
+
 def test_show_has_figures_cost_lineage_and_when_it_was_champion(run: Run) -> None:
     printed = run("show", "models:/eqreg-denoise@champion")
     assert printed.startswith("models:/eqreg-denoise/2  champion\n")
