@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.networks.blocks import MOST_CHANNELS, NetworkSettings
-from components.networks.form import RestorationNetwork, crop, extend, positions
+from components.networks.form import RestorationNetwork, crop, positions
 from components.registry import check_between
 
-SMALLEST_SIDE = 3
+SMALLEST_SIDE = 4
 """Smaller images are extended to it in the product's form: an exported program refuses maps of one pixel."""
 
 
@@ -71,8 +71,12 @@ class FFDNet(nn.Module):
         return crop(F.pixel_shuffle(maps, 2), x, 1)  # (B, 4C, H/2, W/2) -> (B, C, H, W)
 
 
-def to_even(images: Tensor) -> Tensor:
-    """Extend images ``(B, C, H, W)`` to an even height and width by a copy of the last row and column.
+def to_even(images: Tensor, least: int = 2) -> Tensor:
+    """Extend images ``(B, C, H, W)`` to an even height and width by copies of the last row and column.
+
+    Args:
+        images: of at least one pixel.
+        least: height and width of the result at least, an even number.
 
     Example:
         >>> to_even(torch.arange(3.0).view(1, 1, 1, 3))[0, 0]
@@ -80,20 +84,21 @@ def to_even(images: Tensor) -> Tensor:
                 [0., 1., 2., 2.]])
     """
     height, width = images.shape[-2:]
-    if not torch.compiler.is_exporting() and height % 2 == width % 2 == 0:
+    if not torch.compiler.is_exporting() and height % 2 == width % 2 == 0 and min(height, width) >= least:
         return images
     for axis, line in ((-2, images[0, 0, :, 0]), (-1, images[0, 0, 0, :])):
         side = line.shape[0]
-        images = images.index_select(axis, positions(F.pad(line, (0, side % 2))).clamp(max=side - 1))
+        missing = torch.sym_max(side + side % 2, least) - side
+        images = images.index_select(axis, positions(F.pad(line, (0, missing))).clamp(max=side - 1))
     return images
 
 
 class FFDNetForm(RestorationNetwork, FFDNet):
     """The product's form: the noise level is a channel of the stack, sigma / 255 in each pixel.
 
-    An image with a side below 3 pixels is extended by reflection, and the result cropped. A map that is not constant
-    enters as its mean over each 2x2 block. The published network extends an odd height or width on one side, so its
-    output can be exactly equivariant for even sizes alone.
+    A side below 3 pixels is extended to 4 in the way of an odd one, and the result is cropped. A map that is not
+    constant enters as its mean over each 2x2 block. The published network extends an odd height or width on one side,
+    so its output can be exactly equivariant for even sizes alone.
 
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 
@@ -146,6 +151,6 @@ class FFDNetForm(RestorationNetwork, FFDNet):
 
     def forward(self, stack: Tensor) -> Tensor:  # type: ignore[override]
         """Restore a batch of stacks."""
-        image, level = (extend(each, SMALLEST_SIDE) for each in self.take(stack))
-        blocks = F.pixel_unshuffle(to_even(level), 2).mean(dim=1, keepdim=True)  # (B, 1, H, W) -> (B, 1, H/2, W/2)
-        return crop(FFDNet.forward(self, image, blocks), stack, SMALLEST_SIDE)
+        image, level = (to_even(each, SMALLEST_SIDE) for each in self.take(stack))
+        blocks = F.pixel_unshuffle(level, 2).mean(dim=1, keepdim=True)  # (B, 1, H, W) -> (B, 1, H/2, W/2)
+        return crop(FFDNet.forward(self, image, blocks), stack, 1)

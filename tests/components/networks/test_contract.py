@@ -98,6 +98,20 @@ def test_ffdnet_repeats_the_last_row_and_column_of_an_image_of_odd_size(size: tu
     torch.testing.assert_close(network(image, sigma), expected, rtol=0, atol=0)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 7), (2, 6)])
+def test_ffdnet_sees_an_image_of_a_few_pixels_with_its_last_row_and_column_repeated(size: tuple[int, int]) -> None:
+    """Oracle: numpy's padding by the edge, to 4 pixels or to an even number of them."""
+    import numpy as np
+
+    network = random("ffdnet")
+    inputs = stack(network, *size)
+    sides = [max(4, side + side % 2) for side in size]
+    pads = [(0, 0), (0, 0), *((0, after - side) for after, side in zip(sides, size, strict=True))]
+    image, level = torch.from_numpy(np.pad(inputs.numpy(), pads, mode="edge")).split(1, dim=1)
+    expected = network.published(image, level[..., :1, :1])[..., : size[0], : size[1]]
+    torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(("image", "li", "metal_mask"))))
 def test_acdnet_finds_its_inputs_in_the_stack_and_gets_their_published_values(order: tuple[str, ...]) -> None:
     parts = {name: torch.rand(1, 1, 12, 9, dtype=torch.float64) for name in ("image", "li", "metal_mask")}
