@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from components.members import NETWORKS
+from components.networks.blocks import SCALES
 from components.registry import build_settings, find
 
 
@@ -101,9 +102,9 @@ def why_unfit(network: Any, gives: Sequence[str], scale: int, is_classification:
     """
     if network.is_classifier or is_classification:
         return None if network.is_classifier == is_classification else ""
-    if missing := [each for each in network.needs or () if each not in gives]:
+    if missing := [each for each in getattr(network, "needs", None) or () if each not in gives]:
         return f"needs {' and '.join(missing)}, where there is {', '.join(gives)}"
-    if scale not in network.scales:
+    if scale not in getattr(network, "scales", SCALES):
         return f"gives images of the size of its input, not {scale} times as large"
     return None
 
