@@ -139,8 +139,9 @@ def positions(line: Tensor) -> Tensor:
 
 def _reflected(line: Tensor, least: int) -> Tensor:
     """Positions in a line ``(N,)`` of the pixels of its extension, ``(max(N, least),)``."""
-    number, missing = line.shape[0], _missing(line, least)
+    missing = _missing(line, least)
     before = missing // 2
-    period = torch.sym_max(2 * (number - 1), 1)
+    last = torch.ones_like(line, dtype=torch.int64).sum() - 1  # N - 1; a tensor, which every exporter can compute with
+    period = (2 * last).clamp(min=1)
     places = (positions(F.pad(line, (before, missing - before))) - before).remainder(period)
-    return torch.minimum(places, period - places).clamp(max=number - 1)
+    return torch.minimum(torch.minimum(places, period - places), last)

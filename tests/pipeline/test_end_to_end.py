@@ -66,7 +66,7 @@ def test_every_stage_leaves_what_it_promises(workspace: Workspace) -> None:
         for method in ("input", "restored", "classical"):
             assert {"psnr", "ssim", "psnr_y", "ssim_y"} <= metrics[group][method].keys()
     assert "output" in metrics["equivariance_error"]
-    assert "layers.conv2" in metrics["equivariance_error"]
+    assert "model.2" in metrics["equivariance_error"]
     assert "equivariance.weight" in yaml.safe_load((results / "tune/best.yaml").read_text())["params"]
     for picture in ("tune/trials.png", "evaluate/equivariance.png"):
         Image.open(results / picture).verify()

@@ -140,8 +140,8 @@ def test_a_network_that_gives_no_numbers_is_refused(project: Project, packed: Pa
 def test_layers_that_are_not_asked_for_are_not_named(project: Project, packed: Path) -> None:
     """A sweep and an ablation name the same layers: the ones of equivariance.layers that the penalty can reach."""
     changes = {"network__name": "dncnn", "network__depth": 4, "equivariance__penalty": "channel"}
-    asked = {"layers.conv1": "trivial", "layers.conv3": "regular"}  # channels of a trivial field are not shifted
-    assert layer_names(_job(project, packed, **changes, equivariance__layers=asked)) == ["layers.conv3"]
+    asked = {"model.0": "trivial", "model.5": "regular"}  # channels of a trivial field are not shifted
+    assert layer_names(_job(project, packed, **changes, equivariance__layers=asked)) == ["model.5"]
     with pytest.raises(ValueError, match=r"^equivariance\.layers: none can be penalised"):
         layer_names(_job(project, packed, **changes, equivariance__layers=dict.fromkeys(asked, "trivial")))
     plain = {"equivariance__weight": 0.0, "equivariance__pairing": "none"}
@@ -152,9 +152,9 @@ def test_layers_that_are_not_asked_for_are_not_named(project: Project, packed: P
 def test_layers_that_the_penalty_cannot_reach_are_not_named(project: Project, packed: Path, penalty: str) -> None:
     job = _job(project, packed, network__name="dncnn", network__depth=4, equivariance__penalty=penalty)
     names = layer_names(job)
-    hidden = ["layers.conv2", "layers.conv3"]
+    hidden = ["model.2", "model.5"]
     # The first reads and the last writes the image, whose three channels cannot be shifted in groups of four.
-    assert names == (hidden if penalty == "channel" else ["layers.conv1", *hidden, "layers.conv4"])
+    assert names == (hidden if penalty == "channel" else ["model.0", *hidden, "model.8"])
     weighted = _job(
         project,
         packed,

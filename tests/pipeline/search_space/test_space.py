@@ -67,10 +67,14 @@ def test_every_shipped_space_gives_params_that_are_accepted_and_includes_the_wei
 
 def test_every_shipped_space_fits_every_network(project: Project) -> None:
     """The layers and weights that a space names are there: the regulariser is built for each."""
-    for task, network in (("denoise", "dncnn"), ("denoise", "unet"), ("super_resolution", "dncnn")):
+    for task, network in (
+        *(("denoise", name) for name in ("dncnn", "unet", "redcnn", "ffdnet")),
+        ("super_resolution", "dncnn"),
+        ("derain", "prenet"),
+    ):
         params = load_params().patched({"task": task, "network.name": network})
         job = TrainingJob(params, Path("nowhere"))
-        names = [name for name, module in job.network().named_modules() if type(module).__name__ == "Conv2d"]
+        names = [name for name, module in job.network().named_modules() if type(module).__name__.startswith("Conv")]
         space = load_space("full", params, lambda names=names: names)  # type: ignore[misc]
         for _, changes in _sampled(space, 25):
             chosen = TrainingJob(params.patched(changes, "sample"), Path("nowhere"))
