@@ -48,6 +48,7 @@ def evaluate(params: Params) -> None:
     test, others = evaluation_packs(PACKED)
     with one_thread():  # several images are processed in parallel, one thread each
         _evaluate(params, network, task, test, others)
+    console.print("writing the results to MLflow, and measuring the time of a training step with the penalty")
     store = Store(params.task)
     run_id = log_results(store, params.fetch.source)
     record_step_cost(store, run_id)
