@@ -21,7 +21,9 @@ _LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 def _check() -> None:
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx: needs {', '.join(missing)}: install eqreg[export]")
+        raise UserError(
+            f"--format onnx: needs {', '.join(missing)}: in the project's folder, .venv/bin/python -m pip install -e '.[export]'"
+        )
 
 
 def _write(source: Source, path: Path, device: str) -> None:

@@ -397,7 +397,10 @@ def test_a_missing_library_or_compiler_is_named_with_what_to_install(
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else found(name))
     message = _refusal("denoise.safetensors", "onnx", Path("a.onnx"))
-    assert message == "--format onnx: needs onnxscript: install eqreg[export]"
+    assert (
+        message
+        == "--format onnx: needs onnxscript: in the project's folder, .venv/bin/python -m pip install -e '.[export]'"
+    )
 
 
 @pytest.mark.parametrize("wrong", ["values", "shape", "nan", "error", "turned"])
