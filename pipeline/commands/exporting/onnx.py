@@ -22,7 +22,8 @@ def _check() -> None:
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--format onnx: needs {', '.join(missing)}: in the project's folder, .venv/bin/python -m pip install -e '.[export]'"
+            f"--format onnx: needs {', '.join(missing)}: in the project's folder, "
+            ".venv/bin/python -m pip install -e '.[export]'"
         )
 
 
