@@ -29,6 +29,7 @@ from .diagnosis.equivariance_error import (
     equivariance_error,
     equivariance_error_by_element,
 )
+from .diagnosis.projection import projected
 from .groups import (
     C4,
     Group,
@@ -92,6 +93,7 @@ __all__ = [
     "kernel_residual",
     "l2_norm",
     "pair_scale",
+    "projected",
     "regular_residual",
     "relative_mse",
     "rotate",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 from torch.nn import functional as F
 
-from components.equivariance import EquivarianceRegularizer, diagnose, equivariance_error
-from components.equivariance.diagnosis.projection import Fields, projected
+from components.equivariance import EquivarianceRegularizer, diagnose, equivariance_error, projected
+from components.equivariance.diagnosis.projection import Fields
 from components.members import NETWORKS
 from components.networks import build_network, network_class, network_settings
 from components.networks.form import crop, extend
