@@ -43,6 +43,7 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         ValueError: the group is another one.
 
     Example:
+        >>> from components.equivariance import equivariance_error
         >>> network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1))
         >>> images = torch.rand(1, 1, 8, 8)
         >>> errors = [equivariance_error(each, images)["output"] for each in (network, projected(network, images))]
