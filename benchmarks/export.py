@@ -2,9 +2,10 @@
 
 Each network has its published settings, or those that a task chooses by itself, and random weights: He's
 initialisation, and normalisations with random statistics, so that every layer takes part. The figures are those that
-``eqreg export`` measures and writes into the file. A format that cannot hold a network is a line with the reason.
+``eqreg export`` measures and writes into the file. A format that cannot hold a network is a line with the reason. Each
+line is added to benchmarks/results/export.jsonl as it comes; what is there is not measured again.
 
-    python benchmarks/export.py > benchmarks/results/export.jsonl
+    python benchmarks/export.py
 """
 
 from __future__ import annotations
@@ -35,25 +36,39 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet of the tasks, image and mask": ("inpaint", {"name": "unet", "width": 24, "depth": 3, "in_channels": 4}),
     "unet of the tasks, CT": ("ct_mar", {"name": "unet", "width": 24, "depth": 3, "out_channels": 1}),
     "resnet": ("classify", {"name": "resnet", "classes": 100}),
+    "prenet": ("derain", {"name": "prenet"}),
+    "redcnn": ("denoise", {"name": "redcnn"}),
+    "ffdnet": ("denoise", {"name": "ffdnet"}),
+    "acdnet": ("ct_mar", {"name": "acdnet", "inputs": ["li", "image", "metal_mask"]}),
 }
 """Model -> its task and the settings of its network."""
 
 
+RESULTS = Path(__file__).resolve().parent / "results/export.jsonl"
+
+
 def main() -> None:
     console.quiet = True
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    done = {(row["network"], row["format"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for name, (task, settings) in MODELS.items():
-            save_model(Path("model.safetensors"), network(settings), {"network": settings, "task": task})
-            for kind in FORMATS:
-                print(json.dumps({"benchmark": "export", "network": name, "format": kind, **row(kind)}), flush=True)
+            missing = [kind for kind in FORMATS if (name, kind) not in done]
+            if missing:
+                save_model(Path("model.safetensors"), network(settings), {"network": settings, "task": task})
+            for kind in missing:
+                line = json.dumps({"benchmark": "export", "network": name, "format": kind, **row(kind)})
+                with RESULTS.open("a") as file:
+                    file.write(line + "\n")
+                print(line, flush=True)
 
 
 def network(settings: dict[str, Any]) -> nn.Module:
     """The network with random weights and statistics, in evaluation mode."""
     built, generator = build_network(**settings), torch.Generator().manual_seed(0)
     for module in built.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)

@@ -409,6 +409,17 @@ def test_the_table_of_samples_holds_the_rows() -> None:
     }
 
 
+def test_the_table_of_published_weights_holds_the_rows() -> None:
+    """Of the figures, those that the weights' authors published stand in the page alone."""
+    found = table("docs/results/tasks.md", "## Published weights")
+    measured = {row["title"]: row for row in rows_of("published.jsonl") if "images" in row}
+    assert found.keys() == measured.keys()
+    for title, (published, *others) in found.items():
+        own = "kair" if title.startswith("DnCNN") else "prenet"
+        assert others == [rounded(measured[title][name]["psnr"]) for name in (own, "eqreg", "mprnet", "kair")]
+        assert float(published) == pytest.approx(measured[title][own]["psnr"], abs=0.01)
+
+
 def measured_exports() -> list[dict[str, Any]]:
     return [row for row in rows_of("export.jsonl") if "refused" not in row]
 
