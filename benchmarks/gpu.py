@@ -69,7 +69,7 @@ from components.data.readers.images import image_size, is_image_name, read_image
 from components.equivariance import EquivarianceRegularizer  # noqa: E402
 from components.equivariance.autograd.fused import is_available  # noqa: E402
 from components.inference.tiles import restore  # noqa: E402
-from components.networks import NETWORKS, build_network  # noqa: E402
+from components.networks import NETWORKS, build_network, network_class, takes_named_inputs  # noqa: E402
 
 WEIGHT = 0.01
 TOLERANCE = 1e-4
@@ -404,7 +404,7 @@ def checks(images: Sequence[np.ndarray], sizes: Sizes, device: str) -> Iterator[
         for name, settings in sizes.checked.items():
             yield both(label, name, lambda on, given=(name, settings, image, self_ensemble): tiled(*given, on))
     odd = clean[:3, :, :-3, :-8]
-    for name in NETWORKS:
+    for name in (name for name in NETWORKS if not takes_named_inputs(network_class(name))):
         network = random_network(name, **sizes.checked.get(name, {"width": 8, "depth": 2})).eval()
         yield figure(
             "exported and moved",

@@ -63,7 +63,8 @@ class TrainingJob:
         for part in ("train", "val"):
             Pack(self.packed / part).verify()
         self.sampler()
-        next(self.task.pairs(Pack(self.packed / "val"), [0]))  # refused if the pack lacks what the network needs
+        if self.task.inputs != self.task.gives:  # refused if the pack lacks what the network needs
+            next(self.task.pairs(Pack(self.packed / "val"), [0]))
         network = self.network()
         try:
             self.regularizer(network)
