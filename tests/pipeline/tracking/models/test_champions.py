@@ -210,7 +210,8 @@ def test_without_a_lock_as_on_a_server_both_moves_are_recorded_and_the_winner_is
             for done in [pool.submit(move_champion, registry, version, "promote", "better") for version in "23"]:
                 done.result(30)
     loser = {"2": "3", "3": "2"}[winner]
-    assert [move.number for move in moves(registry)] == [1, 2, 2]
+    # The winner has the same number, or the next one if the loser had recorded itself before the winner looked.
+    assert [move.number for move in moves(registry)] in ([1, 2, 2], [1, 2, 3])
     assert _shown(registry) == [("1", "register"), (loser, "promote"), (winner, "promote")]
     move_champion(registry, "1", "promote", "neither")  # the order holds when the champion is another one
     assert _shown(registry)[1:] == [(loser, "promote"), (winner, "promote"), ("1", "promote")]
