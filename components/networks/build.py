@@ -44,12 +44,11 @@ def build_network(name: str, **arguments: Any) -> nn.Module:
         ('ResidualUNet', 2)
     """
     network = network_class(name)
-    given, shape = _split(network, arguments)
     try:
-        settings = build_settings(network.Settings, given)
+        settings = network_settings(name, **arguments)
     except ValueError as error:
         raise ValueError(f"network {name}: {error}") from error
-    built: nn.Module = network(settings, **shape)
+    built: nn.Module = network(settings, **_split(network, arguments)[1])
     return built
 
 

@@ -11,6 +11,7 @@ Legend: B images, C channels of the restored image, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -87,8 +88,8 @@ class RestorationNetwork(nn.Module):
                 f"{sum(channels.values())} channels, got {in_channels}"
             )
         self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
-        starts = dict(zip(channels, torch.tensor([0, *channels.values()]).cumsum(0).tolist(), strict=False))
-        self._places = tuple((starts[each], starts[each] + channels[each]) for each in needs)
+        stops = dict(zip(channels, accumulate(channels.values()), strict=True))
+        self._places = tuple((stops[each] - channels[each], stops[each]) for each in needs)
 
     def take(self, stack: Tensor) -> tuple[Tensor, ...]:
         """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each."""
