@@ -38,6 +38,9 @@ REASON = "eqreg.reason"
 UNCHANGED = "the registry was not changed: run 'eqreg register' again later, or delete the alias champion to replace it"
 """What to do if nothing shows whether a version can be used."""
 
+_ATTEMPTS = 3
+"""To set an alias that somebody else may create, or delete, at the same time."""
+
 _LOGGED = r"models:/(m-\w+)"
 """Pattern of the source of a version that is a logged model of MLflow, with its id."""
 
@@ -184,9 +187,21 @@ class Registry:
         return self._tags(version).get(REASON, "")
 
     def point(self, alias: str, version: str) -> None:
-        """Moves an alias to a version."""
+        """Moves an alias to a version.
+
+        If two clients of a server set an alias that does not exist yet, both insert a row of the database, and MLflow
+        rejects the second. That one is asked again, and finds the row.
+        """
+        from mlflow.exceptions import MlflowException
+
         with answering(self.store.uri):
-            self.store.client.set_registered_model_alias(self.name, alias, version)
+            for attempt in range(_ATTEMPTS):
+                try:
+                    self.store.client.set_registered_model_alias(self.name, alias, version)
+                    return
+                except MlflowException as error:
+                    if "IntegrityError" not in str(error) or attempt == _ATTEMPTS - 1:
+                        raise
 
     def has_files(self, version: Version) -> bool:
         """Whether the files of a version exist at the location in the registry.

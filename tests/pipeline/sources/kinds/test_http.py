@@ -113,16 +113,20 @@ def site() -> Iterator[Site]:
                 self.send_header("Content-Length", str(stop - start))
             else:
                 self.send_header("Connection", "close")
-            self.end_headers()
             self._send(data[start:stop])
 
         def _send(self, data: bytes) -> None:
             is_cut = len(data) > 1 and site.cuts > 0
             site.cuts -= is_cut
+            data_sent = data[: min(len(data) // 2, site.most)] if is_cut else data
             try:
-                for start in range(0, min(len(data) // 2, site.most) if is_cut else len(data), 1 << 16):
-                    piece = data[start : start + (1 << 16)]
-                    site.served += len(piece)  # before they are sent: the reader may be done before this thread goes on
+                # Bytes count before they are sent, and the first of them before the headers: a reader may be content
+                # with the headers, and may look at the count before this thread goes on.
+                for start in range(0, max(1, len(data_sent)), 1 << 16):
+                    piece = data_sent[start : start + (1 << 16)]
+                    site.served += len(piece)
+                    if start == 0:
+                        self.end_headers()
                     self.wfile.write(piece)
                     time.sleep(site.pace)
             except OSError:

@@ -13,6 +13,8 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from torch import Tensor, nn
 
 from components.inference.integrity import write_files
@@ -78,6 +80,31 @@ def test_the_champion_is_the_version_that_the_alias_points_to(registry: Registry
     assert registry.champion() == Version("2", ("champion",))
     assert registry.find("aa") == Version("1", ())
     assert registry.find("bb") == Version("2", ("champion",))
+
+
+@pytest.mark.parametrize("rejected", [2, 3])
+def test_an_alias_that_another_client_creates_at_the_same_time_is_moved_at_the_next_attempt(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, rejected: int
+) -> None:
+    """What a server with two workers answered to the second of two clients that both found no alias."""
+    _add(registry, "aa")
+    client = registry.store.client
+    answers = [MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed", BAD_REQUEST)] * rejected
+    set_alias = client.set_registered_model_alias
+
+    def answer(*arguments: str) -> None:
+        if answers:
+            raise answers.pop()
+        set_alias(*arguments)
+
+    monkeypatch.setattr(client, "set_registered_model_alias", answer)
+    if rejected == 3:
+        with pytest.raises(UserError, match="UNIQUE constraint failed"):
+            registry.point(CHAMPION, "1")
+        assert registry.champion() is None
+    else:
+        registry.point(CHAMPION, "1")
+        assert registry.champion() == Version("1", ("champion",))
 
 
 def test_a_version_loads_as_the_network_that_was_added_for_images_of_any_size(registry: Registry) -> None:
