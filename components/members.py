@@ -9,13 +9,13 @@ from __future__ import annotations
 from components.registry import Registry
 
 NETWORKS: Registry = {
-    "acdnet": "components.networks.acdnet:ACDNetForm",
-    "dncnn": "components.networks.dncnn:DnCNN",
-    "ffdnet": "components.networks.ffdnet:FFDNetForm",
-    "prenet": "components.networks.prenet:PReNetForm",
-    "redcnn": "components.networks.redcnn:REDCNNForm",
-    "resnet": "components.networks.resnet:ResNet",
-    "unet": "components.networks.unet:ResidualUNet",
+    "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
+    "dncnn": "components.networks.convolutional.dncnn:DnCNN",
+    "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
+    "prenet": "components.networks.unrolled.prenet:PReNetForm",
+    "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
+    "resnet": "components.networks.convolutional.resnet:ResNet",
+    "unet": "components.networks.unets.unet:ResidualUNet",
 }
 
 TASKS: Registry = {

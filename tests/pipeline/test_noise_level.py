@@ -14,7 +14,7 @@ from PIL import Image
 
 from components.data.packs import Pack
 from components.networks import build_network
-from components.networks.ffdnet import FFDNet
+from components.networks.convolutional.ffdnet import FFDNet
 from components.training.worker import Worker
 from pipeline.commands.import_weights import import_weights
 from pipeline.commands.restore import restore

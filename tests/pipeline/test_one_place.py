@@ -171,14 +171,14 @@ def test_a_network_with_settings_of_its_own(copy: Copy) -> None:
 
         params, metrics, _ = train({**network, "equivariance.sample_layers": None})
         assert {"penalty/first", "penalty/last"} <= metrics.keys(), metrics
-        assert not {"components.networks.resnet", "components.networks.unet"} & sys.modules.keys()
+        assert not {"components.networks.convolutional.resnet", "components.networks.unets.unet"} & sys.modules.keys()
 
         from pipeline.provenance.code_hash import deciding_files
         from pipeline.provenance.training_fingerprint import DECIDING
         from pipeline.search_space.space import load_space
 
         files = deciding_files(*DECIDING, *params.modules)
-        assert "components/networks/halved.py" in files and "components/networks/unet.py" not in files
+        assert "components/networks/halved.py" in files and "components/networks/unets/unet.py" not in files
         space = load_space("features", params)
         assert [space.given(point)["network.features"] for point in space.grid()] == [8, 12]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from components.networks import build_network
-from components.networks.resnet import ResNet
+from components.networks.convolutional.resnet import ResNet
 from tests.components.equivariance.exact import ORDER, group_kernel, lifting_kernel
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.networks.acdnet import ACDNet, dictionary
+from components.networks.unrolled.acdnet import ACDNet, dictionary
 
 pytestmark = pytest.mark.unit
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from components.networks import build_network
-from components.networks.acdnet import ACDNet, ACDNetOutput
-from components.networks.ffdnet import FFDNet
-from components.networks.prenet import PReNet
-from components.networks.redcnn import REDCNN
+from components.networks.convolutional.ffdnet import FFDNet
+from components.networks.convolutional.redcnn import REDCNN
+from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
+from components.networks.unrolled.prenet import PReNet
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.fingerprints.fingerprint import GRADIENT
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from components.networks import NETWORKS, build_network
-from components.networks.resnet import ResNet
-from components.networks.unet import _repeated
+from components.networks.convolutional.resnet import ResNet
+from components.networks.unets.unet import _repeated
 from tests.components.networks.exact_networks import convolutions, random_network
 from tests.components.networks.small import SMALL, devices_in
 

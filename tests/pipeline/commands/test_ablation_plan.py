@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from components.data.packs import Entry, write_pack
-from components.networks.dncnn import DnCNN
+from components.networks.convolutional.dncnn import DnCNN
 from pipeline.commands.ablation_plan import arms_of, candidate_results, comparison_space, points_to_try, winner
 from pipeline.config.schema import load_params
 from pipeline.errors import UserError

@@ -105,7 +105,7 @@ def test_what_auto_means_and_how_grids_are_enumerated_decides() -> None:
 
 
 def test_a_line_of_a_registry_decides_nothing_and_what_builds_a_member_decides(copied: Path) -> None:
-    members = ["components.networks.unet", "components.training.losses"]
+    members = ["components.networks.unets.unet", "components.training.losses"]
     before = deciding_hash(*DECIDING, *members)
     path = copied / "components/members.py"
     path.write_text(

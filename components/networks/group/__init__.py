@@ -1,0 +1,1 @@
+"""Networks that are exactly equivariant by construction, out of group convolutions."""

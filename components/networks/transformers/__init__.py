@@ -1,0 +1,1 @@
+"""Networks whose layers attend: over the pixels of a window, or over channels."""

@@ -1,0 +1,1 @@
+"""Networks that repeat stages: recurrent ones, and algorithms of which each iteration is some layers."""
