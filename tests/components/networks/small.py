@@ -18,6 +18,13 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
+OWN: dict[str, dict[str, Any]] = {
+    "dncnn": {"width": 8, "depth": 3},
+    "resnet": {"width": 8, "depth": 2},
+    "unet": {"width": 8, "depth": 2},
+}
+"""The same of the networks that take any task's stack, and of the classifier."""
+
 
 def random(name: str, **arguments: Any) -> nn.Module:
     """A small network with weights of a size at which every layer matters, in double precision and evaluation mode."""
