@@ -12,6 +12,7 @@ NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
+    "nafnet": "components.networks.unets.nafnet:NAFNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",

@@ -31,7 +31,8 @@ def import_weights(name: str, weights: Path, out: Path, task: str, settings: Seq
         weights: file of the weights, see `components.networks.weights.read_weights`.
         out: file to write; it is replaced.
         task: name of the task for which the weights were trained.
-        settings: ``SETTING=VALUE`` each, of the network or of its shape; values are written as in params.yaml.
+        settings: ``SETTING=VALUE`` each, of the network or of its shape; values are written as in params.yaml, lists
+            as ``[1, 2]``.
 
     Raises:
         UserError: the network, the task or a setting is unknown or impossible, the weights are no weights of this
@@ -84,6 +85,6 @@ def _arguments(settings: Sequence[str]) -> dict[str, Any]:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {setting}: the value is no YAML") from None
-        if isinstance(found[key], dict | list):
+        if isinstance(found[key], dict):
             raise UserError(f"--set {setting}: a value is a number or a word")
     return found

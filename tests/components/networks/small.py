@@ -15,6 +15,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "prenet": {"width": 8, "stages": 3},
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
+    "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
@@ -26,19 +27,37 @@ OWN: dict[str, dict[str, Any]] = {
 """The same of the networks that take any task's stack, and of the classifier."""
 
 
+GAINS = {"nafnet": 0.5}
+"""Name -> the size of random weights relative to He's: products of maps would grow from layer to layer."""
+
+OF_CHANNELS = {
+    "weight": (0.5, 1.5),
+    "bias": (-0.2, 0.2),
+    "beta": (0.5, 1.5),
+    "gamma": (0.5, 1.5),
+    "temperature": (0.5, 1.5),
+}
+"""Parameters that scale or shift the channels or heads, of modules other than layers -> the range of random values."""
+
+
+@torch.no_grad()
 def random(name: str, **arguments: Any) -> nn.Module:
     """A small network with weights of a size at which every layer matters, in double precision and evaluation mode."""
     torch.manual_seed(0)
     network = build_network(name, **{**SMALL.get(name, {}), **arguments}).double().eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(module.weight)
+            nn.init.kaiming_normal_(module.weight).mul_(GAINS.get(name, 1.0))
             nn.init.normal_(module.bias, std=0.1) if module.bias is not None else None
         elif isinstance(module, nn.BatchNorm2d):
             for values in (module.weight, module.running_var):
                 nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
             for values in (module.bias, module.running_mean):
                 nn.init.normal_(values, std=0.1)  # type: ignore[arg-type]
+        elif not isinstance(module, nn.Linear | nn.PReLU):
+            for key, values in module.named_parameters(recurse=False):
+                if key in OF_CHANNELS:
+                    nn.init.uniform_(values, *OF_CHANNELS[key])
     return network
 
 

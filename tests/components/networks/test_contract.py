@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from components.equivariance import EquivarianceRegularizer, diagnose, equivaria
 from components.equivariance.diagnosis.projection import Fields
 from components.members import NETWORKS
 from components.networks import build_network, network_class, network_settings
-from components.networks.form import crop, extend
+from components.networks.form import Extension, crop, extend, extend_to_multiple
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.small import SMALL, devices_in, random, stack
 
@@ -35,6 +37,8 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("acdnet", {"maps": 8, "dual_channels": 35}, "ACDNet_eqreg_width"),
         ("prenet", {"memory": "none", "shared_blocks": True}, "PRN_r"),
         ("ffdnet", {}, "FFDNet_gray"),
+        ("nafnet", {}, "NAFNet_SIDD_w32"),
+        ("nafnet", SMALL["nafnet"], "NAFNet_tiny"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -89,8 +93,6 @@ def test_ffdnet_gets_the_noise_level_of_each_image_from_the_stack(size: tuple[in
 @pytest.mark.parametrize("size", [(1, 1), (7, 6), (4, 9), (5, 5)])
 def test_ffdnet_repeats_the_last_row_and_column_of_an_image_of_odd_size(size: tuple[int, int]) -> None:
     """Oracle: numpy's padding by the edge."""
-    import numpy as np
-
     network = random("ffdnet").published
     image, sigma = torch.rand(1, 1, *size, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.1, dtype=torch.float64)
     even = np.pad(image.numpy(), [(0, 0), (0, 0), *((0, side % 2) for side in size)], mode="edge")
@@ -101,8 +103,6 @@ def test_ffdnet_repeats_the_last_row_and_column_of_an_image_of_odd_size(size: tu
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 7), (2, 6)])
 def test_ffdnet_sees_an_image_of_a_few_pixels_with_its_last_row_and_column_repeated(size: tuple[int, int]) -> None:
     """Oracle: numpy's padding by the edge, to 4 pixels or to an even number of them."""
-    import numpy as np
-
     network = random("ffdnet")
     inputs = stack(network, *size)
     sides = [max(4, side + side % 2) for side in size]
@@ -110,6 +110,33 @@ def test_ffdnet_sees_an_image_of_a_few_pixels_with_its_last_row_and_column_repea
     image, level = torch.from_numpy(np.pad(inputs.numpy(), pads, mode="edge")).split(1, dim=1)
     expected = network.published(image, level[..., :1, :1])[..., : size[0], : size[1]]
     torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (8, 12), (24, 6)])
+def test_nafnet_gives_what_the_published_module_gives(size: tuple[int, int]) -> None:
+    """But for a side of at most 4 pixels, which the form extends further."""
+    network = random("nafnet")
+    image = stack(network, *size)
+    torch.testing.assert_close(network(image), network.published(image), rtol=0, atol=0)
+    wide = F.pad(image, (0, -size[1] % 4, 0, -size[0] % 4))
+    expected = network.published(wide)[..., : size[0], : size[1]]
+    torch.testing.assert_close(network(image), expected, rtol=0, atol=0)
+
+
+def test_nafnet_sees_an_image_of_a_few_pixels_in_a_frame_of_zeros() -> None:
+    network = random("nafnet")
+    image = stack(network, 3, 12)
+    expected = network.published(F.pad(image, (0, 0, 0, 5)))[..., :3, :]
+    torch.testing.assert_close(network(image), expected, rtol=0, atol=0)
+
+
+def test_a_new_nafnet_corrects_by_its_outer_layers_alone() -> None:
+    """Each block of it is the identity, so only ``beta`` and ``gamma`` have a gradient in the blocks."""
+    network = build_network("nafnet", **SMALL["nafnet"])
+    network(torch.rand(1, 3, 16, 16)).square().mean().backward()
+    moved = {key for key, value in network.named_parameters() if value.grad is not None and value.grad.any()}
+    of_blocks = {key.rpartition(".")[2] for key in moved if key.startswith(("encoders", "middle_blks", "decoders"))}
+    assert of_blocks == {"beta", "gamma"}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(("image", "li", "metal_mask"))))
@@ -140,8 +167,6 @@ def test_a_stack_of_any_size_gives_an_image_of_this_size(name: str, size: tuple[
 @pytest.mark.parametrize(("size", "pads"), [((5, 30), (8, 9)), ((22, 12), (0, 0)), ((20, 21), (1, 1))])
 def test_redcnn_sees_a_small_image_reflected_at_its_borders(size: tuple[int, int], pads: tuple[int, int]) -> None:
     """Reflection without repeating the border; numpy's rule, which torch's own padding refuses beyond the size."""
-    import numpy as np
-
     network = random("redcnn")
     image = stack(network, *size)
     rows, columns = (max(0, 22 - side) for side in size)
@@ -158,6 +183,20 @@ def test_cropping_takes_back_what_extending_added(size: tuple[int, int], least: 
     extended = extend(images, least)
     assert tuple(extended.shape[-2:]) == tuple(max(side, least) for side in size)
     assert torch.equal(crop(extended, images, least), images)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 4), (8, 8), (16, 9), (2, 3)])
+@pytest.mark.parametrize(("multiple", "least"), [(2, 1), (8, 1), (4, 12)])
+@pytest.mark.parametrize(("mode", "oracle"), [("zero", "constant"), ("copy", "edge"), ("reflection", "reflect")])
+def test_an_extension_to_a_multiple_is_that_of_numpy_and_can_be_cropped(
+    size: tuple[int, int], multiple: int, least: int, mode: Extension, oracle: Any
+) -> None:
+    images = torch.rand(2, 3, *size)
+    extended = extend_to_multiple(images, multiple, mode, least)
+    sides = [max(multiple * math.ceil(side / multiple), least) for side in size]
+    pads = [(0, 0), (0, 0), *((0, after - side) for after, side in zip(sides, size, strict=True))]
+    assert np.array_equal(extended.numpy(), np.pad(images.numpy(), pads, mode=oracle))
+    assert torch.equal(crop(extended, images, 1), images)
 
 
 @pytest.mark.parametrize("side", [4, 6, 9])
@@ -272,6 +311,8 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         # The linear layers between its weights and its maps mix all channels: only scalar fields can be kept.
         ("acdnet", {}, "trivial"),
         ("ffdnet", {}, "auto"),
+        ("nafnet", {}, "auto"),
+        ("nafnet", {}, "trivial"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -327,6 +368,12 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("redcnn", {"depth": 3}, "depth: unknown"),
         ("ffdnet", {"inputs": ("image",), "in_channels": 1}, "needs noise_level, and the stack holds image"),
         ("ffdnet", {"depth": 1}, "depth: 1"),
+        ("nafnet", {"encoder_blocks": (1, 0)}, r"encoder_blocks: \[1, 0\]: use whole numbers from 1 to 1000"),
+        ("nafnet", {"encoder_blocks": 3}, "encoder_blocks: 3: use a list of whole numbers"),
+        ("nafnet", {"encoder_blocks": ()}, r"encoder_blocks: \[\]: use 1 to 12 levels"),
+        ("nafnet", {"decoder_blocks": (1, 1)}, r"decoder_blocks: \[1, 1\]: use as many levels .* has, 4"),
+        ("nafnet", {"middle_blocks": 0}, "middle_blocks: 0"),
+        ("nafnet", {"in_channels": 1}, "image, which has 3 channels, got 1"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

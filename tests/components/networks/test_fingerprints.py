@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from components.networks import build_network
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
+from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
 from tests.components.networks.fingerprints import fingerprint as fingerprints
@@ -75,11 +77,23 @@ PUBLISHED = {
     "ACDNet": Published(ACDNet, acdnet_outputs, call_acdnet),
     "ACDNet_eqreg_width": Published(lambda: ACDNet(maps=8, dual_channels=35), acdnet_outputs, call_acdnet),
     "FFDNet_gray": Published(FFDNet, call=call_ffdnet),
+    "NAFNet_tiny": Published(lambda: NAFNet(3, 8, 1, (1, 1), (1, 1))),
+    "NAFNet_SIDD_w32": Published(NAFNet),
+    "NAFNet_GoPro_w32": Published(
+        lambda: NAFNet(middle_blocks=1, encoder_blocks=(1, 1, 1, 28), decoder_blocks=(1, 1, 1, 1))
+    ),
 }
 """Name of the fingerprint -> how to compare."""
 
+SLOW = {"NAFNet_SIDD_w32", "NAFNet_GoPro_w32"}
+"""Fingerprints of networks that take seconds."""
 
-MODES = [(name, mode) for name in PUBLISHED for mode in fingerprints.modes(fingerprints.load(name))]
+
+MODES = [
+    pytest.param(name, mode, marks=pytest.mark.slow if name in SLOW else ())
+    for name in PUBLISHED
+    for mode in fingerprints.modes(fingerprints.load(name))
+]
 
 
 def compared(name: str, network: nn.Module, mode: str = "eval") -> dict[str, float]:
@@ -124,6 +138,30 @@ def with_the_skip_added_after_the_relu() -> nn.Module:
     return network
 
 
+def with_branches_that_are_not_scaled() -> nn.Module:
+    network = NAFNet(3, 8, 1, (1, 1), (1, 1))
+    network.middle_blks[0].beta.register_hook(torch.zeros_like)
+    return network
+
+
+def with_the_epsilon_of_other_norms() -> nn.Module:
+    network = NAFNet(3, 8, 1, (1, 1), (1, 1))
+    for module in network.modules():
+        if isinstance(module, ChannelNorm):
+            module.register_forward_hook(
+                lambda norm, inputs, _: F.layer_norm(
+                    inputs[0].movedim(1, -1), norm.weight.shape, norm.weight, norm.bias, eps=1e-5
+                ).movedim(-1, 1)
+            )
+    return network
+
+
+def with_attention_by_the_largest_value() -> nn.Module:
+    network = NAFNet(3, 8, 1, (1, 1), (1, 1))
+    network.middle_blks[0].sca[0] = nn.AdaptiveMaxPool2d(1)  # type: ignore[union-attr, index]
+    return network
+
+
 def with_another_epsilon() -> nn.Module:
     network = ACDNet()
     for module in network.modules():
@@ -146,6 +184,9 @@ def with_another_epsilon() -> nn.Module:
         pytest.param("PReNet", lambda: PReNet(adds_input=False), set(), id="PReNet_LSTM for PReNet"),
         pytest.param("RED_CNN", with_the_skip_added_after_the_relu, set(), id="skip after ReLU"),
         pytest.param("ACDNet", with_another_epsilon, set(), id="epsilon 1.1e-5 for 1e-5"),
+        pytest.param("NAFNet_tiny", with_the_epsilon_of_other_norms, set(), id="epsilon 1e-5 for 1e-6"),
+        pytest.param("NAFNet_tiny", with_attention_by_the_largest_value, set(), id="attention by a maximum"),
+        pytest.param("NAFNet_tiny", with_branches_that_are_not_scaled, {"out"}, id="no gradient of beta"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:

@@ -48,6 +48,16 @@ def test_a_network_of_several_inputs_gets_those_of_its_task(project: Project) ->
     assert torch.equal(loaded(stack), other(stack[:, [1, 0, 2]]))
 
 
+def test_a_setting_may_be_a_list(project: Project) -> None:
+    published(Path("weights.pth"), "nafnet")
+    settings = ["width=8", "encoder_blocks=[1, 1]", "middle_blocks=1", "decoder_blocks=[1, 1]"]
+    network = import_weights("nafnet", Path("weights.pth"), Path("naf.safetensors"), "denoise", settings)
+    loaded, metadata = load_model(Path("naf.safetensors"))
+    assert metadata["network"]["encoder_blocks"] == [1, 1]
+    image = torch.rand(1, 3, 8, 12)
+    assert torch.equal(loaded(image), network(image))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
