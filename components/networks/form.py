@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from components.networks.blocks import SCALES
 
 COLOURED = ("image", "li")
 """Inputs with the channels of the restored image; every other input has one channel."""
+
+Extension = Literal["zero", "copy", "reflection"]
+"""What the pixels hold that extend an image: zeros, copies of its last pixels, or its reflection."""
 
 
 class RestorationNetwork(nn.Module):
@@ -116,6 +119,45 @@ def extend(images: Tensor, least: int) -> Tensor:
     return images.index_select(-2, rows).index_select(-1, columns)
 
 
+def extend_to_multiple(images: Tensor, multiple: int, mode: Extension, least: int = 1) -> Tensor:
+    """Extend images at the bottom and on the right, until their height and width are multiples of a number.
+
+    The extension commutes with no quarter turn, unless it adds nothing. It uses indices, as that of `extend`; what it
+    added, ``crop(extended, images, 1)`` takes away.
+
+    Args:
+        images: ``(B, C, H, W)``, of at least one pixel.
+        multiple: the number.
+        mode: what the new pixels hold. "reflection" does not repeat the last row and column; a small image is reflected
+            to and fro.
+        least: height and width of the result at least, in pixels; a multiple of the number.
+
+    Example:
+        >>> image = torch.arange(3.0).view(1, 1, 1, 3)
+        >>> for mode in ("zero", "copy", "reflection"):
+        ...     extend_to_multiple(image, 8, mode)[0, 0, 0]
+        tensor([0., 1., 2., 0., 0., 0., 0., 0.])
+        tensor([0., 1., 2., 2., 2., 2., 2., 2.])
+        tensor([0., 1., 2., 1., 0., 1., 2., 1.])
+    """
+    height, width = images.shape[-2:]
+    if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0 and min(height, width) >= least:
+        return images
+    down, right = (_next_multiple(side, multiple, least) - side for side in (height, width))
+    if mode == "zero":
+        return F.pad(images, (0, right, 0, down))
+    for axis, line, missing in ((-2, images[0, 0, :, 0], down), (-1, images[0, 0, 0, :], right)):
+        places = positions(F.pad(line, (0, missing)))
+        images = images.index_select(axis, _mirrored(places, line) if mode == "reflection" else _kept(places, line))
+    return images
+
+
+def _next_multiple(side: int, multiple: int, least: int) -> int:
+    """The least multiple of a number that is not below a side and not below ``least``."""
+    found: int = (side + multiple - 1) // multiple * multiple
+    return torch.sym_max(found, least) if least > multiple else found
+
+
 def crop(extended: Tensor, images: Tensor, least: int) -> Tensor:
     """Return the part of what `extend` gave, or of maps of that size, where the images lie: ``(B, C', H, W)``."""
     if not torch.compiler.is_exporting() and extended.shape[-2:] == images.shape[-2:]:
@@ -139,10 +181,25 @@ def positions(line: Tensor) -> Tensor:
 
 
 def _reflected(line: Tensor, least: int) -> Tensor:
-    """Positions in a line ``(N,)`` of the pixels of its extension, ``(max(N, least),)``."""
+    """Positions in a line ``(N,)`` of the pixels of its extension by `extend`, ``(max(N, least),)``."""
     missing = _missing(line, least)
     before = missing // 2
-    last = torch.ones_like(line, dtype=torch.int64).sum() - 1  # N - 1; a tensor, which every exporter can compute with
+    return _mirrored(positions(F.pad(line, (before, missing - before))) - before, line)
+
+
+def _mirrored(places: Tensor, line: Tensor) -> Tensor:
+    """The positions in a line ``(N,)`` that its reflection has at these places, which may lie outside."""
+    last = _last(line)
     period = (2 * last).clamp(min=1)
-    places = (positions(F.pad(line, (before, missing - before))) - before).remainder(period)
+    places = places.remainder(period)
     return torch.minimum(torch.minimum(places, period - places), last)
+
+
+def _kept(places: Tensor, line: Tensor) -> Tensor:
+    """The positions in a line ``(N,)`` that are nearest to these places, from 0 up."""
+    return torch.minimum(places, _last(line))
+
+
+def _last(line: Tensor) -> Tensor:
+    """N - 1 of a line ``(N,)``: a tensor, which every exporter can compute with."""
+    return torch.ones_like(line, dtype=torch.int64).sum() - 1
