@@ -16,6 +16,7 @@ NETWORKS: Registry = {
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
+    "swinir": "components.networks.transformers.swinir:SwinIRForm",
     "unet": "components.networks.unets.unet:ResidualUNet",
 }
 

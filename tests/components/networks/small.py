@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from components.networks import build_network
+from components.networks.transformers.window_attention import WindowLayer
 
 SMALL: dict[str, dict[str, Any]] = {
     "acdnet": {"maps": 4, "dual_channels": 3, "atoms": 5, "residual_blocks": 1, "stages": 2},
@@ -16,6 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
     "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
+    "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
@@ -58,7 +60,21 @@ def random(name: str, **arguments: Any) -> nn.Module:
             for key, values in module.named_parameters(recurse=False):
                 if key in OF_CHANNELS:
                     nn.init.uniform_(values, *OF_CHANNELS[key])
+        elif isinstance(module, WindowLayer):
+            _fill(module)
     return network
+
+
+def _fill(layer: WindowLayer) -> None:
+    """Weights of a size at which the attention of each window has its own form."""
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    nn.init.normal_(layer.attn.relative_position_bias_table)
 
 
 def stack(network: nn.Module, height: int = 24, width: int = 24, batch: int = 1) -> Tensor:

@@ -14,6 +14,8 @@ from components.networks import build_network
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
+from components.networks.transformers.swinir import SwinIR
+from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
 from tests.components.networks.fingerprints import fingerprint as fingerprints
@@ -62,6 +64,10 @@ def dncnn(channels: int, **settings: Any) -> nn.Module:
     return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
 
 
+def swinir_tiny(**changes: Any) -> SwinIR:
+    return SwinIR(**{"width": 24, "groups": 2, "depth": 2, "heads": 2, "image_size": 24, **changes})  # type: ignore[arg-type]
+
+
 PUBLISHED = {
     "PReNet": Published(PReNet, prenet_outputs),
     "PReNet_LSTM": Published(lambda: PReNet(adds_input=False), prenet_outputs),
@@ -81,6 +87,12 @@ PUBLISHED = {
     "NAFNet_SIDD_w32": Published(NAFNet),
     "NAFNet_GoPro_w32": Published(
         lambda: NAFNet(middle_blocks=1, encoder_blocks=(1, 1, 1, 28), decoder_blocks=(1, 1, 1, 1))
+    "SwinIR_tiny": Published(swinir_tiny),
+    "SwinIR_denoise_color": Published(lambda: SwinIR(image_size=128)),
+    "SwinIR_denoise_gray": Published(lambda: SwinIR(colours=1, image_size=128)),
+    "SwinIR_classical_x2": Published(lambda: SwinIR(scale=2, upsampler="pixelshuffle", image_size=48)),
+    "SwinIR_light_x2": Published(
+        lambda: SwinIR(scale=2, width=60, groups=4, upsampler="pixelshuffledirect", image_size=64)
     ),
 }
 """Name of the fingerprint -> how to compare."""
@@ -91,6 +103,12 @@ SLOW = {"NAFNet_SIDD_w32", "NAFNet_GoPro_w32"}
 
 MODES = [
     pytest.param(name, mode, marks=pytest.mark.slow if name in SLOW else ())
+SLOW = ("SwinIR_denoise_color", "SwinIR_denoise_gray", "SwinIR_classical_x2", "SwinIR_light_x2")
+"""Networks that take seconds."""
+
+
+MODES = [
+    pytest.param(name, mode, id=f"{name}-{mode}", marks=pytest.mark.slow if name in SLOW else ())
     for name in PUBLISHED
     for mode in fingerprints.modes(fingerprints.load(name))
 ]
@@ -170,6 +188,58 @@ def with_another_epsilon() -> nn.Module:
     return network
 
 
+def with_tanh_gelu() -> nn.Module:
+    network = swinir_tiny()
+    for module in network.modules():
+        if isinstance(module, Perceptron):
+            module.forward = lambda maps, own=module: own.fc2(F.gelu(own.fc1(maps), approximate="tanh"))  # type: ignore[method-assign]
+    return network
+
+
+def with_the_mean_colour_of_grey() -> nn.Module:
+    """0 is subtracted: the network sees brighter images."""
+    network = swinir_tiny()
+    network.register_forward_pre_hook(lambda _, inputs: inputs[0] + 0.01)
+    network.register_forward_hook(lambda _, inputs, output: output - 0.01)
+    return network
+
+
+def with_the_table_turned() -> nn.Module:
+    """The offset from j to i in place of that from i to j."""
+    network = swinir_tiny()
+    for module in network.modules():
+        if isinstance(module, WindowAttention):
+            module.relative_position_index = module.relative_position_index.T.contiguous()
+    return network
+
+
+def with_keys_before_queries() -> nn.Module:
+    network = swinir_tiny()
+    for module in network.modules():
+        if isinstance(module, WindowAttention):
+            module.qkv.register_forward_hook(
+                lambda _, inputs, output: torch.cat((output[..., 24:48], output[..., :24], output[..., 48:]), dim=-1)
+            )
+    return network
+
+
+def with_windows_that_are_not_shifted() -> nn.Module:
+    network = swinir_tiny()
+    for module in network.modules():
+        if isinstance(module, WindowLayer):
+            module.shift = 0
+    return network
+
+
+def without_the_mask() -> nn.Module:
+    network = swinir_tiny()
+    for module in network.modules():
+        if isinstance(module, WindowAttention):
+            own = module.forward
+            module.forward = lambda maps, grid, is_shifted, own=own: own(maps, grid, False)  # type: ignore[method-assign]
+    return network
+
+
 @pytest.mark.parametrize(
     ("name", "build", "same"),
     [
@@ -187,6 +257,13 @@ def with_another_epsilon() -> nn.Module:
         pytest.param("NAFNet_tiny", with_the_epsilon_of_other_norms, set(), id="epsilon 1e-5 for 1e-6"),
         pytest.param("NAFNet_tiny", with_attention_by_the_largest_value, set(), id="attention by a maximum"),
         pytest.param("NAFNet_tiny", with_branches_that_are_not_scaled, {"out"}, id="no gradient of beta"),
+        pytest.param("SwinIR_tiny", with_tanh_gelu, set(), id="SwinIR, GELU by tanh"),
+        pytest.param("SwinIR_tiny", with_the_mean_colour_of_grey, set(), id="SwinIR, another mean colour"),
+        pytest.param("SwinIR_tiny", with_the_table_turned, set(), id="SwinIR, offsets from j to i"),
+        pytest.param("SwinIR_tiny", with_keys_before_queries, set(), id="SwinIR, keys before queries"),
+        pytest.param("SwinIR_tiny", with_windows_that_are_not_shifted, set(), id="SwinIR, no shift"),
+        pytest.param("SwinIR_tiny", without_the_mask, set(), id="SwinIR, no mask"),
+        pytest.param("SwinIR_tiny", lambda: swinir_tiny(image_range=255.0), set(), id="SwinIR, range of JPEG"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
