@@ -13,6 +13,7 @@ NETWORKS: Registry = {
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
+    "rcdnet": "components.networks.unrolled.rcdnet:RCDNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
     "unet": "components.networks.unets.unet:ResidualUNet",

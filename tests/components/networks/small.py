@@ -15,6 +15,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "prenet": {"width": 8, "stages": 3},
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
+    "rcdnet": {"maps": 4, "dual_channels": 5, "residual_blocks": 1, "stages": 3},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 

@@ -35,6 +35,9 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("acdnet", {"maps": 8, "dual_channels": 35}, "ACDNet_eqreg_width"),
         ("prenet", {"memory": "none", "shared_blocks": True}, "PRN_r"),
         ("ffdnet", {}, "FFDNet_gray"),
+        ("rcdnet", {}, "RCDNet"),
+        ("rcdnet", {"form": "simple"}, "RCDNet_simple"),
+        ("rcdnet", {"form": "simple", "dual_channels": 33}, "RCDNet_eqreg_width"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -222,7 +225,9 @@ PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection",
 
 
 STEPS = [
-    pytest.param(name, penalty, marks=pytest.mark.slow if name in ("acdnet", "prenet") and penalty != "regular" else ())
+    pytest.param(
+        name, penalty, marks=pytest.mark.slow if name in ("acdnet", "prenet", "rcdnet") and penalty != "regular" else ()
+    )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
 ]
@@ -272,6 +277,9 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         # The linear layers between its weights and its maps mix all channels: only scalar fields can be kept.
         ("acdnet", {}, "trivial"),
         ("ffdnet", {}, "auto"),
+        # The image is among the channels of its network, where regular fields would mix it with others.
+        ("rcdnet", {}, "trivial"),
+        ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "trivial"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -327,6 +335,12 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("redcnn", {"depth": 3}, "depth: unknown"),
         ("ffdnet", {"inputs": ("image",), "in_channels": 1}, "needs noise_level, and the stack holds image"),
         ("ffdnet", {"depth": 1}, "depth: 1"),
+        ("rcdnet", {"form": "short"}, "form: 'short': use one of official, simple"),
+        ("rcdnet", {"stages": 2}, "stages: 2: use a whole number of at least 3"),
+        ("rcdnet", {"form": "simple", "stages": 1}, "stages: 1: use a whole number of at least 2"),
+        ("rcdnet", {"dual_channels": 0}, "dual_channels: 0"),
+        ("rcdnet", {"supervised": "some"}, "supervised: 'some': use one of last, all"),
+        ("rcdnet", {"inputs": ("mask",), "in_channels": 1}, "needs image, and the stack holds mask"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +15,8 @@ from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
+from components.networks.unrolled.rcdnet import RCDNet
+from components.networks.unrolled.separation import Parts, Separation
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.fingerprints.fingerprint import GRADIENT
 
@@ -46,6 +49,16 @@ def acdnet_outputs(output: ACDNetOutput) -> dict[str, Tensor]:
     }
 
 
+def rcdnet_outputs(output: Separation) -> dict[str, Tensor]:
+    return {
+        "out": output.images[-1],
+        "B0": output.first_image,
+        "B_stage1": output.images[0],
+        "R_stage1": output.layers[0],
+        "R_last": output.layers[-1],
+    }
+
+
 def call_acdnet(network: nn.Module, image: Tensor, interpolated: Tensor, third: Tensor) -> Any:
     """The note asks for a mask of zeros and ones instead of the third input, which is in 0..255."""
     return network(image, interpolated, (third / 255 > 0.35).double())
@@ -75,11 +88,21 @@ PUBLISHED = {
     "ACDNet": Published(ACDNet, acdnet_outputs, call_acdnet),
     "ACDNet_eqreg_width": Published(lambda: ACDNet(maps=8, dual_channels=35), acdnet_outputs, call_acdnet),
     "FFDNet_gray": Published(FFDNet, call=call_ffdnet),
+    "RCDNet": Published(RCDNet, rcdnet_outputs),
+    "RCDNet_simple": Published(lambda: RCDNet(form="simple"), rcdnet_outputs),
+    "RCDNet_eqreg_width": Published(lambda: RCDNet(form="simple", dual_channels=33), rcdnet_outputs),
 }
 """Name of the fingerprint -> how to compare."""
 
+SLOW = {"RCDNet_simple", "RCDNet_eqreg_width"}
+"""Fingerprints of networks that take seconds."""
 
-MODES = [(name, mode) for name in PUBLISHED for mode in fingerprints.modes(fingerprints.load(name))]
+
+MODES = [
+    pytest.param(name, mode, marks=pytest.mark.slow if name in SLOW else ())
+    for name in PUBLISHED
+    for mode in fingerprints.modes(fingerprints.load(name))
+]
 
 
 def compared(name: str, network: nn.Module, mode: str = "eval") -> dict[str, float]:
@@ -132,6 +155,23 @@ def with_another_epsilon() -> nn.Module:
     return network
 
 
+class WithTheFirstCopyOfTheKernels(RCDNet):
+    def _parts(self) -> Parts:
+        return replace(super()._parts(), kernels=self.conv[0] / 10)
+
+
+class WithTheFirstKernelsThroughout(RCDNet):
+    def _parts(self) -> Parts:
+        parts = super()._parts()
+        return replace(parts, kernels=parts.first_kernels)
+
+
+class WithTheStepsOfOtherStages(RCDNet):
+    def _parts(self) -> Parts:
+        parts = super()._parts()
+        return replace(parts, image_steps=[*parts.image_steps[1:], parts.image_steps[0]])
+
+
 @pytest.mark.parametrize(
     ("name", "build", "same"),
     [
@@ -146,6 +186,9 @@ def with_another_epsilon() -> nn.Module:
         pytest.param("PReNet", lambda: PReNet(adds_input=False), set(), id="PReNet_LSTM for PReNet"),
         pytest.param("RED_CNN", with_the_skip_added_after_the_relu, set(), id="skip after ReLU"),
         pytest.param("ACDNet", with_another_epsilon, set(), id="epsilon 1.1e-5 for 1e-5"),
+        pytest.param("RCDNet", WithTheFirstCopyOfTheKernels, {"B0"}, id="the first copy of the kernels"),
+        pytest.param("RCDNet", WithTheFirstKernelsThroughout, {"B0"}, id="C0 for C"),
+        pytest.param("RCDNet", WithTheStepsOfOtherStages, {"B0", "R_stage1"}, id="steps of other stages"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
