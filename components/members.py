@@ -14,6 +14,7 @@ NETWORKS: Registry = {
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
     "nafnet": "components.networks.unets.nafnet:NAFNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
+    "rcdnet": "components.networks.unrolled.rcdnet:RCDNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
     "swinir": "components.networks.transformers.swinir:SwinIRForm",

@@ -39,6 +39,9 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("ffdnet", {}, "FFDNet_gray"),
         ("nafnet", {}, "NAFNet_SIDD_w32"),
         ("nafnet", SMALL["nafnet"], "NAFNet_tiny"),
+        ("rcdnet", {}, "RCDNet"),
+        ("rcdnet", {"form": "simple"}, "RCDNet_simple"),
+        ("rcdnet", {"form": "simple", "dual_channels": 33}, "RCDNet_eqreg_width"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -261,7 +264,9 @@ PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection",
 
 
 STEPS = [
-    pytest.param(name, penalty, marks=pytest.mark.slow if name in ("acdnet", "prenet") and penalty != "regular" else ())
+    pytest.param(
+        name, penalty, marks=pytest.mark.slow if name in ("acdnet", "prenet", "rcdnet") and penalty != "regular" else ()
+    )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
 ]
@@ -313,6 +318,9 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("ffdnet", {}, "auto"),
         ("nafnet", {}, "auto"),
         ("nafnet", {}, "trivial"),
+        # The image is among the channels of its network, where regular fields would mix it with others.
+        ("rcdnet", {}, "trivial"),
+        ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "trivial"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -374,6 +382,12 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("nafnet", {"decoder_blocks": (1, 1)}, r"decoder_blocks: \[1, 1\]: use as many levels .* has, 4"),
         ("nafnet", {"middle_blocks": 0}, "middle_blocks: 0"),
         ("nafnet", {"in_channels": 1}, "image, which has 3 channels, got 1"),
+        ("rcdnet", {"form": "short"}, "form: 'short': use one of official, simple"),
+        ("rcdnet", {"stages": 2}, "stages: 2: use a whole number of at least 3"),
+        ("rcdnet", {"form": "simple", "stages": 1}, "stages: 1: use a whole number of at least 2"),
+        ("rcdnet", {"dual_channels": 0}, "dual_channels: 0"),
+        ("rcdnet", {"supervised": "some"}, "supervised: 'some': use one of last, all"),
+        ("rcdnet", {"inputs": ("mask",), "in_channels": 1}, "needs image, and the stack holds mask"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

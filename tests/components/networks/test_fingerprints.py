@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,8 @@ from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
+from components.networks.unrolled.rcdnet import RCDNet
+from components.networks.unrolled.separation import Parts, Separation
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.fingerprints.fingerprint import GRADIENT
 
@@ -47,6 +50,16 @@ def acdnet_outputs(output: ACDNetOutput) -> dict[str, Tensor]:
         "X_nonK_1": output.warm_up_images[1],
         "X_stage1": output.images[0],
         "A_last": output.artifacts[-1],
+    }
+
+
+def rcdnet_outputs(output: Separation) -> dict[str, Tensor]:
+    return {
+        "out": output.images[-1],
+        "B0": output.first_image,
+        "B_stage1": output.images[0],
+        "R_stage1": output.layers[0],
+        "R_last": output.layers[-1],
     }
 
 
@@ -98,6 +111,13 @@ PUBLISHED = {
 """Name of the fingerprint -> how to compare."""
 
 SLOW = {"NAFNet_SIDD_w32", "NAFNet_GoPro_w32"}
+    "RCDNet": Published(RCDNet, rcdnet_outputs),
+    "RCDNet_simple": Published(lambda: RCDNet(form="simple"), rcdnet_outputs),
+    "RCDNet_eqreg_width": Published(lambda: RCDNet(form="simple", dual_channels=33), rcdnet_outputs),
+}
+"""Name of the fingerprint -> how to compare."""
+
+SLOW = {"RCDNet_simple", "RCDNet_eqreg_width"}
 """Fingerprints of networks that take seconds."""
 
 
@@ -238,6 +258,21 @@ def without_the_mask() -> nn.Module:
             own = module.forward
             module.forward = lambda maps, grid, is_shifted, own=own: own(maps, grid, False)  # type: ignore[method-assign]
     return network
+class WithTheFirstCopyOfTheKernels(RCDNet):
+    def _parts(self) -> Parts:
+        return replace(super()._parts(), kernels=self.conv[0] / 10)
+
+
+class WithTheFirstKernelsThroughout(RCDNet):
+    def _parts(self) -> Parts:
+        parts = super()._parts()
+        return replace(parts, kernels=parts.first_kernels)
+
+
+class WithTheStepsOfOtherStages(RCDNet):
+    def _parts(self) -> Parts:
+        parts = super()._parts()
+        return replace(parts, image_steps=[*parts.image_steps[1:], parts.image_steps[0]])
 
 
 @pytest.mark.parametrize(
@@ -264,6 +299,9 @@ def without_the_mask() -> nn.Module:
         pytest.param("SwinIR_tiny", with_windows_that_are_not_shifted, set(), id="SwinIR, no shift"),
         pytest.param("SwinIR_tiny", without_the_mask, set(), id="SwinIR, no mask"),
         pytest.param("SwinIR_tiny", lambda: swinir_tiny(image_range=255.0), set(), id="SwinIR, range of JPEG"),
+        pytest.param("RCDNet", WithTheFirstCopyOfTheKernels, {"B0"}, id="the first copy of the kernels"),
+        pytest.param("RCDNet", WithTheFirstKernelsThroughout, {"B0"}, id="C0 for C"),
+        pytest.param("RCDNet", WithTheStepsOfOtherStages, {"B0", "R_stage1"}, id="steps of other stages"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
