@@ -10,6 +10,10 @@ from components.registry import Registry
 
 NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
+    "c4_dncnn": "components.networks.group.dncnn:C4DnCNN",
+    "c4_unet": "components.networks.group.unet:C4UNet",
+    "d4_dncnn": "components.networks.group.dncnn:D4DnCNN",
+    "d4_unet": "components.networks.group.unet:D4UNet",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
     "nafnet": "components.networks.unets.nafnet:NAFNetForm",

@@ -111,6 +111,7 @@ class Diagnosis:
         fitting_size: if the output cannot be equivariant at this size, the nearest (H, W) at which it can, apart from
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
+        is_exact: whether the output and every layer are equivariant now, up to rounding.
         depends_on_size: whether there are strides, pools and the like, so that other sizes may not fit.
 
     Example:
@@ -131,6 +132,7 @@ class Diagnosis:
     structure_residual: float
     fitting_size: tuple[int, int] | None
     can_be_exact: bool | None
+    is_exact: bool
     depends_on_size: bool
 
     @property
@@ -152,6 +154,8 @@ class Diagnosis:
         if self.can_be_exact:
             text = f"the output can be {goal} {at}: nothing in the structure forbids it"
             text += ", but other sizes may not fit" if self.depends_on_size else ""
+            if self.is_exact:
+                return f"{text}; it is now, and so is every layer: there is nothing to penalise"
             limited = sum(any(o.kind in FIELD_LIMITS for o in layer.incompatibilities) for layer in self.layers)
             of = f" (only with trivial fields, so symmetric kernels, in {limited} of {len(self.layers)} layers)"
             return text + (of if limited else "")
@@ -268,6 +272,8 @@ class _Examination:
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
+        output_residual = _root_of_mean(sizes[None])
+        residuals = [output_residual, *(2.0 if layer.residual is None else layer.residual for layer in layers)]
         return Diagnosis(
             self.group.name,
             (inputs[0].shape[-2], inputs[0].shape[-1]),
@@ -275,10 +281,11 @@ class _Examination:
             tuple(findings),
             tuple(sorted(self._untied(), key=lambda each: -each.inequality)),
             "image" if self.first.output.ndim == 4 else "no place",
-            _root_of_mean(sizes[None]),
+            output_residual,
             structure.residual,
             self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
             can_be_exact,
+            max(residuals) <= self.tolerance,
             any(window and max(window.stride) > 1 for window in self._windows()),
         )
 
@@ -424,7 +431,8 @@ class _Examination:
         for name, spec in self.spec.items():
             bias = parameters.get("bias" if name == "network" else f"{name}.bias")
             call = next(call for call in self.calls if call.name == name)
-            if bias is not None and self._layout(call)[0]:
+            # A bias with fewer values, as one for each field, is no value for each channel.
+            if bias is not None and bias.numel() == spec.outputs and self._layout(call)[0]:
                 maps = bias[None, :, None, None]  # (C) -> (1, C, 1, 1); before PixelShuffle(r) -> (1, C / r^2, r, r)
                 maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps
                 if not (spec.factor == 1 and self.fields[name] == "trivial"):

@@ -141,7 +141,7 @@ class OperationRecorder(TorchFunctionMode):
         elif name in _PRODUCTS:
             self._attends_after = len(self._trace.calls)
             self._note_heads(args[0] if args else kwargs["query"])
-        self._note_parameters((*args, *kwargs.values()), result)
+        self._note_parameters(name, (*args, *kwargs.values()), result)
 
     def _add(self, kind: str, maps: Any, result: Tensor, **more: Any) -> None:
         if isinstance(maps, Tensor) and maps.ndim >= 2:
@@ -168,7 +168,7 @@ class OperationRecorder(TorchFunctionMode):
             if channels in (heads * width, 2 * heads * width, 3 * heads * width):  # one layer gives q, kv or qkv
                 self.seen.head_widths.setdefault(call.name, width)
 
-    def _note_parameters(self, values: tuple[Any, ...], result: Tensor) -> None:
+    def _note_parameters(self, name: str, values: tuple[Any, ...], result: Tensor) -> None:
         tensors = [value for value in values if isinstance(value, Tensor)]
         named = [tensor for tensor in tensors if tensor in self._names]
         if tensors and len(named) == len(tensors):
@@ -177,9 +177,12 @@ class OperationRecorder(TorchFunctionMode):
         is_attention = self._attends_after == len(self._trace.calls)  # then the axes are heads and positions
         if is_attention:
             return
+        first, last = result.shape[1] if result.ndim == 4 else None, result.shape[-1] if result.ndim else None
+        if name == "batch_norm" and result.ndim > 2:  # its channels are the second axis; of five axes, they are fields
+            last = None
+        channels = (first, last)
         for tensor in named:
             wide = [size for size in tensor.shape if size > 1]
-            channels = (result.shape[1] if result.ndim == 4 else None, result.shape[-1] if result.ndim else None)
             if len(wide) == 1 and wide[0] in channels and tensor.is_floating_point() and self._trace.calls:
                 self.seen.channel_parameters.setdefault(self._names[tensor], (tensor, self._after))
 

@@ -10,6 +10,7 @@ Legend: O, I output and input channels of a kernel; r factor of a sub-pixel laye
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Literal
 
@@ -28,6 +29,9 @@ Fields = Literal["auto", "trivial"]
 @torch.no_grad()
 def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fields = "auto") -> nn.Module:
     """Return a copy of a network whose weights are projected onto those of an equivariant network.
+
+    A layer that computes its kernel from fewer weights, as a group convolution does, keeps them: they are no entries of
+    the kernel. It is exactly equivariant under its own group already.
 
     Args:
         network: as of `diagnose`.
@@ -61,16 +65,17 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     last = trace.calls[-1].name if trace.calls else ""
     # A weight that several calls share, as one of a convolution and of its adjoint, is read as in its last call.
     is_transposed = {call.name: bool(call.window and call.window.is_transposed) for call in trace.calls}
+    sizes = {call.name: math.prod(call.weight_shape) for call in trace.calls}
     for name, spec in specs.items():
         field: FieldType = "trivial"
         if fields == "auto" and spec.channels % chosen.order == 0:
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
         weight, bias = parameters.get(f"{prefix}weight", parameters.get(name)), parameters.get(f"{prefix}bias")
-        if weight is not None:
+        if weight is not None and weight.numel() == sizes[name]:
             into: FieldType = kernel_input_field(spec, chosen) if fields == "auto" else "trivial"
             weight.copy_(_averaged(weight, is_transposed[name], into, field, spec, chosen))
-        if bias is not None:
+        if bias is not None and bias.numel() == spec.outputs:
             maps = bias[None, :, None, None]  # (O) -> (1, O, 1, 1)
             maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps  # -> (1, O / r^2, r, r)
             mean = torch.stack([chosen.act(maps, element, field) for element in range(chosen.order)]).mean(dim=0)

@@ -52,7 +52,7 @@ def random(name: str, **arguments: Any) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight).mul_(GAINS.get(name, 1.0))
             nn.init.normal_(module.bias, std=0.1) if module.bias is not None else None
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             for values in (module.weight, module.running_var):
                 nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
             for values in (module.bias, module.running_mean):

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.equivariance.groups import C4, group_named
 from components.networks import build_network
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
+from components.networks.group.convolution import ComputedConvolution, GroupConvolution, LiftingConvolution
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
 from components.networks.unrolled.rcdnet import RCDNet
@@ -26,6 +28,7 @@ from tests.components.networks.fingerprints.fingerprint import GRADIENT
 
 pytestmark = pytest.mark.unit
 TOLERANCE = 1e-9
+D4 = group_named("D4")
 
 
 class Published(NamedTuple):
@@ -73,6 +76,30 @@ def call_ffdnet(network: nn.Module, image: Tensor, second: Tensor) -> Any:
     return network(image, torch.full_like(second, 25 / 255))
 
 
+MIRRORS_AFTER = [0, 1, 2, 3, 6, 5, 4, 7]
+"""Number of an element of D4 in the reference, which mirrors up and down after turning -> its number in eqreg.
+
+Up and down after r turns is left to right before 2 - r turns. The list is its own inverse.
+"""
+
+
+def fields(output: Tensor) -> dict[str, Tensor]:
+    """The reference has an axis of elements, of which there are as many as fields of 5 channels leave."""
+    return {"out": output.unflatten(1, (5, -1))}  # (B, 5 t, H, W) -> (B, 5, t, H, W)
+
+
+def call_in_the_order_of_the_reference(layer: ComputedConvolution, maps: Tensor) -> Tensor:
+    """Call a layer of D4 whose weights, input and output have the elements in the order of the reference."""
+
+    def reordered(fields: Tensor) -> Tensor:  # (B, F t, H, W)
+        return fields.unflatten(1, (-1, 8))[:, :, MIRRORS_AFTER].flatten(1, 2)
+
+    weight = layer.weight[:, :, MIRRORS_AFTER] if layer.weight.shape[2] > 1 else layer.weight
+    own = reordered(maps) if layer.in_channels % 8 == 0 else maps
+    output = torch.func.functional_call(layer, {"weight": weight, "bias": layer.bias}, (own,))
+    return reordered(output)
+
+
 def dncnn(channels: int, **settings: Any) -> nn.Module:
     return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
 
@@ -107,6 +134,10 @@ PUBLISHED = {
     "SwinIR_light_x2": Published(
         lambda: SwinIR(scale=2, width=60, groups=4, upsampler="pixelshuffledirect", image_size=64)
     ),
+    "P4ConvZ2": Published(lambda: LiftingConvolution(3, 5, 3, C4), fields),
+    "P4ConvP4": Published(lambda: GroupConvolution(3, 5, 3, C4), fields),
+    "P4MConvZ2": Published(lambda: LiftingConvolution(3, 5, 3, D4), fields, call_in_the_order_of_the_reference),
+    "P4MConvP4M": Published(lambda: GroupConvolution(3, 5, 3, D4), fields, call_in_the_order_of_the_reference),
 }
 """Name of the fingerprint -> how to compare."""
 
@@ -273,6 +304,10 @@ class WithTheStepsOfOtherStages(RCDNet):
     def _parts(self) -> Parts:
         parts = super()._parts()
         return replace(parts, image_steps=[*parts.image_steps[1:], parts.image_steps[0]])
+def with_elements_the_other_way_round() -> nn.Module:
+    layer = GroupConvolution(3, 5, 3, C4)
+    layer._sources = [C4.sources(element) for element in C4.inverses]
+    return layer
 
 
 @pytest.mark.parametrize(
@@ -302,6 +337,7 @@ class WithTheStepsOfOtherStages(RCDNet):
         pytest.param("RCDNet", WithTheFirstCopyOfTheKernels, {"B0"}, id="the first copy of the kernels"),
         pytest.param("RCDNet", WithTheFirstKernelsThroughout, {"B0"}, id="C0 for C"),
         pytest.param("RCDNet", WithTheStepsOfOtherStages, {"B0", "R_stage1"}, id="steps of other stages"),
+        pytest.param("P4ConvP4", with_elements_the_other_way_round, set(), id="elements the other way round"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
@@ -344,3 +380,26 @@ def in_another_order() -> nn.Module:
 def test_another_structure_is_noticed(name: str, build: Callable[[], nn.Module], differs: set[str]) -> None:
     own, stored = fingerprints.structure(build()), fingerprints.stored_structure(fingerprints.load(name))
     assert {key for key, value in own.items() if value != stored[key]} == differs
+
+
+def test_a_layer_of_mirrors_in_another_order_of_elements_is_noticed() -> None:
+    fingerprint = fingerprints.load("P4MConvP4M")
+    layer = GroupConvolution(3, 5, 3, D4).double()
+    fingerprints.fill(layer, fingerprint["gain"])
+    (maps,) = fingerprints.inputs(fingerprint)
+    found = fingerprints.deviations(fingerprint, layer, fields(layer(maps)), "eval")
+    assert found["out"] > 1000 * TOLERANCE
+
+
+P4M_SOURCES = [
+    *([0, 1, 2, 3, 4, 5, 6, 7], [3, 0, 1, 2, 5, 6, 7, 4], [2, 3, 0, 1, 6, 7, 4, 5], [1, 2, 3, 0, 7, 4, 5, 6]),
+    *([4, 5, 6, 7, 0, 1, 2, 3], [5, 6, 7, 4, 3, 0, 1, 2], [6, 7, 4, 5, 2, 3, 0, 1], [7, 4, 5, 6, 1, 2, 3, 0]),
+]
+"""``[h][m]``: the plane of the weights that the reference uses from element m to element h."""
+
+
+def test_the_planes_of_the_weights_are_those_of_the_reference() -> None:
+    sources = [D4.sources(element) for element in range(8)]
+    own = [[MIRRORS_AFTER[sources[MIRRORS_AFTER[h]][MIRRORS_AFTER[m]]] for m in range(8)] for h in range(8)]
+    assert own == P4M_SOURCES
+    assert [C4.sources(element) for element in range(4)] == [row[:4] for row in P4M_SOURCES[:4]]
