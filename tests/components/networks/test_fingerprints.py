@@ -15,10 +15,10 @@ from components.equivariance.groups import C4, group_named
 from components.networks import build_network
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
-from components.networks.unets.nafnet import ChannelNorm, NAFNet
+from components.networks.group.convolution import ComputedConvolution, GroupConvolution, LiftingConvolution
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
-from components.networks.group.convolution import ComputedConvolution, GroupConvolution, LiftingConvolution
+from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
 from components.networks.unrolled.rcdnet import RCDNet
@@ -127,6 +127,7 @@ PUBLISHED = {
     "NAFNet_SIDD_w32": Published(NAFNet),
     "NAFNet_GoPro_w32": Published(
         lambda: NAFNet(middle_blocks=1, encoder_blocks=(1, 1, 1, 28), decoder_blocks=(1, 1, 1, 1))
+    ),
     "SwinIR_tiny": Published(swinir_tiny),
     "SwinIR_denoise_color": Published(lambda: SwinIR(image_size=128)),
     "SwinIR_denoise_gray": Published(lambda: SwinIR(colours=1, image_size=128)),
@@ -138,25 +139,21 @@ PUBLISHED = {
     "P4ConvP4": Published(lambda: GroupConvolution(3, 5, 3, C4), fields),
     "P4MConvZ2": Published(lambda: LiftingConvolution(3, 5, 3, D4), fields, call_in_the_order_of_the_reference),
     "P4MConvP4M": Published(lambda: GroupConvolution(3, 5, 3, D4), fields, call_in_the_order_of_the_reference),
-}
-"""Name of the fingerprint -> how to compare."""
-
-SLOW = {"NAFNet_SIDD_w32", "NAFNet_GoPro_w32"}
     "RCDNet": Published(RCDNet, rcdnet_outputs),
     "RCDNet_simple": Published(lambda: RCDNet(form="simple"), rcdnet_outputs),
     "RCDNet_eqreg_width": Published(lambda: RCDNet(form="simple", dual_channels=33), rcdnet_outputs),
 }
 """Name of the fingerprint -> how to compare."""
 
-SLOW = {"RCDNet_simple", "RCDNet_eqreg_width"}
-"""Fingerprints of networks that take seconds."""
-
-
-MODES = [
-    pytest.param(name, mode, marks=pytest.mark.slow if name in SLOW else ())
-SLOW = ("SwinIR_denoise_color", "SwinIR_denoise_gray", "SwinIR_classical_x2", "SwinIR_light_x2")
+SLOW = {
+    "NAFNet_SIDD_w32",
+    "NAFNet_GoPro_w32",
+    "SwinIR_denoise_color",
+    "SwinIR_denoise_gray",
+    "SwinIR_classical_x2",
+    "SwinIR_light_x2",
+}
 """Networks that take seconds."""
-
 
 MODES = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=pytest.mark.slow if name in SLOW else ())
@@ -289,6 +286,8 @@ def without_the_mask() -> nn.Module:
             own = module.forward
             module.forward = lambda maps, grid, is_shifted, own=own: own(maps, grid, False)  # type: ignore[method-assign]
     return network
+
+
 class WithTheFirstCopyOfTheKernels(RCDNet):
     def _parts(self) -> Parts:
         return replace(super()._parts(), kernels=self.conv[0] / 10)
@@ -304,6 +303,8 @@ class WithTheStepsOfOtherStages(RCDNet):
     def _parts(self) -> Parts:
         parts = super()._parts()
         return replace(parts, image_steps=[*parts.image_steps[1:], parts.image_steps[0]])
+
+
 def with_elements_the_other_way_round() -> nn.Module:
     layer = GroupConvolution(3, 5, 3, C4)
     layer._sources = [C4.sources(element) for element in C4.inverses]
