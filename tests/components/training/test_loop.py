@@ -394,7 +394,7 @@ def test_a_validation_does_not_stop_the_drawing_of_batches() -> None:
 
     class Waiting(Run):
         def _validate(self, network: nn.Module) -> Metrics:
-            found.append(all(event.wait(60) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
+            found.append(all(event.wait(300) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
             return {}
 
     Waiting(settings(validate_every=1, steps=5), sampler=sampler).start()
