@@ -30,8 +30,8 @@ Fields = Literal["auto", "trivial"]
 def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fields = "auto") -> nn.Module:
     """Return a copy of a network whose weights are projected onto those of an equivariant network.
 
-    A layer that computes its kernel from fewer weights, as a group convolution does, keeps them: they are no entries of
-    the kernel. It is exactly equivariant under its own group already.
+    A layer that computes its kernel from fewer weights keeps them, because they are no entries of the kernel. A group
+    convolution is such a layer; it is exactly equivariant under its own group whatever its weights.
 
     Args:
         network: as of `diagnose`.

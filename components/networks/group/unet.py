@@ -60,9 +60,7 @@ class _Block(nn.Module):
         group: of the network.
     """
 
-    def __init__(
-        self, first: Callable[..., nn.Module], inputs: int, fields: int, norm: Norm, group: Group
-    ) -> None:
+    def __init__(self, first: Callable[..., nn.Module], inputs: int, fields: int, norm: Norm, group: Group) -> None:
         super().__init__()
         bias = norm == "none"
         self.conv1 = first(inputs, fields, 3, group, bias)
@@ -76,7 +74,7 @@ class _Block(nn.Module):
 
 
 def _pooled(maps: Tensor) -> Tensor:
-    """The largest values of 2x2 blocks, ``(B, C, H, W)`` -> ``(B, C, H/2, W/2)`` rounded up; see the module's docstring.
+    """The largest values of 2x2 blocks, ``(B, C, H, W)`` -> ``(B, C, H/2, W/2)``, rounded up; see the module.
 
     An export would fix whether the sizes are even, so an exported program always computes the mean over the grids,
     which are the same one where the sides are even.
@@ -91,7 +89,7 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 def _doubled(maps: Tensor, like: Tensor) -> Tensor:
-    """Up-sample maps to the height and width of ``like``, which `_pooled` halved; see the module's docstring."""
+    """Up-sample maps to the height and width of ``like``, which `_pooled` halved; see the module."""
     for axis, line in ((-2, like[0, 0, :, 0]), (-1, like[0, 0, 0, :])):
         places, odd = positions(line), line.shape[0] % 2
         first = maps.index_select(axis, places // 2)
