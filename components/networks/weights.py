@@ -99,8 +99,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if is_safetensors:
             held: Any = import_module("safetensors.torch").load_file(path)
         else:
-            # Of an opened file, because torch looks at the end of a name. Of the protocol of a pickle it warns the user,
-            # who cannot change it.
+            # An opened file, because torch looks at the end of a name. The warning about the protocol of a pickle is of
+            # no use to the user.
             with path.open("rb") as file, no_warnings:
                 held = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a foreign file, any

@@ -92,6 +92,7 @@ def train(
 
     Raises:
         TrainingDivergedError: the loss or its gradient is no longer finite.
+        ValueError: the network gives another number of supervised outputs than it has weights for.
     """
     run = _Run(worker.parallel(state.network).train(), state, own_batch, regularizer, settings, worker)
     clock, clock_step = time.perf_counter(), state.step
@@ -188,6 +189,10 @@ def _supervised_loss(run: _Run, outputs: Tensor | Sequence[Tensor], targets: Ten
     weights: Sequence[float] = getattr(run.state.network, "output_weights", ())
     if len(supervised) == 1 or not weights:
         return losses.mean()
+    if len(weights) != len(supervised):
+        raise ValueError(
+            f"network: {len(weights)} output_weights for {len(supervised)} supervised outputs: give one each"
+        )
     return losses @ (losses.new_tensor(weights) / sum(weights))
 
 

@@ -74,7 +74,7 @@ def test_a_network_of_several_inputs_gets_those_of_its_task(project: Project) ->
         (("dncnn", "w.pth", "a.safetensors", "classify", []), "NETWORK dncnn: does not fit --task classify"),
         (
             ("dncnn", "w.pth", "a.safetensors", "inpaint", []),
-            "--task inpaint: stacks image, mask, which has 4 channels for an image of 3, and network dncnn takes 3: use",
+            "--task inpaint: stacks image, mask, which has 4 channels for an image of 3, and network dncnn takes 3:",
         ),
         (
             ("prenet", "w.pth", "w.safetensors", "derain", ["width=0"]),
