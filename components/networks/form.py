@@ -81,7 +81,7 @@ class RestorationNetwork(nn.Module):
         name = type(self).__name__.removesuffix("Form").lower()
         if scale not in self.scales:
             raise ValueError(f"{name} scale {scale}: use {' or '.join(map(str, self.scales))}")
-        channels = {each: out_channels if each in COLOURED else 1 for each in inputs}
+        channels = _channels(inputs, out_channels)
         needs = self.needs or ()
         if missing := [each for each in needs if each not in channels]:
             raise ValueError(f"{name} needs {' and '.join(missing)}, and the stack holds {', '.join(inputs)}")
@@ -97,6 +97,25 @@ class RestorationNetwork(nn.Module):
     def take(self, stack: Tensor) -> tuple[Tensor, ...]:
         """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each."""
         return tuple(stack[:, start:stop] for start, stop in self._places)
+
+
+def stack_channels(inputs: Sequence[str], out_channels: int) -> int:
+    """Return the number of channels of a stack.
+
+    Args:
+        inputs: names of the images in it.
+        out_channels: channels of the restored image.
+
+    Example:
+        >>> stack_channels(("image", "mask"), 3), stack_channels(("li", "image", "metal_mask"), 1)
+        (4, 3)
+    """
+    return sum(_channels(inputs, out_channels).values())
+
+
+def _channels(inputs: Sequence[str], out_channels: int) -> dict[str, int]:
+    """Name of an image in a stack -> its channels."""
+    return {each: out_channels if each in COLOURED else 1 for each in inputs}
 
 
 def extend(images: Tensor, least: int) -> Tensor:

@@ -418,6 +418,10 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"preprocess.pairs": "auto", "network": {"name": "ffdnet"}},
             ["preprocess.pairs: pairs of image files have no noise_level, which network ffdnet needs: use none"],
         ),
+        (
+            {"task": "ct_mar", "network": {"name": "acdnet", "maps": 8}},
+            ["network.dual_channels + 1: 33 channels do not divide by 4", "use dual_channels + 1 = 32, or"],
+        ),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(
