@@ -10,8 +10,10 @@ from components.registry import Registry
 
 NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
+    "dicdnet": "components.networks.unrolled.dicdnet:DICDNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
+    "oscnet": "components.networks.unrolled.oscnet:OSCNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
     "rcdnet": "components.networks.unrolled.rcdnet:RCDNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",

@@ -15,6 +15,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "prenet": {"width": 8, "stages": 3},
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
+    "dicdnet": {"maps": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
+    "oscnet": {"kernels": 1, "orientations": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
     "rcdnet": {"maps": 4, "dual_channels": 5, "residual_blocks": 1, "stages": 3},
 }
 """Name -> settings with which a forward takes some milliseconds."""
