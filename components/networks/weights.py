@@ -33,6 +33,8 @@ _LONGEST = 80  # characters of the name of a tensor in a message
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a file of published weights into the published module of a network; every parameter must be there.
 
+    Tensors that the published module names in its attribute ``computed`` are left out: it computes them from others.
+
     Args:
         network: of ``build_network``; its weights are replaced, all or none.
         path: as of `read_weights`.
@@ -50,7 +52,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
         >>> network.model[0].bias.sum().item()
         8.0
     """
-    weights, published = read_weights(path), getattr(network, "published", network)
+    published = getattr(network, "published", network)
+    computed = getattr(published, "computed", ())
+    weights = {name: value for name, value in read_weights(path).items() if name not in computed}
     own: dict[str, Tensor] = published.state_dict()
     # Only a count of training steps may be missing: old files have none, and no output depends on it.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]

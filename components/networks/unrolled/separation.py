@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.networks.form import RestorationNetwork
 from components.networks.unrolled.dictionary import DICTIONARY_SCALE, EARLIER, WHITE, analysis, synthesis
 
 
@@ -136,3 +137,53 @@ def supervised_weights(stages: int, last_layer: float) -> tuple[float, ...]:
         (1.0, 0.1, 0.1, 0.1, 0.1, 1.0)
     """
     return (1.0, *[EARLIER] * (stages + 1), *[EARLIER] * (stages - 1), last_layer)
+
+
+LAST_ARTIFACTS = 1.1
+"""Published weight of the loss of the artifacts of the last stage: 0.1 as of all stages, and 1 more."""
+
+
+class MetalArtifactForm(RestorationNetwork):
+    """The product's form of DICDNet and OSCNet: images in [0, 1], and the mask of what is metal.
+
+    In training with ``supervised="all"`` it gives the image of every stage, and of every stage ``Y - A``, the image
+    without its artifacts. The loss of ``Y - A`` is that of the artifacts against their truth ``Y - X``. The weights are
+    published: 1 for the result, 1.1 for the artifacts of the last stage, 0.1 for all others. The published loss itself
+    is another one, which is not here: outside the metal alone, the mean squares of the images, and 5e-4 times the sums
+    of the absolute errors of images and artifacts.
+    """
+
+    needs = ("image", "li", "metal_mask")
+    scales = (1,)
+
+    def describe_stages(
+        self,
+        in_channels: int,
+        out_channels: int,
+        scale: int,
+        inputs: Sequence[str],
+        *,
+        stages: int,
+        supervised: Literal["last", "all"],
+    ) -> None:
+        """Check and keep the shape of the network, as `describe`, and the weights of its supervised images.
+
+        Raises:
+            ValueError: the image has more than one channel, or as of `describe`.
+        """
+        if out_channels != 1:
+            name = type(self).__name__.removesuffix("Form").lower()
+            raise ValueError(f"{name} restores images of one channel, got {out_channels}")
+        self.describe(in_channels, out_channels, scale, inputs)
+        if supervised == "all":
+            self.output_weights = supervised_weights(stages, LAST_ARTIFACTS)
+
+    def forward(self, stack: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Restore a batch of stacks; in training with several supervised outputs, the result comes first."""
+        image, interpolated, metal = self.take(stack)
+        assert self.published_class is not None
+        output = self.published_class.forward(self, WHITE * image, WHITE * interpolated, 1 - metal)
+        if self.training and self.output_weights:
+            return supervised_images(image, output)
+        result: Tensor = output.images[-1] / WHITE
+        return result

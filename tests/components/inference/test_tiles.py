@@ -122,9 +122,10 @@ def test_an_unrolled_dictionary_sees_further_with_every_stage(
     assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (10, 2 * radius + 10)
 
 
-def test_an_unrolled_dictionary_shows_no_seam_once_tiles_overlap_by_all_that_it_sees() -> None:
-    network = small.random("rcdnet", stages=3).float()  # which sees 41 pixels to each side
-    image = torch.rand(3, 150, 210)
+@pytest.mark.parametrize("name", ["rcdnet", "dicdnet", "oscnet"])
+def test_an_unrolled_dictionary_shows_no_seam_once_tiles_overlap_by_all_that_it_sees(name: str) -> None:
+    network = small.random(name, stages=3).float()  # which sees 41 pixels to each side
+    image = small.stack(network, 150, 210)[0].float()
     with torch.no_grad():
         whole = network(image[None])[0]
     close = 1e-4 * float(whole.abs().max())

@@ -18,6 +18,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ffdnet": {"width": 8, "depth": 4},
     "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
     "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4},
+    "dicdnet": {"maps": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
+    "oscnet": {"kernels": 1, "orientations": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
     "rcdnet": {"maps": 4, "dual_channels": 5, "residual_blocks": 1, "stages": 3},
 }
 """Name -> settings with which a forward takes some milliseconds."""

@@ -42,6 +42,10 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("rcdnet", {}, "RCDNet"),
         ("rcdnet", {"form": "simple"}, "RCDNet_simple"),
         ("rcdnet", {"form": "simple", "dual_channels": 33}, "RCDNet_eqreg_width"),
+        ("dicdnet", {}, "DICDNet"),
+        ("dicdnet", {"dual_channels": 35}, "DICDNet_eqreg_width"),
+        ("oscnet", {}, "OSCNet"),
+        ("oscnet", {"dual_channels": 35}, "OSCNet_eqreg_width"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -142,11 +146,14 @@ def test_a_new_nafnet_corrects_by_its_outer_layers_alone() -> None:
     assert of_blocks == {"beta", "gamma"}
 
 
+@pytest.mark.parametrize("name", ["acdnet", "dicdnet", "oscnet"])
 @pytest.mark.parametrize("order", list(itertools.permutations(("image", "li", "metal_mask"))))
-def test_acdnet_finds_its_inputs_in_the_stack_and_gets_their_published_values(order: tuple[str, ...]) -> None:
+def test_a_network_for_ct_finds_its_inputs_in_the_stack_and_gets_their_published_values(
+    order: tuple[str, ...], name: str
+) -> None:
     parts = {name: torch.rand(1, 1, 12, 9, dtype=torch.float64) for name in ("image", "li", "metal_mask")}
     parts["metal_mask"] = (parts["metal_mask"] > 0.8).double()
-    network = random("acdnet", inputs=order)
+    network = random(name, inputs=order)
     output = network(torch.cat([parts[name] for name in order], dim=1))
     published = network.published(255 * parts["image"], 255 * parts["li"], 1 - parts["metal_mask"])
     torch.testing.assert_close(output, published.images[-1] / 255, rtol=0, atol=1e-12)
@@ -265,7 +272,11 @@ PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection",
 
 STEPS = [
     pytest.param(
-        name, penalty, marks=pytest.mark.slow if name in ("acdnet", "prenet", "rcdnet") and penalty != "regular" else ()
+        name,
+        penalty,
+        marks=pytest.mark.slow
+        if name in ("acdnet", "prenet", "rcdnet", "dicdnet", "oscnet") and penalty != "regular"
+        else (),
     )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
@@ -321,6 +332,7 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         # The image is among the channels of its network, where regular fields would mix it with others.
         ("rcdnet", {}, "trivial"),
         ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "trivial"),
+        ("dicdnet", {}, "trivial"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -388,6 +400,12 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("rcdnet", {"dual_channels": 0}, "dual_channels: 0"),
         ("rcdnet", {"supervised": "some"}, "supervised: 'some': use one of last, all"),
         ("rcdnet", {"inputs": ("mask",), "in_channels": 1}, "needs image, and the stack holds mask"),
+        ("dicdnet", {"inputs": ("image", "li"), "in_channels": 2}, "needs metal_mask"),
+        ("dicdnet", {"out_channels": 3}, "dicdnet restores images of one channel, got 3"),
+        ("dicdnet", {"stages": 1}, "stages: 1: use a whole number of at least 2"),
+        ("oscnet", {"out_channels": 2}, "oscnet restores images of one channel, got 2"),
+        ("oscnet", {"orientations": 0}, "orientations: 0"),
+        ("oscnet", {"supervised": "none"}, "supervised: 'none': use one of last, all"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -20,11 +20,14 @@ from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
+from components.networks.unrolled.dicdnet import DICDNet
+from components.networks.unrolled.oscnet import OSCNet
 from components.networks.unrolled.prenet import PReNet
 from components.networks.unrolled.rcdnet import RCDNet
 from components.networks.unrolled.separation import Parts, Separation
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.fingerprints.fingerprint import GRADIENT
+from tests.components.networks.fingerprints.oscnet import reference_basis
 
 pytestmark = pytest.mark.unit
 TOLERANCE = 1e-9
@@ -66,6 +69,15 @@ def rcdnet_outputs(output: Separation) -> dict[str, Tensor]:
     }
 
 
+def dicdnet_outputs(output: Separation) -> dict[str, Tensor]:
+    return {
+        "out": output.images[-1],
+        "X0": output.first_image,
+        "X_stage1": output.images[0],
+        "A_last": output.layers[-1],
+    }
+
+
 def call_acdnet(network: nn.Module, image: Tensor, interpolated: Tensor, third: Tensor) -> Any:
     """The note asks for a mask of zeros and ones instead of the third input, which is in 0..255."""
     return network(image, interpolated, (third / 255 > 0.35).double())
@@ -98,6 +110,11 @@ def call_in_the_order_of_the_reference(layer: ComputedConvolution, maps: Tensor)
     own = reordered(maps) if layer.in_channels % 8 == 0 else maps
     output = torch.func.functional_call(layer, {"weight": weight, "bias": layer.bias}, (own,))
     return reordered(output)
+def oscnet(**settings: Any) -> OSCNet:
+    """With the basis of the reference, which its fingerprint does not hold."""
+    network = OSCNet(**settings)
+    network.fcnn.Basis.copy_(reference_basis())
+    return network
 
 
 def dncnn(channels: int, **settings: Any) -> nn.Module:
@@ -142,6 +159,10 @@ PUBLISHED = {
     "RCDNet": Published(RCDNet, rcdnet_outputs),
     "RCDNet_simple": Published(lambda: RCDNet(form="simple"), rcdnet_outputs),
     "RCDNet_eqreg_width": Published(lambda: RCDNet(form="simple", dual_channels=33), rcdnet_outputs),
+    "DICDNet": Published(DICDNet, dicdnet_outputs, call_acdnet),
+    "DICDNet_eqreg_width": Published(lambda: DICDNet(dual_channels=35), dicdnet_outputs, call_acdnet),
+    "OSCNet": Published(oscnet, dicdnet_outputs, call_acdnet),
+    "OSCNet_eqreg_width": Published(lambda: oscnet(dual_channels=35), dicdnet_outputs, call_acdnet),
 }
 """Name of the fingerprint -> how to compare."""
 
@@ -154,6 +175,9 @@ SLOW = {
     "SwinIR_light_x2",
 }
 """Networks that take seconds."""
+SLOW = {"RCDNet_simple", "RCDNet_eqreg_width", "DICDNet_eqreg_width", "OSCNet_eqreg_width"}
+"""Fingerprints of networks that take seconds."""
+
 
 MODES = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=pytest.mark.slow if name in SLOW else ())
@@ -309,6 +333,23 @@ def with_elements_the_other_way_round() -> nn.Module:
     layer = GroupConvolution(3, 5, 3, C4)
     layer._sources = [C4.sources(element) for element in C4.inverses]
     return layer
+class WithoutMask(DICDNet):
+    def forward(self, CT_ma: Tensor, LIct: Tensor, Mask: Tensor) -> Separation:
+        return super().forward(CT_ma, LIct, torch.ones_like(Mask))
+
+
+def with_orientations_before_kernels() -> nn.Module:
+    network = oscnet()
+    network.fcnn.register_forward_hook(
+        lambda _, inputs, kernels: kernels.unflatten(1, (4, 8)).transpose(1, 2).flatten(1, 2)
+    )
+    return network
+
+
+def with_the_dictionary_divided_by_ten() -> nn.Module:
+    network = oscnet()
+    network.fcnn.register_forward_hook(lambda _, inputs, kernels: kernels / 10)
+    return network
 
 
 @pytest.mark.parametrize(
@@ -337,6 +378,10 @@ def with_elements_the_other_way_round() -> nn.Module:
         pytest.param("SwinIR_tiny", lambda: swinir_tiny(image_range=255.0), set(), id="SwinIR, range of JPEG"),
         pytest.param("RCDNet", WithTheFirstCopyOfTheKernels, {"B0"}, id="the first copy of the kernels"),
         pytest.param("RCDNet", WithTheFirstKernelsThroughout, {"B0"}, id="C0 for C"),
+        pytest.param("DICDNet", WithoutMask, {"X0"}, id="no mask"),
+        pytest.param("OSCNet", OSCNet, {"X0"}, id="another basis of the same span"),
+        pytest.param("OSCNet", with_orientations_before_kernels, {"X0"}, id="orientations before kernels"),
+        pytest.param("OSCNet", with_the_dictionary_divided_by_ten, {"X0"}, id="dictionary / 10"),
         pytest.param("RCDNet", WithTheStepsOfOtherStages, {"B0", "R_stage1"}, id="steps of other stages"),
         pytest.param("P4ConvP4", with_elements_the_other_way_round, set(), id="elements the other way round"),
     ],

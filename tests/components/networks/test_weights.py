@@ -75,6 +75,18 @@ def test_files_from_before_batches_were_counted_load(tmp_path: Path) -> None:
     load_weights(build_network("dncnn", depth=4, width=8).double(), tmp_path / "a.pth")
 
 
+def test_kernels_that_the_reference_of_oscnet_keeps_in_evaluation_mode_are_left_out(tmp_path: Path) -> None:
+    wanted = random("oscnet")
+    kept = {"fcnn.filter": torch.rand(1, 4, 9, 9), "fcnn.bias": torch.zeros(1, 1, 1, 1)}
+    torch.save({**wanted.state_dict(), **kept}, tmp_path / "a.pth")
+    network = build_network("oscnet", **SMALL["oscnet"]).double()
+    load_weights(network, tmp_path / "a.pth")
+    torch.testing.assert_close(dict(network.state_dict()), dict(wanted.state_dict()), rtol=0, atol=0)
+    torch.save({**random("dicdnet").state_dict(), **kept}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"unknown: fcnn.filter, fcnn.bias$"):
+        load_weights(random("dicdnet"), tmp_path / "b.pth")
+
+
 def without(name: str) -> Callable[[Weights], Any]:
     return lambda weights: {key: value for key, value in weights.items() if key != name}
 
