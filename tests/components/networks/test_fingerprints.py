@@ -173,11 +173,12 @@ SLOW = {
     "SwinIR_denoise_gray",
     "SwinIR_classical_x2",
     "SwinIR_light_x2",
+    "RCDNet_simple",
+    "RCDNet_eqreg_width",
+    "DICDNet_eqreg_width",
+    "OSCNet_eqreg_width",
 }
-"""Networks that take seconds."""
-SLOW = {"RCDNet_simple", "RCDNet_eqreg_width", "DICDNet_eqreg_width", "OSCNet_eqreg_width"}
 """Fingerprints of networks that take seconds."""
-
 
 MODES = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=pytest.mark.slow if name in SLOW else ())
