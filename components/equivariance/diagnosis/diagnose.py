@@ -112,7 +112,8 @@ class Diagnosis:
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
         is_exact: whether the output and every layer are equivariant now, up to rounding.
-        depends_on_size: whether there are strides, pools and the like, so that other sizes may not fit.
+        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may not
+            fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -286,7 +287,8 @@ class _Examination:
             self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
             can_be_exact,
             max(residuals) <= self.tolerance,
-            any(window and max(window.stride) > 1 for window in self._windows()),
+            any(window and max(window.stride) > 1 for window in self._windows())
+            or any(attention.window for attention in operations.attentions.values()),
         )
 
     # ------------------------------------------------------------------------------------------------- running
@@ -353,8 +355,8 @@ class _Examination:
     ) -> LayerDiagnosis:
         spec, calls = self.spec[name], [call for call in self.calls if call.name == name]
         layout, why_none = self._layout(calls[0])
-        head_width = self.first.operations.head_widths.get(name)
-        incompatibilities = dict.fromkeys(layer_incompatibilities(spec, calls, layout, head_width, self.group, breaks))
+        attention = self.first.operations.attentions.get(name)
+        incompatibilities = dict.fromkeys(layer_incompatibilities(spec, calls, layout, attention, self.group, breaks))
         if layout is None:
             hint = "none if it makes the class scores, which can be invariant; else declare its layout"
             incompatibilities[Incompatibility("no place", why_none, hint)] = None

@@ -92,6 +92,11 @@ class Trace:
         if other in self._tags:
             self._tags[tensor] = self._tags[other]
 
+    def shift_of(self, tensor: Tensor) -> tuple[int, int]:
+        """The cyclic roll (rows, columns) that a tensor has undergone."""
+        tag: _Tag = self._tags.get(tensor, _Tag())
+        return tag.shift
+
 
 @contextmanager
 def tracing(network: nn.Module, on_call: Callable[[Call, Tensor], None] | None = None) -> Iterator[Trace]:
