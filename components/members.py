@@ -11,11 +11,13 @@ from components.registry import Registry
 NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
+    "drunet": "components.networks.unets.drunet:DRUNetForm",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
     "nafnet": "components.networks.unets.nafnet:NAFNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
+    "restormer": "components.networks.transformers.restormer:RestormerForm",
     "unet": "components.networks.unets.unet:ResidualUNet",
 }
 

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from components.networks import build_network
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
+from components.networks.transformers.restormer import Attention, FeedForward, Restormer
+from components.networks.unets.drunet import DRUNet
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
@@ -62,6 +64,10 @@ def dncnn(channels: int, **settings: Any) -> nn.Module:
     return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
 
 
+def tiny_restormer(**settings: Any) -> Restormer:
+    return Restormer(width=16, blocks=(1, 1, 1, 1), refinement_blocks=1, **settings)
+
+
 PUBLISHED = {
     "PReNet": Published(PReNet, prenet_outputs),
     "PReNet_LSTM": Published(lambda: PReNet(adds_input=False), prenet_outputs),
@@ -82,10 +88,26 @@ PUBLISHED = {
     "NAFNet_GoPro_w32": Published(
         lambda: NAFNet(middle_blocks=1, encoder_blocks=(1, 1, 1, 28), decoder_blocks=(1, 1, 1, 1))
     ),
+    "Restormer_tiny": Published(tiny_restormer),
+    "Restormer_derain": Published(Restormer),
+    "Restormer_denoise_color": Published(lambda: Restormer(norm="bias_free")),
+    "Restormer_denoise_gray": Published(lambda: Restormer(colours=1, norm="bias_free")),
+    "DRUNet_color": Published(DRUNet),
+    "DRUNet_gray": Published(lambda: DRUNet(colours=1)),
+    "Restormer_dual_pixel": Published(lambda: Restormer(dual_pixel=True)),
 }
 """Name of the fingerprint -> how to compare."""
 
-SLOW = {"NAFNet_SIDD_w32", "NAFNet_GoPro_w32"}
+SLOW = {
+    "NAFNet_SIDD_w32",
+    "NAFNet_GoPro_w32",
+    "Restormer_derain",
+    "Restormer_denoise_color",
+    "Restormer_denoise_gray",
+    "Restormer_dual_pixel",
+    "DRUNet_color",
+    "DRUNet_gray",
+}
 """Fingerprints of networks that take seconds."""
 
 
@@ -162,6 +184,47 @@ def with_attention_by_the_largest_value() -> nn.Module:
     return network
 
 
+def with_an_approximate_gelu() -> nn.Module:
+    network = tiny_restormer()
+    for module in network.modules():
+        if isinstance(module, FeedForward):
+            module.forward = approximately_gated.__get__(module)  # type: ignore[method-assign]
+    return network
+
+
+def approximately_gated(layers: FeedForward, maps: Tensor) -> Tensor:
+    first, second = layers.dwconv(layers.project_in(maps)).chunk(2, dim=1)
+    output: Tensor = layers.project_out(F.gelu(first, approximate="tanh") * second)
+    return output
+
+
+def with_heads_of_distant_channels() -> nn.Module:
+    network = tiny_restormer()
+    for module in network.modules():
+        if isinstance(module, Attention):
+            order = torch.arange(module.project_out.in_channels).unflatten(0, (module.heads, -1)).T.flatten()
+            module.qkv_dwconv.register_forward_hook(
+                lambda _, inputs, output, order=order: output.unflatten(1, (3, -1))[:, :, order].flatten(1, 2)
+            )
+            inverse = order.argsort()
+            module.project_out.register_forward_pre_hook(lambda _, inputs, inverse=inverse: inputs[0][:, inverse])
+    return network
+
+
+def without_temperature() -> nn.Module:
+    network = tiny_restormer()
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.temperature.register_hook(torch.zeros_like)
+    return network
+
+
+def with_the_image_added() -> nn.Module:
+    network = DRUNet(colours=1)
+    network.register_forward_hook(lambda _, inputs, output: output + inputs[0][:, :1])
+    return network
+
+
 def with_another_epsilon() -> nn.Module:
     network = ACDNet()
     for module in network.modules():
@@ -187,6 +250,10 @@ def with_another_epsilon() -> nn.Module:
         pytest.param("NAFNet_tiny", with_the_epsilon_of_other_norms, set(), id="epsilon 1e-5 for 1e-6"),
         pytest.param("NAFNet_tiny", with_attention_by_the_largest_value, set(), id="attention by a maximum"),
         pytest.param("NAFNet_tiny", with_branches_that_are_not_scaled, {"out"}, id="no gradient of beta"),
+        pytest.param("DRUNet_gray", with_the_image_added, set(), id="a global residual", marks=pytest.mark.slow),
+        pytest.param("Restormer_tiny", with_an_approximate_gelu, set(), id="approximate gelu"),
+        pytest.param("Restormer_tiny", with_heads_of_distant_channels, set(), id="heads of distant channels"),
+        pytest.param("Restormer_tiny", without_temperature, {"out"}, id="no gradient of the temperature"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
