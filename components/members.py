@@ -16,6 +16,7 @@ NETWORKS: Registry = {
     "d4_unet": "components.networks.group.unet:D4UNet",
     "dicdnet": "components.networks.unrolled.dicdnet:DICDNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
+    "drunet": "components.networks.unets.drunet:DRUNetForm",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
     "nafnet": "components.networks.unets.nafnet:NAFNetForm",
     "oscnet": "components.networks.unrolled.oscnet:OSCNetForm",
@@ -24,6 +25,7 @@ NETWORKS: Registry = {
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
     "swinir": "components.networks.transformers.swinir:SwinIRForm",
+    "restormer": "components.networks.transformers.restormer:RestormerForm",
     "unet": "components.networks.unets.unet:ResidualUNet",
 }
 

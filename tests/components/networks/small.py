@@ -16,6 +16,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "prenet": {"width": 8, "stages": 3},
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
+    "drunet": {"width": 8, "blocks": 1},
+    "restormer": {
+        "width": 8,
+        "blocks": (1, 1, 1, 1),
+        "refinement_blocks": 1,
+        "heads": (1, 2, 2, 2),
+        "hidden_multiple": 4,
+    },
     "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
     "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4},
     "dicdnet": {"maps": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
@@ -32,8 +40,8 @@ OWN: dict[str, dict[str, Any]] = {
 """The same of the networks that take any task's stack, and of the classifier."""
 
 
-GAINS = {"nafnet": 0.5}
-"""Name -> the size of random weights relative to He's: products of maps would grow from layer to layer."""
+GAINS = {"nafnet": 0.5, "restormer": 0.5, "drunet": 0.5}
+"""Name -> the size of random weights relative to He's: sums and products of maps would grow from layer to layer."""
 
 OF_CHANNELS = {
     "weight": (0.5, 1.5),

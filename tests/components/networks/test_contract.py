@@ -46,6 +46,12 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("dicdnet", {"dual_channels": 35}, "DICDNet_eqreg_width"),
         ("oscnet", {}, "OSCNet"),
         ("oscnet", {"dual_channels": 35}, "OSCNet_eqreg_width"),
+        ("drunet", {}, "DRUNet_color"),
+        ("drunet", {"in_channels": 2, "out_channels": 1}, "DRUNet_gray"),
+        ("restormer", {}, "Restormer_derain"),
+        ("restormer", {"norm": "bias_free"}, "Restormer_denoise_color"),
+        ("restormer", {"norm": "bias_free", "in_channels": 1, "out_channels": 1}, "Restormer_denoise_gray"),
+        ("restormer", {"width": 16, "blocks": (1, 1, 1, 1), "refinement_blocks": 1}, "Restormer_tiny"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -144,6 +150,65 @@ def test_a_new_nafnet_corrects_by_its_outer_layers_alone() -> None:
     moved = {key for key, value in network.named_parameters() if value.grad is not None and value.grad.any()}
     of_blocks = {key.rpartition(".")[2] for key in moved if key.startswith(("encoders", "middle_blks", "decoders"))}
     assert of_blocks == {"beta", "gamma"}
+
+
+@pytest.mark.parametrize("size", [(5, 9), (8, 12), (24, 6), (1, 1), (17, 16), (1, 40)])
+@pytest.mark.parametrize(("name", "oracle"), [("restormer", "reflect"), ("drunet", "edge")])
+def test_a_network_of_three_halvings_sees_an_image_extended_to_multiples_of_8(
+    name: str, oracle: Any, size: tuple[int, int]
+) -> None:
+    """By reflection and by copies as their published test scripts do; a side of at most 8 pixels becomes 16."""
+    network = random(name)
+    inputs = stack(network, *size)
+    sides = [max(16, 8 * math.ceil(side / 8)) for side in size]
+    pads = [(0, 0), (0, 0), *((0, after - side) for after, side in zip(sides, size, strict=True))]
+    wide = torch.from_numpy(np.pad(inputs.numpy(), pads, mode=oracle))
+    expected = network.published(wide)[..., : size[0], : size[1]]
+    torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
+
+
+def test_drunet_gives_twice_the_image_for_twice_the_image_and_noise_level() -> None:
+    network = random("drunet")
+    inputs = stack(network, 16, 24)
+    torch.testing.assert_close(network(2 * inputs), 2 * network(inputs), rtol=1e-12, atol=0)
+    louder = inputs.clone()
+    louder[:, -1] *= 2
+    assert (network(louder) - network(inputs)).abs().max() > 1e-3
+
+
+def test_drunet_finds_the_noise_level_wherever_it_lies_in_the_stack() -> None:
+    network, other = random("drunet"), random("drunet", inputs=("noise_level", "image"))
+    inputs = stack(network, 16, 16)
+    torch.testing.assert_close(other(inputs[:, [3, 0, 1, 2]]), network(inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hidden"),
+    [
+        ({}, [127, 255, 510, 1021]),
+        ({"hidden_multiple": 4}, [128, 256, 512, 1024]),
+        ({"hidden_multiple": 8, "width": 8}, [24, 48, 88, 176]),  # of 21, 42, 85, 170
+        ({"expansion": 2, "hidden_multiple": 4}, [96, 192, 384, 768]),
+    ],
+)
+def test_the_feed_forward_layers_of_restormer_have_the_published_width_or_a_multiple(
+    settings: dict[str, Any], hidden: list[int]
+) -> None:
+    few = {"blocks": (1, 1, 1, 1), "refinement_blocks": 1}
+    network = build_network("restormer", **{**few, **settings})
+    levels = (network.encoder_level1, network.encoder_level2, network.encoder_level3, network.latent)
+    assert [level[0].ffn.project_out.in_channels for level in levels] == hidden
+    assert [level[0].ffn.project_in.out_channels for level in levels] == [2 * number for number in hidden]
+
+
+def test_the_norms_of_restormer_without_a_bias_do_not_subtract_the_mean() -> None:
+    maps = torch.rand(2, 8, 3, 4, dtype=torch.float64)
+    variance = maps.var(dim=1, keepdim=True, correction=0)
+    for norm, expected in (("bias_free", maps), ("with_bias", maps - maps.mean(dim=1, keepdim=True))):
+        body = random("restormer", norm=norm).encoder_level1[0].norm1.body
+        nn.init.ones_(body.weight)
+        bias = 0 if body.bias is None else body.bias[:, None, None]
+        torch.testing.assert_close(body(maps), expected / (variance + 1e-5).sqrt() + bias)
 
 
 @pytest.mark.parametrize("name", ["acdnet", "dicdnet", "oscnet"])
@@ -277,6 +342,7 @@ STEPS = [
         marks=pytest.mark.slow
         if name in ("acdnet", "prenet", "rcdnet", "dicdnet", "oscnet") and penalty != "regular"
         else (),
+        marks=pytest.mark.slow if name in ("acdnet", "prenet", "restormer") and penalty != "regular" else (),
     )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
@@ -333,6 +399,7 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("rcdnet", {}, "trivial"),
         ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "trivial"),
         ("dicdnet", {}, "trivial"),
+        ("drunet", {}, "auto"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -406,6 +473,16 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("oscnet", {"out_channels": 2}, "oscnet restores images of one channel, got 2"),
         ("oscnet", {"orientations": 0}, "orientations: 0"),
         ("oscnet", {"supervised": "none"}, "supervised: 'none': use one of last, all"),
+        ("drunet", {"inputs": ("image",), "in_channels": 3}, "needs noise_level, and the stack holds image"),
+        ("drunet", {"blocks": 0}, "blocks: 0"),
+        ("restormer", {"width": 9}, "width: 9: use an even number"),
+        ("restormer", {"blocks": (1, 1, 1)}, r"blocks: \[1, 1, 1\]: use 4 numbers, one for each level"),
+        ("restormer", {"heads": (1, 2, 5, 8)}, "5 heads do not divide the 192 channels of level 3"),
+        ("restormer", {"expansion": 0.01}, "expansion: 0.01: use a number of at least 0.021"),
+        ("restormer", {"expansion": "wide"}, "expansion: 'wide': use a number"),
+        ("restormer", {"norm": "BiasFree"}, "norm: 'BiasFree': use one of with_bias, bias_free"),
+        ("restormer", {"hidden_multiple": 0}, "hidden_multiple: 0"),
+        ("restormer", {"dual_pixel": True}, "dual_pixel: unknown"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -18,6 +18,8 @@ from components.networks.convolutional.redcnn import REDCNN
 from components.networks.group.convolution import ComputedConvolution, GroupConvolution, LiftingConvolution
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
+from components.networks.transformers.restormer import Attention, FeedForward, Restormer
+from components.networks.unets.drunet import DRUNet
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.dicdnet import DICDNet
@@ -123,6 +125,8 @@ def dncnn(channels: int, **settings: Any) -> nn.Module:
 
 def swinir_tiny(**changes: Any) -> SwinIR:
     return SwinIR(**{"width": 24, "groups": 2, "depth": 2, "heads": 2, "image_size": 24, **changes})  # type: ignore[arg-type]
+def tiny_restormer(**settings: Any) -> Restormer:
+    return Restormer(width=16, blocks=(1, 1, 1, 1), refinement_blocks=1, **settings)
 
 
 PUBLISHED = {
@@ -163,6 +167,13 @@ PUBLISHED = {
     "DICDNet_eqreg_width": Published(lambda: DICDNet(dual_channels=35), dicdnet_outputs, call_acdnet),
     "OSCNet": Published(oscnet, dicdnet_outputs, call_acdnet),
     "OSCNet_eqreg_width": Published(lambda: oscnet(dual_channels=35), dicdnet_outputs, call_acdnet),
+    "Restormer_tiny": Published(tiny_restormer),
+    "Restormer_derain": Published(Restormer),
+    "Restormer_denoise_color": Published(lambda: Restormer(norm="bias_free")),
+    "Restormer_denoise_gray": Published(lambda: Restormer(colours=1, norm="bias_free")),
+    "DRUNet_color": Published(DRUNet),
+    "DRUNet_gray": Published(lambda: DRUNet(colours=1)),
+    "Restormer_dual_pixel": Published(lambda: Restormer(dual_pixel=True)),
 }
 """Name of the fingerprint -> how to compare."""
 
@@ -177,6 +188,12 @@ SLOW = {
     "RCDNet_eqreg_width",
     "DICDNet_eqreg_width",
     "OSCNet_eqreg_width",
+    "Restormer_derain",
+    "Restormer_denoise_color",
+    "Restormer_denoise_gray",
+    "Restormer_dual_pixel",
+    "DRUNet_color",
+    "DRUNet_gray",
 }
 """Fingerprints of networks that take seconds."""
 
@@ -250,6 +267,47 @@ def with_the_epsilon_of_other_norms() -> nn.Module:
 def with_attention_by_the_largest_value() -> nn.Module:
     network = NAFNet(3, 8, 1, (1, 1), (1, 1))
     network.middle_blks[0].sca[0] = nn.AdaptiveMaxPool2d(1)  # type: ignore[union-attr, index]
+    return network
+
+
+def with_an_approximate_gelu() -> nn.Module:
+    network = tiny_restormer()
+    for module in network.modules():
+        if isinstance(module, FeedForward):
+            module.forward = approximately_gated.__get__(module)  # type: ignore[method-assign]
+    return network
+
+
+def approximately_gated(layers: FeedForward, maps: Tensor) -> Tensor:
+    first, second = layers.dwconv(layers.project_in(maps)).chunk(2, dim=1)
+    output: Tensor = layers.project_out(F.gelu(first, approximate="tanh") * second)
+    return output
+
+
+def with_heads_of_distant_channels() -> nn.Module:
+    network = tiny_restormer()
+    for module in network.modules():
+        if isinstance(module, Attention):
+            order = torch.arange(module.project_out.in_channels).unflatten(0, (module.heads, -1)).T.flatten()
+            module.qkv_dwconv.register_forward_hook(
+                lambda _, inputs, output, order=order: output.unflatten(1, (3, -1))[:, :, order].flatten(1, 2)
+            )
+            inverse = order.argsort()
+            module.project_out.register_forward_pre_hook(lambda _, inputs, inverse=inverse: inputs[0][:, inverse])
+    return network
+
+
+def without_temperature() -> nn.Module:
+    network = tiny_restormer()
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.temperature.register_hook(torch.zeros_like)
+    return network
+
+
+def with_the_image_added() -> nn.Module:
+    network = DRUNet(colours=1)
+    network.register_forward_hook(lambda _, inputs, output: output + inputs[0][:, :1])
     return network
 
 
@@ -385,6 +443,10 @@ def with_the_dictionary_divided_by_ten() -> nn.Module:
         pytest.param("OSCNet", with_the_dictionary_divided_by_ten, {"X0"}, id="dictionary / 10"),
         pytest.param("RCDNet", WithTheStepsOfOtherStages, {"B0", "R_stage1"}, id="steps of other stages"),
         pytest.param("P4ConvP4", with_elements_the_other_way_round, set(), id="elements the other way round"),
+        pytest.param("DRUNet_gray", with_the_image_added, set(), id="a global residual", marks=pytest.mark.slow),
+        pytest.param("Restormer_tiny", with_an_approximate_gelu, set(), id="approximate gelu"),
+        pytest.param("Restormer_tiny", with_heads_of_distant_channels, set(), id="heads of distant channels"),
+        pytest.param("Restormer_tiny", without_temperature, {"out"}, id="no gradient of the temperature"),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
