@@ -16,9 +16,9 @@ from components.networks import build_network
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
 from components.networks.group.convolution import ComputedConvolution, GroupConvolution, LiftingConvolution
+from components.networks.transformers.restormer import Attention, FeedForward, Restormer
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
-from components.networks.transformers.restormer import Attention, FeedForward, Restormer
 from components.networks.unets.drunet import DRUNet
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
@@ -112,6 +112,8 @@ def call_in_the_order_of_the_reference(layer: ComputedConvolution, maps: Tensor)
     own = reordered(maps) if layer.in_channels % 8 == 0 else maps
     output = torch.func.functional_call(layer, {"weight": weight, "bias": layer.bias}, (own,))
     return reordered(output)
+
+
 def oscnet(**settings: Any) -> OSCNet:
     """With the basis of the reference, which its fingerprint does not hold."""
     network = OSCNet(**settings)
@@ -125,6 +127,8 @@ def dncnn(channels: int, **settings: Any) -> nn.Module:
 
 def swinir_tiny(**changes: Any) -> SwinIR:
     return SwinIR(**{"width": 24, "groups": 2, "depth": 2, "heads": 2, "image_size": 24, **changes})  # type: ignore[arg-type]
+
+
 def tiny_restormer(**settings: Any) -> Restormer:
     return Restormer(width=16, blocks=(1, 1, 1, 1), refinement_blocks=1, **settings)
 
@@ -392,6 +396,8 @@ def with_elements_the_other_way_round() -> nn.Module:
     layer = GroupConvolution(3, 5, 3, C4)
     layer._sources = [C4.sources(element) for element in C4.inverses]
     return layer
+
+
 class WithoutMask(DICDNet):
     def forward(self, CT_ma: Tensor, LIct: Tensor, Mask: Tensor) -> Separation:
         return super().forward(CT_ma, LIct, torch.ones_like(Mask))
