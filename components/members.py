@@ -24,8 +24,8 @@ NETWORKS: Registry = {
     "rcdnet": "components.networks.unrolled.rcdnet:RCDNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
-    "swinir": "components.networks.transformers.swinir:SwinIRForm",
     "restormer": "components.networks.transformers.restormer:RestormerForm",
+    "swinir": "components.networks.transformers.swinir:SwinIRForm",
     "unet": "components.networks.unets.unet:ResidualUNet",
 }
 

@@ -335,14 +335,15 @@ def test_every_parameter_that_can_have_a_gradient_gets_one(name: str) -> None:
 PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection", "paper")
 
 
+QUICK = ("redcnn", "ffdnet", "dncnn")
+"""Networks that take every penalty in the tests that are not slow."""
+
 STEPS = [
     pytest.param(
         name,
         penalty,
-        marks=pytest.mark.slow
-        if name in ("acdnet", "prenet", "rcdnet", "dicdnet", "oscnet") and penalty != "regular"
-        else (),
-        marks=pytest.mark.slow if name in ("acdnet", "prenet", "restormer") and penalty != "regular" else (),
+        id=f"{name}-{penalty}",
+        marks=pytest.mark.slow if name not in QUICK and penalty != "regular" else (),
     )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
