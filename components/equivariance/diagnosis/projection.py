@@ -38,13 +38,15 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         images: ``(B, C, H, W)``, for one forward that shows how the layers follow each other; a small image is enough.
         group: C2, C4 or D4.
         fields: "auto": the fields that the regulariser compares, regular inside the network. "trivial": all maps are
-            scalar fields, so all kernels are symmetric; for networks whose operations between the layers mix channels.
+            scalar fields, so all kernels are symmetric; for networks whose operations between the layers mix channels,
+            and for grouped convolutions whose groups cut through regular fields (`diagnose` names both).
 
     Returns:
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: the group is another one.
+        ValueError: the group or the fields are others, or the weight of a layer is computed from other tensors, as that
+            of a weight norm.
 
     Example:
         >>> from components.equivariance import equivariance_error
@@ -57,6 +59,8 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     chosen = group_named(group)
     if not chosen.is_on_grid:
         raise ValueError(f"group: {group!r} turns by angles that no pixel grid has; use C2, C4 or D4")
+    if fields not in ("auto", "trivial"):
+        raise ValueError(f"fields: {fields!r}: use auto or trivial")
     copy = deepcopy(network)
     with evaluation_mode(copy), tracing(copy) as trace, OperationRecorder(copy, trace) as watch:
         copy(images[:1])
@@ -72,6 +76,11 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
         weight, bias = parameters.get(f"{prefix}weight", parameters.get(name)), parameters.get(f"{prefix}bias")
+        if weight is None and isinstance(getattr(_module(copy, name), "weight", None), Tensor):
+            raise ValueError(
+                f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
+                "parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         if weight is not None and weight.numel() == sizes[name]:
             into: FieldType = kernel_input_field(spec, chosen) if fields == "auto" else "trivial"
             weight.copy_(_averaged(weight, is_transposed[name], into, field, spec, chosen))
@@ -85,6 +94,11 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
             own = copy.get_parameter(name) if name in parameters else copy.get_buffer(name)
             own.copy_(own.reshape(-1, chosen.order).mean(dim=1).repeat_interleave(chosen.order).view_as(own))
     return copy.eval()
+
+
+def _module(network: nn.Module, name: str) -> nn.Module | None:
+    """The module of a layer; None for a layer that is called after a parameter."""
+    return dict(network.named_modules()).get("" if name == "network" else name)
 
 
 def _averaged(
