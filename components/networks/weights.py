@@ -28,6 +28,9 @@ _MOST = 3  # tensors that a message names
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a file of published weights into the published module of a network; every parameter must be there.
 
+    Buffers that the published module computes itself (``computed_buffers``, the last parts of their names) may be there
+    or not. Those that it holds, too, must have its values.
+
     Args:
         network: of ``build_network``; its weights are replaced, all or none.
         path: as of `read_weights`.
@@ -47,8 +50,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     weights, published = read_weights(path), getattr(network, "published", network)
     own: dict[str, Tensor] = published.state_dict()
-    # Only a count of training steps may be missing: old files have none, and no output depends on it.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    computed = getattr(published, "computed_buffers", ())
+    weights = {name: value for name, value in weights.items() if name in own or name.rpartition(".")[2] not in computed}
+    # Of the other buffers only a count of training steps may be missing: old files have none, and no output depends on
+    # it.
+    optional = ("num_batches_tracked", *computed)
+    missing = [name for name in own if name not in weights and name.rpartition(".")[2] not in optional]
     unknown = [name for name in weights if name not in own]
     if missing or unknown:
         raise ValueError(
@@ -62,6 +69,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         for name, value in weights.items()
         if value.shape != own[name].shape
     ]
+    constants = [name for name in weights if name.rpartition(".")[2] in computed]
+    other = other or [name for name in constants if not torch.equal(weights[name].to(own[name]), own[name])]
     if other:
         raise ValueError(f"{path}: weights of other settings; {_listed(other)}")
     if broken := [name for name, value in weights.items() if not bool(value.isfinite().all())]:

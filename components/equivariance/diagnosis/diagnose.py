@@ -111,8 +111,8 @@ class Diagnosis:
         fitting_size: if the output cannot be equivariant at this size, the nearest (H, W) at which it can, apart from
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
-        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may not
-            fit.
+        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may
+            not fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -266,6 +266,8 @@ class _Examination:
         is_named = any(kind != "position table" for kind in fatal)
         if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
+        # Windows that are shifted by another number of pixels than half their side fit no size.
+        lopsided = any(attention.is_lopsided for attention in operations.attentions.values())
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
@@ -278,7 +280,7 @@ class _Examination:
             "image" if self.first.output.ndim == 4 else "no place",
             _root_of_mean(sizes[None]),
             structure.residual,
-            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
+            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and not lopsided else None,
             can_be_exact,
             any(window and max(window.stride) > 1 for window in self._windows())
             or any(attention.window for attention in operations.attentions.values()),

@@ -29,10 +29,10 @@ from tests.components.equivariance.small_networks import (
     SubPixelNetwork,
     TransposedAttentionNetwork,
     WindowAttentionNetwork,
-    window_partition,
-    window_reverse,
     relative_error,
     seeded,
+    window_partition,
+    window_reverse,
 )
 
 pytestmark = pytest.mark.unit
