@@ -248,10 +248,10 @@ class SwinIRForm(RestorationNetwork, SwinIR):
 
     Its state_dict has the published parameters and indices of relative positions, and no masks.
 
-    At the published depth an output pixel depends on pixels up to 151 away, in the light network 103 (the shares of the
-    masked pixels aside, below 1e-43). An image in tiles is therefore restored as the whole image with an overlap of 304,
-    or 208, and nearly so with less. Tiles keep the places of windows whose side divides 16. Those of 7 pixels, for JPEG,
-    lie elsewhere in a tile: use a tile that holds the image.
+    At the published depth an output pixel depends on pixels up to 151 away, in the light network 103 (the shares of
+    masked pixels, below 1e-43, aside). With an overlap of 304, or 208, tiles therefore give the image that one pass
+    gives; with less they do so approximately. Windows whose side divides 16 lie in a tile as in the image. Those of 7
+    pixels, for JPEG, do not: use a tile that holds the image.
 
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 
