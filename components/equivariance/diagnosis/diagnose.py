@@ -112,8 +112,8 @@ class Diagnosis:
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
         is_exact: whether the output and every layer are equivariant now, up to rounding.
-        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may not
-            fit.
+        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may
+            not fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -270,6 +270,8 @@ class _Examination:
         is_named = any(kind != "position table" for kind in fatal)
         if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
+        # Windows that are shifted by another number of pixels than half their side fit no size.
+        lopsided = any(attention.is_lopsided for attention in operations.attentions.values())
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
@@ -284,7 +286,7 @@ class _Examination:
             "image" if self.first.output.ndim == 4 else "no place",
             output_residual,
             structure.residual,
-            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
+            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and not lopsided else None,
             can_be_exact,
             max(residuals) <= self.tolerance,
             any(window and max(window.stride) > 1 for window in self._windows())

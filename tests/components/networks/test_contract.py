@@ -362,7 +362,11 @@ STEPS = [
 
 @pytest.mark.parametrize(("name", "penalty"), STEPS)
 def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, penalty: Any) -> None:
-    settings = {"dncnn": {"width": 8, "depth": 4, "norm": "none"}, "acdnet": {"maps": 4}}.get(name, {})
+    settings = {
+        "dncnn": {"width": 8, "depth": 4, "norm": "none"},
+        "acdnet": {"maps": 4},
+        "swinir": {"width": 16},
+    }.get(name, {})
     network = random(name, **settings).float().train()
     regularizer = EquivarianceRegularizer(network, penalty=penalty, pairing="append", pair_fraction=1.0)
     optimizer = torch.optim.Adam([value for value in network.parameters() if value.requires_grad], lr=2e-3)
