@@ -10,7 +10,7 @@ Legend: B images, C channels of the restored image, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import ClassVar, Literal
 
@@ -36,6 +36,8 @@ class RestorationNetwork(nn.Module):
             missing; "noise_level", in each pixel the standard deviation of the noise in the units of the image. None:
             the network takes the whole stack of any task and corrects the first image of it.
         scales: the sizes of the output / size of the input that it can have.
+        layer_choices: choices of layers that ``equivariance.layers`` can name, each as the name patterns of its layers.
+            "eqreg-t" has those that the released code of EQ-Reg for transformers penalises.
         published_class: the published module, if the network is a subclass of one; None if its own form is published.
         output_weights: weights of the losses of the supervised images in training; empty for equal weights.
         in_channels: channels of the stack.
@@ -46,6 +48,7 @@ class RestorationNetwork(nn.Module):
     is_classifier: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...] | None] = None
     scales: ClassVar[tuple[int, ...]] = SCALES
+    layer_choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     published_class: ClassVar[type[nn.Module] | None] = None
     output_weights: tuple[float, ...] = ()
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from components.equivariance.groups import group_named
 from components.members import LOSSES, NETWORKS
-from components.networks import network_class, why_unfit
-from components.registry import find
+from components.networks import layer_choices, network_class, why_unfit
+from components.registry import find, nearest, similar
 from components.training.global_batch import count_pairs, worker_batch
 
 if TYPE_CHECKING:
@@ -54,6 +54,18 @@ def _fields_divide_channels(params: Params) -> str | None:
                 f"'{chosen.penalty}' in {chosen.group} needs: use {fitting}, or equivariance.penalty: rotation"
             )
     return None
+
+
+def _network_has_the_layers(params: Params) -> str | None:
+    """``equivariance.layers`` is auto, a mapping, or a choice of layers that the network owns."""
+    chosen, name = params.equivariance.layers, params.network_name
+    known = ["auto", *layer_choices(network_class(name))]
+    if not isinstance(chosen, str) or chosen in known:
+        return None
+    message = f"equivariance.layers: {chosen!r}: use {', '.join(known)} or a mapping"
+    if owners := [other for other in NETWORKS if chosen in layer_choices(network_class(other))]:
+        return f"{message} (network {name} has no choice {chosen}, as {' and '.join(owners)} have)"
+    return message + (nearest(chosen, known) if similar(chosen, known) else "")
 
 
 def _balance_has_a_gradient(params: Params) -> str | None:
@@ -217,6 +229,7 @@ RULES: tuple[Callable[[Params], str | None], ...] = (
     _network_fits_task,
     _weight_needs_pairs,
     _fields_divide_channels,
+    _network_has_the_layers,
     _balance_has_a_gradient,
     _penalty_allows_its_settings,
     _loss_fits_task,

@@ -35,6 +35,7 @@ from .structure import (
     Structure,
     act_on_inputs,
     first_break,
+    tied_sub_pixels,
     tolerance,
     try_symmetric_weights,
 )
@@ -243,6 +244,7 @@ class _Examination:
         self.images = list(zip(*(value.split(1) for value in inputs), strict=True))
         self.first = self._run(self.images[0])
         self.calls = self.first.trace.calls
+        self.tied = tied_sub_pixels(network, self.first.operations)
         check_patterns("layouts", list(dict.fromkeys(call.name for call in self.calls)), layouts)
         self.spec = specs_of(self.first.trace)
         self.fields = {name: self._field(each) for name, each in self.spec.items()}
@@ -256,7 +258,8 @@ class _Examination:
         sizes, zeros = self._sizes()
         operations = self.first.operations
         inputs = self.images[0]
-        structure = try_symmetric_weights(self.network, inputs, self.group, self.calls, operations.table_sums)
+        sums = operations.table_sums
+        structure = try_symmetric_weights(self.network, inputs, self.group, self.calls, sums, self.tied)
         breaks = structure.residual_without_tables > self.tolerance
         layers = [self._layer(name, sizes, breaks, name in zeros) for name in self.spec]
         findings = [*self._spatial_findings(breaks), *self._table_findings(structure), *self._unseen_layers()]
@@ -415,7 +418,7 @@ class _Examination:
     def _unnamed(self, structure: Structure) -> Finding:
         layouts = [self._layout(call)[0] for call in self.calls]
         sums = self.first.operations.table_sums
-        before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, layouts)
+        before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, self.tied, layouts)
         where = f"between {before or 'the image'} and {after or 'the output'}"
         has = f"has a residual of {structure.residual:.2g}"
         has = "has another shape if the image is turned, or no finite values" if math.isinf(structure.residual) else has
@@ -437,13 +440,13 @@ class _Examination:
             call = next(call for call in self.calls if call.name == name)
             # A bias with fewer values, as one for each field, is no value for each channel.
             if bias is not None and bias.numel() == spec.outputs and self._layout(call)[0]:
-                maps = bias[None, :, None, None]  # (C) -> (1, C, 1, 1); before PixelShuffle(r) -> (1, C / r^2, r, r)
-                maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps
+                maps = _as_maps(bias, spec.factor)
                 if not (spec.factor == 1 and self.fields[name] == "trivial"):
                     yield from self._if_untied(f"{name}.bias".removeprefix("network."), maps, self.fields[name])
-        for name, (value, after) in self.first.operations.channel_parameters.items():
-            if value.numel() % self.group.order == 0 and after != last:
-                yield from self._if_untied(name, value.reshape(1, -1, 1, 1), "regular")
+        for name, found in self.first.operations.channel_parameters.items():
+            maps = _as_maps(found.value, found.factor)
+            if maps.shape[1] % self.group.order == 0 and found.after != last:
+                yield from self._if_untied(name, maps, "regular")
 
     def _if_untied(self, name: str, maps: Tensor, field: FieldType) -> Iterator[UntiedParameter]:
         mean = torch.stack([self.group.act(maps, element, field) for element in range(self.group.order)]).mean(dim=0)
@@ -480,10 +483,16 @@ class _Examination:
             windows += [(each.window, each.input_size, each.output_size) for each in watch.seen.spatial]
             if any(window and window.alignment_incompatibility(*sizes) for window, *sizes in windows):
                 return False
-            found = try_symmetric_weights(self.network, inputs, self.group, trace.calls, sums)
+            found = try_symmetric_weights(self.network, inputs, self.group, trace.calls, sums, self.tied)
         except Exception:  # a network may raise anything at a size for which it is not made
             return False
         return found.residual_without_tables <= self.tolerance
+
+
+def _as_maps(values: Tensor, factor: int) -> Tensor:
+    """The values of single channels as maps, (C) -> (1, C, 1, 1); those of r^2 sub-pixels -> (1, C / r^2, r, r)."""
+    maps = values.reshape(1, -1, 1, 1)
+    return torch.pixel_shuffle(maps, factor) if factor > 1 else maps
 
 
 def _square(value: Tensor, side: int, height: int) -> Tensor:
@@ -510,7 +519,10 @@ def _kind(spec: LayerSpec) -> str:
 
 
 def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[str]:
-    if spec.factor > 1:
+    if spec.joins_unshuffled:
+        r = spec.factor
+        yield f"added to maps from PixelUnshuffle({r}), so compared as sub-pixels, too: after PixelShuffle({r})"
+    elif spec.factor > 1:
         yield f"compared after PixelShuffle({spec.factor})"
     for rows, columns in dict.fromkeys(call.shift for call in calls if any(call.shift)):
         yield f"compared with its window shift ({abs(rows)}, {abs(columns)}) undone"

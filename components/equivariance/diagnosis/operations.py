@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..groups import Group
 from ..layers.grid import Window
-from ..layers.tracing import Trace
+from ..layers.tracing import Trace, Unshuffled
 from ..penalties import EPSILON
 
 LAYERS = ("conv2d", "conv_transpose2d", "linear")
@@ -93,6 +93,26 @@ class Attention:
         return self.window is not None and any(2 * shift % self.window for shift in self.shift)
 
 
+class ChannelParameter(NamedTuple):
+    """A parameter or buffer with one value per channel, as first used.
+
+    Attributes:
+        value: the parameter, or a view of it.
+        after: the last layer that was called before.
+        unshuffled: the channels of the features that come from PixelUnshuffle.
+    """
+
+    value: Tensor
+    after: str
+    unshuffled: tuple[Unshuffled, ...] = ()
+
+    @property
+    def factor(self) -> int:
+        """r, if the channels are the r^2 sub-pixels of finer maps, all of them; else 1."""
+        whole = [each.factor for each in self.unshuffled if each.number == self.value.numel()]
+        return whole[0] if whole else 1
+
+
 @dataclass
 class Operations:
     """The operations that were recorded in one forward.
@@ -102,14 +122,14 @@ class Operations:
         tables: parameter name -> the table in the first sum that adds it.
         table_sums: the sums that add a table: number of the sum among all sums -> number of the table's argument.
         channel_parameters: name -> parameter or buffer with one value per channel that is combined with features of so
-            many channels, and the last layer that was called before.
+            many channels.
         attentions: layer -> the attention that follows.
     """
 
     spatial: list[Spatial] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
     table_sums: dict[int, int] = field(default_factory=dict)
-    channel_parameters: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    channel_parameters: dict[str, ChannelParameter] = field(default_factory=dict)
     attentions: dict[str, Attention] = field(default_factory=dict)
 
 
@@ -228,7 +248,8 @@ class OperationRecorder(TorchFunctionMode):
         for tensor in named:
             wide = [size for size in tensor.shape if size > 1]
             if len(wide) == 1 and wide[0] in channels and tensor.is_floating_point() and self._trace.calls:
-                self.seen.channel_parameters.setdefault(self._names[tensor], (tensor, self._after))
+                found = ChannelParameter(tensor, self._after, self._trace.unshuffled(result))
+                self.seen.channel_parameters.setdefault(self._names[tensor], found)
 
     def _note_sum(self, args: tuple[Any, ...], found: dict[str, tuple[int, ...]]) -> None:
         for parameter, shape in found.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ from .grid import Window
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _KINDS = {"conv2d": "convolution", "conv_transpose2d": "convolution", "linear": "linear"}
+
+
+class Unshuffled(NamedTuple):
+    """Neighbouring channels that come from PixelUnshuffle: channel ``r^2 c + p`` is sub-pixel p of fine channel c."""
+
+    start: int
+    number: int
+    factor: int
 
 
 @dataclass(eq=False)
@@ -36,10 +44,11 @@ class Call:
         num_groups: the number of channel groups of a convolution.
         window: of a convolution.
         shift: the cyclic roll (rows, columns) that the input has undergone.
-        sub_pixel: r, if PixelShuffle(r) follows and no operation between mixes channels.
+        sub_pixel: r, if the output consists of the r^2 sub-pixels of finer maps: PixelShuffle(r) follows, or what
+            PixelUnshuffle(r) gave is added, and no operation between mixes channels.
+        joins_unshuffled: whether it is added to what PixelUnshuffle gave.
         reads_image: whether no layer comes before it.
-        unshuffled: (number of first channels of the input that come from PixelUnshuffle(r), r), if no operation between
-            mixes channels; (0, 1) for none.
+        unshuffled: the channels of the input that come from PixelUnshuffle, if no operation between mixes channels.
     """
 
     name: str
@@ -51,8 +60,9 @@ class Call:
     window: Window | None = None
     shift: tuple[int, int] = (0, 0)
     sub_pixel: int | None = None
+    joins_unshuffled: bool = False
     reads_image: bool = False
-    unshuffled: tuple[int, int] = (0, 1)
+    unshuffled: tuple[Unshuffled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,14 @@ class _Tag:
         is_feature: whether a layer comes before it.
         calls: the calls whose outputs it comes from by pointwise operations.
         shift: its cyclic roll (rows, columns).
-        unshuffled: (number of first channels that come from PixelUnshuffle(r) by pointwise operations, r).
+        unshuffled: the channels that come from PixelUnshuffle by pointwise operations.
         parameter: the name of the first parameter, if the tensor is computed from parameters only.
     """
 
     is_feature: bool = False
     calls: tuple[Call, ...] = ()
     shift: tuple[int, int] = (0, 0)
-    unshuffled: tuple[int, int] = (0, 1)
+    unshuffled: tuple[Unshuffled, ...] = ()
     parameter: str | None = None
 
 
@@ -86,6 +96,11 @@ class Trace:
     calls: list[Call] = field(default_factory=list)
     position_tables: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _tags: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False, compare=False)
+
+    def unshuffled(self, tensor: Tensor) -> tuple[Unshuffled, ...]:
+        """The channels of a tensor that come from PixelUnshuffle by pointwise operations."""
+        tag: _Tag = self._tags.get(tensor, _Tag())
+        return tag.unshuffled
 
     def take_for(self, tensor: Tensor, other: Tensor) -> None:
         """Give a tensor the tag of another tensor that it replaces."""
@@ -164,13 +179,14 @@ class _Tracer(TorchFunctionMode):
                 call.sub_pixel = factor
         elif name == "pixel_unshuffle":
             factor = int(args[1] if len(args) > 1 else kwargs["downscale_factor"])
-            tag = replace(tag, unshuffled=(result.shape[-3], factor))
-        elif name == "cat" and args and result.shape[-2:] == args[0][0].shape[-2:]:
-            tag = replace(tag, unshuffled=self._tag(args[0][0]).unshuffled)  # the first part keeps its channels
+            tag = replace(tag, unshuffled=(Unshuffled(0, result.shape[-3], factor),))
+        elif name == "cat" and result.ndim >= 3:
+            tag = replace(tag, unshuffled=self._joined(args, kwargs, result.ndim))
         elif name == "roll":
             tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
         elif name in ("add", "iadd", "radd"):
             self._look_for_position_table(args, result)
+            self._look_for_sub_pixels(args, result)
         self._tags[result] = tag
 
     def _called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
@@ -217,9 +233,35 @@ class _Tracer(TorchFunctionMode):
             any(tag.is_feature for tag in tags),
             tuple(dict.fromkeys(call for tag in same for call in tag.calls)),
             next((tag.shift for tag in tags if any(tag.shift)), (0, 0)) if not _mixed_rolls(tags) else (0, 0),
-            next((tag.unshuffled for tag in same if tag.unshuffled[0]), (0, 1)),
+            next((tag.unshuffled for tag in same if tag.unshuffled), ()),
             parameters[0] if parameters and all(parameters) else None,
         )
+
+    def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int) -> tuple[Unshuffled, ...]:
+        """The unshuffled channels of maps that are concatenated along their channels; of the first along other axes."""
+        parts = args[0] if args else kwargs["tensors"]
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        if dim % ndim != ndim - 3:
+            return self._tag(parts[0]).unshuffled if dim % ndim < ndim - 3 else ()
+        found, start = [], 0
+        for part in parts:
+            found += [each._replace(start=each.start + start) for each in self._tag(part).unshuffled]
+            start += part.shape[-3]
+        return tuple(found)
+
+    def _look_for_sub_pixels(self, args: tuple[Any, ...], result: Tensor) -> None:
+        """Note the layers whose outputs are added to what PixelUnshuffle gave: they have the same channels.
+
+        An element of the group permutes the sub-pixels among these channels. So it does in the summand, or the sum has
+        no field.
+        """
+        if result.ndim < 3:
+            return
+        tags = [self._tag(value) for value in args if isinstance(value, Tensor) and value.shape == result.shape]
+        for whole in (tag.unshuffled[0] for tag in tags if len(tag.unshuffled) == 1):
+            if whole.number == result.shape[-3]:
+                for call in (call for tag in tags if not tag.unshuffled for call in tag.calls):
+                    call.sub_pixel, call.joins_unshuffled = whole.factor, True
 
     def _look_for_position_table(self, args: tuple[Any, ...], result: Tensor) -> None:
         """Record a sum of features and a tensor made only of parameters that is larger than 1 on both last axes."""

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from components.equivariance import EquivarianceRegularizer, diagnose, equivariance_error, projected
 from components.equivariance.diagnosis.projection import Fields
+from components.equivariance.layers.spec import named_layers, requested_fields
 from components.members import NETWORKS
-from components.networks import build_network, network_class, network_settings
+from components.networks import build_network, layer_choices, network_class, network_settings
 from components.networks.form import Extension, crop, extend, extend_to_multiple
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.small import SMALL, devices_in, random, stack
@@ -390,6 +391,30 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
     assert all(bool(value.isfinite().all()) for value in network.parameters())
 
 
+def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises() -> None:
+    """The first layer, both ends of the feed-forward layers, the end of the attention, and what changes the size."""
+    network = build_network("restormer", width=16, blocks=(1, 1, 1, 1), refinement_blocks=1)
+    layers = layer_choices(network)["eqreg-t"]
+    of_blocks = ("attn.project_out", "ffn.project_in", "ffn.project_out")
+    places = [f"encoder_level{n}.0" for n in (1, 2, 3)] + ["latent.0"]
+    places += [f"decoder_level{n}.0" for n in (3, 2, 1)] + ["refinement.0"]
+    expected = {f"{place}.{layer}" for place in places for layer in of_blocks}
+    expected |= {f"{name}.body.0" for name in ("down1_2", "down2_3", "down3_4", "up4_3", "up3_2", "up2_1")}
+    expected |= {"patch_embed.proj", "reduce_chan_level3", "reduce_chan_level2"}
+    assert set(requested_fields(named_layers(network), layers)) == expected
+    regularizer = EquivarianceRegularizer(network.train(), layers=layers)
+    batch = regularizer.pair(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16))
+    network(batch.inputs)
+    regularizer.penalty()
+    assert set(regularizer.layer_penalties()) | set(regularizer.skipped) == expected
+    halves = {
+        f"{place}.ffn.project_in"
+        for place in places
+        if network.get_submodule(f"{place}.ffn.project_in").out_channels % 4
+    }
+    assert set(regularizer.skipped) == halves  # as published: 42, 85, ... hidden channels
+
+
 # ------------------------------------------------------------------------------------------- the oracle of a network
 
 
@@ -415,6 +440,10 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "trivial"),
         ("dicdnet", {}, "trivial"),
         ("drunet", {}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8, "norm": "bias_free"}, "auto"),
+        # As published, the gates of the feed-forward layers multiply parts of different fields.
+        ("restormer", {"hidden_multiple": 1}, "trivial"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(

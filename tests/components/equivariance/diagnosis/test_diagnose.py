@@ -28,6 +28,7 @@ from tests.components.equivariance.small_networks import (
     StridedNetwork,
     SubPixelNetwork,
     TransposedAttentionNetwork,
+    UnshuffledResidualNetwork,
     WindowAttentionNetwork,
     relative_error,
     seeded,
@@ -50,6 +51,7 @@ HEALTHY: dict[str, tuple[Callable[[], SmallNetwork], tuple[int, int]]] = {
     "strided with kernel 2": (lambda: StridedNetwork(kernel=2, padding=0), (6, 8)),
     "shared": (SharedNetwork, (6, 5)),
     "two inputs": (AuxiliaryInputNetwork, (6, 5)),
+    "added to sub-pixels": (UnshuffledResidualNetwork, (6, 8)),
 }
 
 
@@ -430,6 +432,31 @@ def test_sub_pixel_layers_are_compared_after_the_shuffle() -> None:
     diagnosis = diagnose(SubPixelNetwork(), random_images(1, 3, 6, 6))
     assert _layer(diagnosis, "expand").notes == ("compared after PixelShuffle(2)",)
     assert _kinds(diagnosis) == set()
+
+
+def test_layers_around_pixel_unshuffle_say_what_their_channels_are() -> None:
+    """A scale of sub-pixels may differ between channels of a field only together with their places."""
+    network = UnshuffledResidualNetwork().make_exact()
+    network.scale.data[:4] = torch.tensor([1.0, 2.0, 3.0, 4.0])  # the four sub-pixels of one channel of a field
+    diagnosis = diagnose(network, random_images(1, 3, 8, 8))
+    reads = "its input comes from PixelUnshuffle, whose channels are no regular fields"
+    assert {layer.name: layer.notes for layer in diagnosis.layers} == {
+        "first": (),
+        "body": (reads,),
+        "merge": (reads,),
+        "back": ("added to maps from PixelUnshuffle(2), so compared as sub-pixels, too: after PixelShuffle(2)",),
+        "last": (),
+    }
+    assert [each.name for each in diagnosis.untied] == ["scale"]
+    assert diagnosis.can_be_exact
+    assert diagnosis.output_residual > 1e-3
+
+
+def test_what_is_added_to_sub_pixels_in_too_few_channels_is_named() -> None:
+    diagnosis = diagnose(UnshuffledResidualNetwork(channels=6), random_images(1, 3, 8, 8))
+    (incompatibility,) = _layer(diagnosis, "back").incompatibilities
+    assert incompatibility.reason.startswith("6 channels after PixelShuffle(2) do not divide by 4")
+    assert diagnosis.can_be_exact
 
 
 def test_shifted_windows_are_compared_with_the_shift_undone() -> None:
