@@ -77,7 +77,8 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
         weight, bias = parameters.get(f"{prefix}weight", parameters.get(name)), parameters.get(f"{prefix}bias")
-        if weight is None and isinstance(getattr(_module(copy, name), "weight", None), Tensor):
+        own = getattr(_module(copy, name), "weight", None)
+        if isinstance(own, Tensor) and not isinstance(own, nn.Parameter):
             raise ValueError(
                 f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations)"

@@ -422,6 +422,7 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"task": "ct_mar", "network": {"name": "acdnet", "maps": 8}},
             ["network.dual_channels + 1: 33 channels do not divide by 4", "use dual_channels + 1 = 32, or"],
         ),
+        (
             {"equivariance.layers": "eqreg-t"},
             ["layers: 'eqreg-t': use auto or a mapping (network unet has no choice eqreg-t, as ", "restormer"],
         ),
