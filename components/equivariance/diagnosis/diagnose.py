@@ -262,6 +262,8 @@ class _Examination:
             if incompatibility.is_fatal
         ]
         fatal += [finding.incompatibility.kind for finding in findings if finding.incompatibility.is_fatal]
+        # Rows of patches are others than columns of patches at every size.
+        are_bands = self.group.needs_squares and any(len(set(call.patches)) > 1 for call in self.calls)
         is_named = any(kind != "position table" for kind in fatal)
         if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
@@ -277,7 +279,7 @@ class _Examination:
             "image" if self.first.output.ndim == 4 else "no place",
             _root_of_mean(sizes[None]),
             structure.residual,
-            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
+            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and not are_bands else None,
             can_be_exact,
             any(window and max(window.stride) > 1 for window in self._windows()),
         )
@@ -502,6 +504,8 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
         yield f"compared after PixelShuffle({spec.factor})"
     for rows, columns in dict.fromkeys(call.shift for call in calls if any(call.shift)):
         yield f"compared with its window shift ({abs(rows)}, {abs(columns)}) undone"
+    for rows, columns in dict.fromkeys(call.patches for call in calls if call.patches != (1, 1)):
+        yield f"runs on {rows}x{columns} patches of each image, which are joined to be compared"
     if spec.reads_unshuffled:
         yield "its input comes from PixelUnshuffle, whose channels are no regular fields"
     if len(calls) > 1:

@@ -55,6 +55,10 @@ def layer_incompatibilities(
     for call in calls:
         if call.window:
             yield from _alignment(call.window, call.input_shape[-2:], call.output_shape[-2:], breaks)
+        rows, columns = call.patches
+        if rows != columns and group.needs_squares:
+            reason = f"{rows}x{columns} patches of each image are others on a turned image"
+            yield Incompatibility("patches", reason, "as many rows of patches as columns, or whole images", breaks)
     if isinstance(layout, Windows) and any(2 * shift % layout.size for shift in layout.shift):
         rows, columns = (abs(shift) for shift in layout.shift)
         reason = f"windows of {layout.size} shifted by ({rows}, {columns}) are others on a turned image"
