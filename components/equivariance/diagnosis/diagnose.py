@@ -102,7 +102,7 @@ class Diagnosis:
         group: the name of the group.
         size: (H, W) of the images.
         layers: in order of execution.
-        findings: pools, resizes, paddings, position tables and unknown causes.
+        findings: pools, resizes, paddings, crops, position tables and unknown causes.
         untied: the parameters that differ inside regular fields, the most unequal first.
         output: "image", or "no place" for an output without position, which can only be invariant.
         output_residual: the current relative residual of the output.
@@ -515,9 +515,9 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
 
 
 def _place_of(operation: Spatial) -> str:
-    """A pool, resize or padding in words."""
+    """A pool, resize, padding or crop in words."""
     words = operation.kind
-    if operation.window:
+    if words == "pool" and operation.window:
         words = f"{operation.details} {by(operation.window.kernel_size)} stride {operation.window.stride[0]}"
     return f"{words} after {operation.after or 'the input'}"
 
