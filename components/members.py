@@ -10,8 +10,11 @@ from components.registry import Registry
 
 NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
+    "derainnet": "components.networks.convolutional.derainnet:DerainNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
+    "fbpconvnet": "components.networks.unets.fbpconvnet:FBPConvNetForm",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
+    "mprnet": "components.networks.unets.mprnet:MPRNetForm",
     "nafnet": "components.networks.unets.nafnet:NAFNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",

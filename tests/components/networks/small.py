@@ -16,12 +16,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
     "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
+    "derainnet": {"width": 8},
+    "fbpconvnet": {"width": 4, "levels": 3},
+    "mprnet": {"width": 8, "unet_growth": 4, "orsnet_growth": 4, "orsnet_blocks": 1},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
 
-GAINS = {"nafnet": 0.5}
-"""Name -> the size of random weights relative to He's: products of maps would grow from layer to layer."""
+GAINS = {"nafnet": 0.5, "mprnet": 0.5, "fbpconvnet": 2.0}
+"""Name -> the size of random weights relative to He's: products and sums of maps would grow from layer to layer, and
+the maps of projected kernels would fade, which are smaller."""
 
 OF_CHANNELS = {
     "weight": (0.5, 1.5),

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.networks import build_network
+from components.networks.convolutional.derainnet import DerainNet, guided_filter
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
+from components.networks.form import surround
+from components.networks.unets.fbpconvnet import FBPConvNet
+from components.networks.unets.mprnet import MPRNet
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.prenet import PReNet
@@ -58,6 +62,15 @@ def call_ffdnet(network: nn.Module, image: Tensor, second: Tensor) -> Any:
     return network(image, torch.full_like(second, 25 / 255))
 
 
+def call_derainnet(network: nn.Module, image: Tensor) -> Any:
+    """The restored image, and the base layer of the image."""
+    return network(image), network.base_layer(image)  # type: ignore[operator]
+
+
+def mprnet_outputs(output: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(("stage3", "stage2", "stage1"), output, strict=True))
+
+
 def dncnn(channels: int, **settings: Any) -> nn.Module:
     return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
 
@@ -82,10 +95,26 @@ PUBLISHED = {
     "NAFNet_GoPro_w32": Published(
         lambda: NAFNet(middle_blocks=1, encoder_blocks=(1, 1, 1, 28), decoder_blocks=(1, 1, 1, 1))
     ),
+    "DerainNet": Published(
+        DerainNet, lambda output: dict(zip(("out", "base_layer"), output, strict=True)), call_derainnet
+    ),
+    "FBPConvNet_matconvnet_crop": Published(FBPConvNet),
+    "FBPConvNet_jonzhaocn": Published(lambda: FBPConvNet(upsampling="pytorch_port")),
+    "MPRNet_derain": Published(MPRNet, mprnet_outputs),
+    "MPRNet_denoise": Published(lambda: MPRNet(80, 48, 32), mprnet_outputs),
+    "MPRNet_deblur": Published(lambda: MPRNet(96, 48, 32), mprnet_outputs),
 }
 """Name of the fingerprint -> how to compare."""
 
-SLOW = {"NAFNet_SIDD_w32", "NAFNet_GoPro_w32"}
+SLOW = {
+    "NAFNet_SIDD_w32",
+    "NAFNet_GoPro_w32",
+    "FBPConvNet_matconvnet_crop",
+    "FBPConvNet_jonzhaocn",
+    "MPRNet_derain",
+    "MPRNet_denoise",
+    "MPRNet_deblur",
+}
 """Fingerprints of networks that take seconds."""
 
 
@@ -170,6 +199,28 @@ def with_another_epsilon() -> nn.Module:
     return network
 
 
+def with_a_narrower_filter() -> nn.Module:
+    network = DerainNet()
+    network.register_forward_hook(
+        lambda module, inputs, output: (
+            output + guided_filter(surround(inputs[0], 10), 14, 1.0)[..., 10:-10, 10:-10] - module.base_layer(inputs[0])
+        )
+    )
+    return network
+
+
+def with_what_was_enlarged_first() -> nn.Module:
+    network = FBPConvNet()
+    network.get_submodule("block_1_2").register_forward_pre_hook(lambda _, inputs: inputs[0].roll(64, 1))
+    return network
+
+
+def with_the_largest_of_four_pixels() -> nn.Module:
+    network = MPRNet()
+    network.stage1_encoder.down23.down[0] = nn.MaxPool2d(2)
+    return network
+
+
 @pytest.mark.parametrize(
     ("name", "build", "same"),
     [
@@ -187,6 +238,32 @@ def with_another_epsilon() -> nn.Module:
         pytest.param("NAFNet_tiny", with_the_epsilon_of_other_norms, set(), id="epsilon 1e-5 for 1e-6"),
         pytest.param("NAFNet_tiny", with_attention_by_the_largest_value, set(), id="attention by a maximum"),
         pytest.param("NAFNet_tiny", with_branches_that_are_not_scaled, {"out"}, id="no gradient of beta"),
+        pytest.param("DerainNet", lambda: DerainNet(activation="tanh"), {"base_layer"}, id="tanh for ReLU"),
+        pytest.param("DerainNet", with_a_narrower_filter, {"base_layer"}, id="radius 14 for 15"),
+        pytest.param(
+            "FBPConvNet_matconvnet_crop",
+            lambda: FBPConvNet(upsampling="pytorch_port"),
+            set(),
+            id="the first row cropped for the last",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "FBPConvNet_matconvnet_crop",
+            with_what_was_enlarged_first,
+            set(),
+            id="the enlarged maps before the others",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "MPRNet_derain", lambda: MPRNet(stage2="whole"), set(), id="whole for bands", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "MPRNet_derain",
+            with_the_largest_of_four_pixels,
+            set(),
+            id="largest of four pixels for their mean",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:
