@@ -103,7 +103,7 @@ class Diagnosis:
         group: the name of the group.
         size: (H, W) of the images.
         layers: in order of execution.
-        findings: pools, resizes, paddings, position tables and unknown causes.
+        findings: pools, resizes, paddings, crops, position tables and unknown causes.
         untied: the parameters that differ inside regular fields, the most unequal first.
         output: "image", or "no place" for an output without position, which can only be invariant.
         output_residual: the current relative residual of the output.
@@ -270,11 +270,14 @@ class _Examination:
             if incompatibility.is_fatal
         ]
         fatal += [finding.incompatibility.kind for finding in findings if finding.incompatibility.is_fatal]
+        # Rows of patches are others than columns of patches at every size.
+        are_bands = self.group.needs_squares and any(len(set(call.patches)) > 1 for call in self.calls)
         is_named = any(kind != "position table" for kind in fatal)
         if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
         # Windows that are shifted by another number of pixels than half their side fit no size.
         lopsided = any(attention.is_lopsided for attention in operations.attentions.values())
+        may_fit = not (are_bands or lopsided)
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
@@ -289,7 +292,7 @@ class _Examination:
             "image" if self.first.output.ndim == 4 else "no place",
             output_residual,
             structure.residual,
-            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and not lopsided else None,
+            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and may_fit else None,
             can_be_exact,
             max(residuals) <= self.tolerance,
             any(window and max(window.stride) > 1 for window in self._windows())
@@ -526,6 +529,8 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
         yield f"compared after PixelShuffle({spec.factor})"
     for rows, columns in dict.fromkeys(call.shift for call in calls if any(call.shift)):
         yield f"compared with its window shift ({abs(rows)}, {abs(columns)}) undone"
+    for rows, columns in dict.fromkeys(call.patches for call in calls if call.patches != (1, 1)):
+        yield f"runs on {rows}x{columns} patches of each image, which are joined to be compared"
     if spec.reads_unshuffled:
         yield "its input comes from PixelUnshuffle, whose channels are no regular fields"
     if len(calls) > 1:
@@ -535,9 +540,9 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
 
 
 def _place_of(operation: Spatial) -> str:
-    """A pool, resize or padding in words."""
+    """A pool, resize, padding or crop in words."""
     words = operation.kind
-    if operation.window:
+    if words == "pool" and operation.window:
         words = f"{operation.details} {by(operation.window.kernel_size)} stride {operation.window.stride[0]}"
     return f"{words} after {operation.after or 'the input'}"
 

@@ -17,10 +17,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .grid import Window
+from .layouts import Patches
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _KINDS = {"conv2d": "convolution", "conv_transpose2d": "convolution", "linear": "linear"}
+_REARRANGEMENTS = (
+    "view", "reshape", "unsafe_view", "flatten", "unflatten", "permute", "transpose", "movedim", "contiguous", "clone",
+)  # fmt: skip
+"""Operations whose result has the values of its first argument, in another order or another shape."""
 
 
 class Unshuffled(NamedTuple):
@@ -49,6 +54,7 @@ class Call:
         joins_unshuffled: whether it is added to what PixelUnshuffle gave.
         reads_image: whether no layer comes before it.
         unshuffled: the channels of the input that come from PixelUnshuffle, if no operation between mixes channels.
+        patches: (rows, columns) of the patches of each image that lie on the batch axis; (1, 1) for whole images.
     """
 
     name: str
@@ -63,9 +69,10 @@ class Call:
     joins_unshuffled: bool = False
     reads_image: bool = False
     unshuffled: tuple[Unshuffled, ...] = ()
+    patches: tuple[int, int] = (1, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Tag:
     """What the trace knows about a tensor.
 
@@ -75,6 +82,8 @@ class _Tag:
         shift: its cyclic roll (rows, columns).
         unshuffled: the channels that come from PixelUnshuffle by pointwise operations.
         parameter: the name of the first parameter, if the tensor is computed from parameters only.
+        patches: (rows, columns) of the patches of each image on its batch axis.
+        source: the maps ``(B, C, H, W)`` whose values it has, while it is on the way to other maps.
     """
 
     is_feature: bool = False
@@ -82,6 +91,8 @@ class _Tag:
     shift: tuple[int, int] = (0, 0)
     unshuffled: tuple[Unshuffled, ...] = ()
     parameter: str | None = None
+    patches: tuple[int, int] = (1, 1)
+    source: Tensor | None = None
 
 
 @dataclass
@@ -101,6 +112,10 @@ class Trace:
         """The channels of a tensor that come from PixelUnshuffle by pointwise operations."""
         tag: _Tag = self._tags.get(tensor, _Tag())
         return tag.unshuffled
+
+    def latest_patches(self, name: str) -> tuple[int, int] | None:
+        """The patches of the latest call, if it is one of the layer called ``name``."""
+        return self.calls[-1].patches if self.calls and self.calls[-1].name == name else None
 
     def take_for(self, tensor: Tensor, other: Tensor) -> None:
         """Give a tensor the tag of another tensor that it replaces."""
@@ -184,6 +199,8 @@ class _Tracer(TorchFunctionMode):
             tag = replace(tag, unshuffled=self._joined(args, kwargs, result.ndim))
         elif name == "roll":
             tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
+        elif name in _REARRANGEMENTS and args and isinstance(args[0], Tensor):
+            tag = self._rearranged(args[0], result, tag)
         elif name in ("add", "iadd", "radd"):
             self._look_for_position_table(args, result)
             self._look_for_sub_pixels(args, result)
@@ -214,11 +231,22 @@ class _Tracer(TorchFunctionMode):
             incoming.shift,
             reads_image=not incoming.is_feature,
             unshuffled=incoming.unshuffled,
+            patches=incoming.patches,
         )
         self.trace.calls.append(call)
         if self._on_call:
             self._on_call(call, result)
-        return _Tag(True, (call,), incoming.shift)
+        return _Tag(True, (call,), incoming.shift, patches=incoming.patches)
+
+    def _rearranged(self, tensor: Tensor, result: Tensor, tag: _Tag) -> _Tag:
+        """The tag of a rearrangement's result, with the patches that the images are cut into or joined from."""
+        before = self._tag(tensor)
+        source = tensor if tensor.ndim == 4 else before.source
+        if source is None or result.ndim != 4:
+            return replace(tag, source=source, patches=before.patches)
+        if result.shape[0] == source.shape[0]:
+            return replace(tag, patches=before.patches)
+        return replace(tag, patches=_patches(source, result, before.patches))
 
     def _inherited(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
         """The tag of an operation's result: rolls are kept; calls and unshuffling only while the shape stays."""
@@ -235,6 +263,7 @@ class _Tracer(TorchFunctionMode):
             next((tag.shift for tag in tags if any(tag.shift)), (0, 0)) if not _mixed_rolls(tags) else (0, 0),
             next((tag.unshuffled for tag in same if tag.unshuffled), ()),
             parameters[0] if parameters and all(parameters) else None,
+            next((tag.patches for tag, t in zip(tags, tensors, strict=True) if _are_alike(t, result)), (1, 1)),
         )
 
     def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int) -> tuple[Unshuffled, ...]:
@@ -276,6 +305,38 @@ class _Tracer(TorchFunctionMode):
             return _Tag(parameter=self._parameters[id(tensor)])
         tag: _Tag = self._tags.get(tensor, _Tag())
         return tag
+
+
+def _are_alike(tensor: Tensor, result: Tensor) -> bool:
+    """Whether both are maps of the same images or patches."""
+    return tensor.ndim == result.ndim == 4 and tensor.shape[0] == result.shape[0]
+
+
+def _patches(source: Tensor, result: Tensor, before: tuple[int, int]) -> tuple[int, int]:
+    """The patches of the images in rearranged maps ``(B', C, H', W')`` of maps ``(B, C, H, W)``.
+
+    Args:
+        source: the maps before.
+        result: the maps after; each of its entries is a patch of one before, or is joined from several.
+        before: (rows, columns) of the patches of the images in the maps before.
+
+    Returns:
+        (1, 1) if they are no patches in the order of `layouts.Patches`.
+    """
+    is_cut = len(result) > len(source)
+    fine, coarse = (result, source) if is_cut else (source, result)
+    (rows, rest), (columns, other) = (divmod(coarse.shape[axis], fine.shape[axis]) for axis in (2, 3))
+    if rest or other or len(fine) != len(coarse) * rows * columns or fine.shape[1] != coarse.shape[1]:
+        return (1, 1)
+    if not torch.equal(Patches(rows, columns).to_maps(fine.detach()), coarse.detach()):
+        return (1, 1)
+    # Patches of patches are in the order of all patches only if one of both cuts is into rows or columns alone.
+    if is_cut:
+        return (before[0] * rows, before[1] * columns) if before[1] == 1 or rows == 1 else (1, 1)
+    are_neighbours = rows == 1 or columns == before[1]
+    if not are_neighbours or before[0] % rows or before[1] % columns:
+        return (1, 1)
+    return (before[0] // rows, before[1] // columns)
 
 
 def _mixed_rolls(tags: list[_Tag]) -> bool:
