@@ -102,6 +102,10 @@ def test_a_network_of_several_inputs_gets_those_of_its_task(project: Project) ->
             ("resnet", "w.pth", "a.safetensors", "classify", ["classes=9999999999"]),
             "network resnet: classes: 9999999999: use a whole number of at most",
         ),
+        (
+            ("prenet", "w.pth", "a.safetensors", "derain", ["width=2020-13-45"]),
+            "--set width=2020-13-45: the value is no",
+        ),
         (("prenet", "w.pth", "/proc/a.safetensors", "derain", ["width=8"]), "--out /proc/a.safetensors: cannot be wri"),
     ],
 )
