@@ -64,3 +64,12 @@ def test_settings_that_do_not_fit_are_refused_by_name(given: dict[str, int], mes
     with pytest.raises(ValueError, match=message):
         build_settings(Sizes, given)
     assert build_settings(Sizes, {"width": 4}) == Sizes(width=4, depth=3)
+
+
+@pytest.mark.parametrize("value", ["no", "maybe", 0, 1, None])
+def test_what_is_neither_true_nor_false_switches_nothing(value: object) -> None:
+    """Any word, "no" too, counts as true in Python."""
+    kind = network_class("prenet").Settings
+    with pytest.raises(ValueError, match=f"shared_blocks: {value!r}: use true or false"):
+        build_settings(kind, {"shared_blocks": value})
+    assert build_settings(kind, {"shared_blocks": True}).shared_blocks
