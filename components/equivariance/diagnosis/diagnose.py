@@ -359,8 +359,15 @@ class _Examination:
             self.fields[name],
             _root_of_mean(sizes[name]) if name in sizes else None,
             tuple(incompatibilities),
-            tuple(_notes(spec, calls, is_zero)),
+            (*_notes(spec, calls, is_zero), *self._notes_on_weight(calls[0])),
         )
+
+    def _notes_on_weight(self, call: Call) -> Iterator[str]:
+        modules, weight = named_layers(self.network), dict(self.network.named_parameters()).get(call.parameter)
+        if modules and call.name not in modules:
+            yield "no module calls it, so it is measured here and no penalty compares it"
+        if weight is not None and tuple(weight.shape[-len(call.weight_shape) :]) != call.weight_shape:
+            yield f"its kernel is computed from {call.parameter}, so no projection changes it"
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:
         seen: dict[Finding, None] = {}

@@ -1,9 +1,10 @@
 """A copy of a network with the nearest exactly equivariant weights.
 
 The kernel of every layer is averaged over the group, in the fields in which the regulariser compares the layer, and so
-are biases and the other parameters with one value per channel. If the structure of the network permits it, the output
-of the copy is exactly equivariant. This is the test of a whole network: its layers, their fields and what lies between
-them fit together, or a residual remains.
+are biases and the other parameters with one value per channel. Where channels are sliced, or joined with others, within
+a regular field, the maps are trivial fields. If the structure of the network permits it, the output of the copy is
+exactly equivariant. This is the test of a whole network: its layers, their fields and what lies between them fit
+together, or a residual remains.
 
 Legend: O, I output and input channels of a kernel; r factor of a sub-pixel layer.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import FieldType, Group, group_named, permute_fields
-from ..layers.spec import LayerSpec, kernel_input_field
+from ..layers.spec import LayerSpec, kernel_input_field, through_fields
 from ..layers.tracing import tracing
 from .equivariance_error import evaluation_mode, specs_of
 from .operations import OperationRecorder
@@ -58,25 +59,32 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         copy(images[:1])
     specs = specs_of(trace)
     parameters = dict(copy.named_parameters())
-    last = trace.calls[-1].name if trace.calls else ""
-    # A weight that several calls share, as one of a convolution and of its adjoint, is read as in its last call.
-    is_transposed = {call.name: bool(call.window and call.window.is_transposed) for call in trace.calls}
+    call_of = {call.name: call for call in trace.calls}
+    regular: set[str] = set()
     for name, spec in specs.items():
         field: FieldType = "trivial"
-        if fields == "auto" and spec.channels % chosen.order == 0:
+        if fields == "auto" and spec.channels % chosen.order == 0 and not through_fields(spec.cuts, chosen):
             field = spec.field
-        prefix = "" if name == "network" else f"{name}."
-        weight, bias = parameters.get(f"{prefix}weight", parameters.get(name)), parameters.get(f"{prefix}bias")
-        if weight is not None:
-            into: FieldType = kernel_input_field(spec, chosen) if fields == "auto" else "trivial"
-            weight.copy_(_averaged(weight, is_transposed[name], into, field, spec, chosen))
+        if field == "regular":
+            regular.add(name)
+        call = call_of[name]
+        weight = parameters.get(call.parameter)
+        bias = parameters.get("bias" if name == "network" else f"{name}.bias")
+        # A parameter may hold copies of a weight, of which one is used. Other parameters of which a weight is computed,
+        # as the factors of a basis, are left as they are.
+        if weight is not None and tuple(weight.shape[-len(call.weight_shape) :]) == call.weight_shape:
+            into: FieldType = "trivial"
+            if fields == "auto" and not through_fields(spec.input_cuts, chosen):
+                into = kernel_input_field(spec, chosen)
+            for copy_of_weight in weight.view(-1, *call.weight_shape):
+                copy_of_weight.copy_(_averaged(copy_of_weight, call.is_transposed, into, field, spec, chosen))
         if bias is not None:
             maps = bias[None, :, None, None]  # (O) -> (1, O, 1, 1)
             maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps  # -> (1, O / r^2, r, r)
             mean = torch.stack([chosen.act(maps, element, field) for element in range(chosen.order)]).mean(dim=0)
             bias.copy_((torch.pixel_unshuffle(mean, spec.factor) if spec.factor > 1 else mean).flatten())
     for name, (value, after) in watch.seen.channel_parameters.items():
-        if fields == "auto" and value.numel() % chosen.order == 0 and after != last:
+        if value.numel() % chosen.order == 0 and after in regular:
             own = copy.get_parameter(name) if name in parameters else copy.get_buffer(name)
             own.copy_(own.reshape(-1, chosen.order).mean(dim=1).repeat_interleave(chosen.order).view_as(own))
     return copy.eval()
