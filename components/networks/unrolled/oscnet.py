@@ -240,6 +240,11 @@ class OSCNet(nn.Module):
 class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another forward
     """The product's form; see `components.networks.unrolled.separation.MetalArtifactForm`.
 
+    A quarter turn of the image moves the n maps of a kernel by n / 4 positions, because the dictionary turns so by
+    itself. They are a regular field of the group C<n>: of C8 as published, of C4 with ``orientations=4``. Choose the
+    group of the penalty so. With C4 and 8 orientations the penalty regular compares four neighbours, which the
+    dictionary does not turn into each other. No penalty compares the dictionary, whose basis is fixed.
+
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 
     Args:
@@ -259,7 +264,7 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
     class Settings(NetworkSettings):
         """Settings of the network; the defaults are the published ones.
 
-        Those of the EQ-Reg paper, whose channels divide by 4, are ``dual_channels=35``.
+        Those of the EQ-Reg paper, whose channels divide by 4, are ``dual_channels=35``. With 39 they divide by 8.
         """
 
         kernels: int = 4
