@@ -10,14 +10,22 @@ from components.registry import Registry
 
 NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
+    "c4_dncnn": "components.networks.group.dncnn:C4DnCNN",
+    "c4_unet": "components.networks.group.unet:C4UNet",
+    "d4_dncnn": "components.networks.group.dncnn:D4DnCNN",
+    "d4_unet": "components.networks.group.unet:D4UNet",
     "dicdnet": "components.networks.unrolled.dicdnet:DICDNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
+    "drunet": "components.networks.unets.drunet:DRUNetForm",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
+    "nafnet": "components.networks.unets.nafnet:NAFNetForm",
     "oscnet": "components.networks.unrolled.oscnet:OSCNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
     "rcdnet": "components.networks.unrolled.rcdnet:RCDNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
+    "restormer": "components.networks.transformers.restormer:RestormerForm",
+    "swinir": "components.networks.transformers.swinir:SwinIRForm",
     "unet": "components.networks.unets.unet:ResidualUNet",
 }
 

@@ -29,11 +29,18 @@ def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None
         path: of the file.
         network: whose weights are written.
         metadata: ``metadata["network"]`` holds the arguments of ``build_network``, ``metadata["task"]`` the task.
+
+    Raises:
+        ValueError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata}, sort_keys=True)})
+    try:
+        save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata}, sort_keys=True)})
+    except SafetensorError as error:  # for example a full disk
+        raise ValueError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:

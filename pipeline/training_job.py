@@ -7,7 +7,7 @@ caller passes the functions that receive reports and checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from components.training.loop import HINT, Metrics, Sampler, TrainingCallbacks, 
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingResult, TrainingState
 from components.training.worker import Worker
+from pipeline.config.members import plain_settings
 from pipeline.config.schema import Params
 
 Show = Callable[[int, list[np.ndarray]], None]
@@ -116,7 +117,7 @@ class TrainingJob:
         shape: dict[str, Any] = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
         if takes_named_inputs(network_class(name)):
             shape["inputs"] = list(self.task.inputs)
-        return {"name": name, **asdict(self.params.network_settings), **shape}
+        return {"name": name, **plain_settings(self.params.network_settings), **shape}
 
     def model_metadata(self) -> dict[str, Any]:
         """What the model file says of the task beside the weights: the names of the classes, for a classification."""

@@ -108,6 +108,26 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"network norm '{norm}' is unknown: use 'none' or 'batch'")
 
 
+def normalised_channels(maps: Tensor, epsilon: float, is_centred: bool = True) -> Tensor:
+    """Normalise each pixel over its channels: ``(x - mean) / sqrt(variance + epsilon)``, a layer norm without weights.
+
+    It commutes with quarter turns, and with permutations of the channels.
+
+    Args:
+        maps: ``(B, C, H, W)``.
+        epsilon: added to the variance, which is that of the C values (biased).
+        is_centred: whether the mean is subtracted; the variance is about the mean in both cases.
+
+    Example:
+        >>> import torch
+        >>> normalised_channels(torch.tensor([1.0, 3.0]).view(1, 2, 1, 1), epsilon=0.0).flatten()
+        tensor([-1.,  1.])
+    """
+    centred = maps - maps.mean(dim=1, keepdim=True)
+    variance = centred.square().mean(dim=1, keepdim=True)
+    return (centred if is_centred else maps) / (variance + epsilon).sqrt()
+
+
 def initialise(network: nn.Module, *last: nn.Conv2d | nn.BatchNorm2d) -> None:
     """Apply He initialisation (He et al. 2015, fan-in, ReLU) with zero biases, and set the ``last`` layers to zero.
 

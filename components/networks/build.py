@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from components.members import NETWORKS
-from components.networks.blocks import SCALES
+from components.networks.blocks import MOST_CHANNELS, SCALES
 from components.registry import build_settings, find
 
 
@@ -44,11 +44,13 @@ def build_network(name: str, **arguments: Any) -> nn.Module:
         ('ResidualUNet', 2)
     """
     network = network_class(name)
+    shape = _split(network, arguments)[1]
     try:
         settings = network_settings(name, **arguments)
+        _check_numbers(shape, 1 if takes_named_inputs(network) else 0)
     except ValueError as error:
         raise ValueError(f"network {name}: {error}") from error
-    built: nn.Module = network(settings, **_split(network, arguments)[1])
+    built: nn.Module = network(settings, **shape)
     return built
 
 
@@ -73,6 +75,25 @@ def _split(network: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
         names.add("inputs")
     shape = {key: value for key, value in arguments.items() if key in names}
     return {key: arguments[key] for key in arguments.keys() - names}, shape
+
+
+def _check_numbers(shape: Mapping[str, Any], least: int) -> None:
+    """Check the numbers in the shape of a task by themselves, before layers are built of them.
+
+    Args:
+        shape: of the task.
+        least: 0 for a network that refuses a 0 in words of its own.
+
+    Raises:
+        ValueError: one is no whole number, is too small, or is so large that it would fill every memory.
+    """
+    for key, value in shape.items():
+        if key == "inputs":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key}: {value!r}: use a whole number of at least 1")
+        if value > MOST_CHANNELS:
+            raise ValueError(f"{key}: {value}: use a whole number of at most {MOST_CHANNELS}")
 
 
 def takes_named_inputs(network: Any) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from components.networks.blocks import SCALES
 
 COLOURED = ("image", "li")
 """Inputs with the channels of the restored image; every other input has one channel."""
+
+Extension = Literal["zero", "copy", "reflection"]
+"""What the pixels hold that extend an image: zeros, copies of its last pixels, or its reflection."""
 
 
 class RestorationNetwork(nn.Module):
@@ -78,7 +81,7 @@ class RestorationNetwork(nn.Module):
         name = type(self).__name__.removesuffix("Form").lower()
         if scale not in self.scales:
             raise ValueError(f"{name} scale {scale}: use {' or '.join(map(str, self.scales))}")
-        channels = {each: out_channels if each in COLOURED else 1 for each in inputs}
+        channels = _channels(inputs, out_channels)
         needs = self.needs or ()
         if missing := [each for each in needs if each not in channels]:
             raise ValueError(f"{name} needs {' and '.join(missing)}, and the stack holds {', '.join(inputs)}")
@@ -94,6 +97,25 @@ class RestorationNetwork(nn.Module):
     def take(self, stack: Tensor) -> tuple[Tensor, ...]:
         """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each."""
         return tuple(stack[:, start:stop] for start, stop in self._places)
+
+
+def stack_channels(inputs: Sequence[str], out_channels: int) -> int:
+    """Return the number of channels of a stack.
+
+    Args:
+        inputs: names of the images in it.
+        out_channels: channels of the restored image.
+
+    Example:
+        >>> stack_channels(("image", "mask"), 3), stack_channels(("li", "image", "metal_mask"), 1)
+        (4, 3)
+    """
+    return sum(_channels(inputs, out_channels).values())
+
+
+def _channels(inputs: Sequence[str], out_channels: int) -> dict[str, int]:
+    """Name of an image in a stack -> its channels."""
+    return {each: out_channels if each in COLOURED else 1 for each in inputs}
 
 
 def extend(images: Tensor, least: int) -> Tensor:
@@ -114,6 +136,45 @@ def extend(images: Tensor, least: int) -> Tensor:
         return images
     rows, columns = _reflected(images[0, 0, :, 0], least), _reflected(images[0, 0, 0, :], least)
     return images.index_select(-2, rows).index_select(-1, columns)
+
+
+def extend_to_multiple(images: Tensor, multiple: int, mode: Extension, least: int = 1) -> Tensor:
+    """Extend images at the bottom and on the right, until their height and width are multiples of a number.
+
+    The extension commutes with no quarter turn, unless it adds nothing. It uses indices, as that of `extend`; what it
+    added, ``crop(extended, images, 1)`` takes away.
+
+    Args:
+        images: ``(B, C, H, W)``, of at least one pixel.
+        multiple: the number.
+        mode: what the new pixels hold. "reflection" does not repeat the last row and column; a small image is reflected
+            to and fro.
+        least: height and width of the result at least, in pixels; a multiple of the number.
+
+    Example:
+        >>> image = torch.arange(3.0).view(1, 1, 1, 3)
+        >>> for mode in ("zero", "copy", "reflection"):
+        ...     extend_to_multiple(image, 8, mode)[0, 0, 0]
+        tensor([0., 1., 2., 0., 0., 0., 0., 0.])
+        tensor([0., 1., 2., 2., 2., 2., 2., 2.])
+        tensor([0., 1., 2., 1., 0., 1., 2., 1.])
+    """
+    height, width = images.shape[-2:]
+    if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0 and min(height, width) >= least:
+        return images
+    down, right = (_next_multiple(side, multiple, least) - side for side in (height, width))
+    if mode == "zero":
+        return F.pad(images, (0, right, 0, down))
+    for axis, line, missing in ((-2, images[0, 0, :, 0], down), (-1, images[0, 0, 0, :], right)):
+        places = positions(F.pad(line, (0, missing)))
+        images = images.index_select(axis, _mirrored(places, line) if mode == "reflection" else _kept(places, line))
+    return images
+
+
+def _next_multiple(side: int, multiple: int, least: int) -> int:
+    """The least multiple of a number that is not below a side and not below ``least``."""
+    found: int = (side + multiple - 1) // multiple * multiple
+    return torch.sym_max(found, least) if least > multiple else found
 
 
 def crop(extended: Tensor, images: Tensor, least: int) -> Tensor:
@@ -139,10 +200,25 @@ def positions(line: Tensor) -> Tensor:
 
 
 def _reflected(line: Tensor, least: int) -> Tensor:
-    """Positions in a line ``(N,)`` of the pixels of its extension, ``(max(N, least),)``."""
+    """Positions in a line ``(N,)`` of the pixels of its extension by `extend`, ``(max(N, least),)``."""
     missing = _missing(line, least)
     before = missing // 2
-    last = torch.ones_like(line, dtype=torch.int64).sum() - 1  # N - 1; a tensor, which every exporter can compute with
+    return _mirrored(positions(F.pad(line, (before, missing - before))) - before, line)
+
+
+def _mirrored(places: Tensor, line: Tensor) -> Tensor:
+    """The positions in a line ``(N,)`` that its reflection has at these places, which may lie outside."""
+    last = _last(line)
     period = (2 * last).clamp(min=1)
-    places = (positions(F.pad(line, (before, missing - before))) - before).remainder(period)
+    places = places.remainder(period)
     return torch.minimum(torch.minimum(places, period - places), last)
+
+
+def _kept(places: Tensor, line: Tensor) -> Tensor:
+    """The positions in a line ``(N,)`` that are nearest to these places, from 0 up."""
+    return torch.minimum(places, _last(line))
+
+
+def _last(line: Tensor) -> Tensor:
+    """N - 1 of a line ``(N,)``: a tensor, which every exporter can compute with."""
+    return torch.ones_like(line, dtype=torch.int64).sum() - 1

@@ -44,9 +44,11 @@ def _fields_divide_channels(params: Params) -> str | None:
     order = chosen.group_order
     if (chosen.pairing == "none" and not chosen.weight) or not chosen.rule.has_regular_fields:
         return None
-    for name, channels in params.network_settings.channels.items():
+    settings = params.network_settings
+    for name, channels in settings.channels.items():
         if channels % order:
-            fitting = max(order, order * round(channels / order))
+            number = max(order, order * round(channels / order))
+            fitting = number if hasattr(settings, name) else f"{name} = {number}"  # a sum of a setting and a number
             return (
                 f"network.{name}: {channels} channels do not divide by {order}, which the regular field of penalty "
                 f"'{chosen.penalty}' in {chosen.group} needs: use {fitting}, or equivariance.penalty: rotation"

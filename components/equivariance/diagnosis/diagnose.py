@@ -20,7 +20,7 @@ from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
 from ..layers.spec import LayerSpec, check_patterns, match_patterns, named_layers
-from ..layers.tracing import Call, Trace, tracing
+from ..layers.tracing import Call, Trace, kernels_in, tracing
 from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
 from .incompatibilities import (
@@ -111,7 +111,9 @@ class Diagnosis:
         fitting_size: if the output cannot be equivariant at this size, the nearest (H, W) at which it can, apart from
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
-        depends_on_size: whether there are strides, pools and the like, so that other sizes may not fit.
+        is_exact: whether the output and every layer are equivariant now, up to rounding.
+        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may not
+            fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -131,6 +133,7 @@ class Diagnosis:
     structure_residual: float
     fitting_size: tuple[int, int] | None
     can_be_exact: bool | None
+    is_exact: bool
     depends_on_size: bool
 
     @property
@@ -152,6 +155,8 @@ class Diagnosis:
         if self.can_be_exact:
             text = f"the output can be {goal} {at}: nothing in the structure forbids it"
             text += ", but other sizes may not fit" if self.depends_on_size else ""
+            if self.is_exact:
+                return f"{text}; it is now, and so is every layer: there is nothing to penalise"
             limited = sum(any(o.kind in FIELD_LIMITS for o in layer.incompatibilities) for layer in self.layers)
             of = f" (only with trivial fields, so symmetric kernels, in {limited} of {len(self.layers)} layers)"
             return text + (of if limited else "")
@@ -268,6 +273,8 @@ class _Examination:
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
+        output_residual = _root_of_mean(sizes[None])
+        residuals = [output_residual, *(2.0 if layer.residual is None else layer.residual for layer in layers)]
         return Diagnosis(
             self.group.name,
             (inputs[0].shape[-2], inputs[0].shape[-1]),
@@ -275,11 +282,13 @@ class _Examination:
             tuple(findings),
             tuple(sorted(self._untied(), key=lambda each: -each.inequality)),
             "image" if self.first.output.ndim == 4 else "no place",
-            _root_of_mean(sizes[None]),
+            output_residual,
             structure.residual,
             self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
             can_be_exact,
-            any(window and max(window.stride) > 1 for window in self._windows()),
+            max(residuals) <= self.tolerance,
+            any(window and max(window.stride) > 1 for window in self._windows())
+            or any(attention.window for attention in operations.attentions.values()),
         )
 
     # ------------------------------------------------------------------------------------------------- running
@@ -346,8 +355,8 @@ class _Examination:
     ) -> LayerDiagnosis:
         spec, calls = self.spec[name], [call for call in self.calls if call.name == name]
         layout, why_none = self._layout(calls[0])
-        head_width = self.first.operations.head_widths.get(name)
-        incompatibilities = dict.fromkeys(layer_incompatibilities(spec, calls, layout, head_width, self.group, breaks))
+        attention = self.first.operations.attentions.get(name)
+        incompatibilities = dict.fromkeys(layer_incompatibilities(spec, calls, layout, attention, self.group, breaks))
         if layout is None:
             hint = "none if it makes the class scores, which can be invariant; else declare its layout"
             incompatibilities[Incompatibility("no place", why_none, hint)] = None
@@ -366,7 +375,7 @@ class _Examination:
         modules, weight = named_layers(self.network), dict(self.network.named_parameters()).get(call.parameter)
         if modules and call.name not in modules:
             yield "no module calls it, so it is measured here and no penalty compares it"
-        if weight is not None and tuple(weight.shape[-len(call.weight_shape) :]) != call.weight_shape:
+        if weight is not None and not kernels_in(weight, call):
             yield f"its kernel is computed from {call.parameter}, so no projection changes it"
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:
@@ -431,7 +440,8 @@ class _Examination:
         for name, spec in self.spec.items():
             bias = parameters.get("bias" if name == "network" else f"{name}.bias")
             call = next(call for call in self.calls if call.name == name)
-            if bias is not None and self._layout(call)[0]:
+            # A bias with fewer values, as one for each field, is no value for each channel.
+            if bias is not None and bias.numel() == spec.outputs and self._layout(call)[0]:
                 maps = bias[None, :, None, None]  # (C) -> (1, C, 1, 1); before PixelShuffle(r) -> (1, C / r^2, r, r)
                 maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps
                 if not (spec.factor == 1 and self.fields[name] == "trivial"):

@@ -13,7 +13,7 @@ from ..layers.grid import Window
 from ..layers.layouts import Layout, Windows
 from ..layers.spec import LayerSpec, through_fields
 from ..layers.tracing import Call
-from .operations import Spatial
+from .operations import Attention, Spatial
 
 FIELD_LIMITS = ("channels", "channel groups", "heads", "cut")
 """The kinds of incompatibilities that still allow trivial fields at a layer."""
@@ -37,7 +37,12 @@ class Incompatibility:
 
 
 def layer_incompatibilities(
-    spec: LayerSpec, calls: Sequence[Call], layout: Layout | None, head_width: int | None, group: Group, breaks: bool
+    spec: LayerSpec,
+    calls: Sequence[Call],
+    layout: Layout | None,
+    attention: Attention | None,
+    group: Group,
+    breaks: bool,
 ) -> Iterator[Incompatibility]:
     """What prevents or limits equivariance of a layer, other than an output without maps.
 
@@ -45,7 +50,7 @@ def layer_incompatibilities(
         spec: of the layer.
         calls: of the layer, in one forward.
         layout: of its output.
-        head_width: the number of channels of a head in the attention that follows; None without attention.
+        attention: the attention that follows, or None.
         group: a group on the grid.
         breaks: whether something in the network prevents an equivariant output.
     """
@@ -55,12 +60,14 @@ def layer_incompatibilities(
     for call in calls:
         if call.window:
             yield from _alignment(call.window, call.input_shape[-2:], call.output_shape[-2:], breaks)
-    if isinstance(layout, Windows) and any(2 * shift % layout.size for shift in layout.shift):
-        rows, columns = (abs(shift) for shift in layout.shift)
-        reason = f"windows of {layout.size} shifted by ({rows}, {columns}) are others on a turned image"
-        yield Incompatibility("window shift", reason, "an even window, shifted by half of it", breaks)
+    of_layout = Attention(0, layout.size, layout.shift) if isinstance(layout, Windows) else None
+    for windows in (of_layout, attention):
+        if windows and windows.is_lopsided:
+            rows, columns = (abs(shift) for shift in windows.shift)
+            reason = f"windows of {windows.window} shifted by ({rows}, {columns}) are others on a turned image"
+            yield Incompatibility("window shift", reason, "an even window, shifted by half of it", breaks)
     if not spec.writes_image:
-        yield from _field_limits(spec, head_width, group)
+        yield from _field_limits(spec, attention.head_width if attention else None, group)
 
 
 def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iterator[Incompatibility]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..groups import FieldType, Group, group_named, permute_fields
 from ..layers.spec import LayerSpec, kernel_input_field, through_fields
-from ..layers.tracing import tracing
+from ..layers.tracing import kernels_in, tracing
 from .equivariance_error import evaluation_mode, specs_of
 from .operations import OperationRecorder
 
@@ -29,6 +29,9 @@ Fields = Literal["auto", "trivial"]
 @torch.no_grad()
 def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fields = "auto") -> nn.Module:
     """Return a copy of a network whose weights are projected onto those of an equivariant network.
+
+    A layer that computes its kernel from fewer weights keeps them, because they are no entries of the kernel. A group
+    convolution is such a layer; it is exactly equivariant under its own group whatever its weights.
 
     Args:
         network: as of `diagnose`.
@@ -60,31 +63,26 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     specs = specs_of(trace)
     parameters = dict(copy.named_parameters())
     call_of = {call.name: call for call in trace.calls}
-    regular: set[str] = set()
+    last = trace.calls[-1].name if trace.calls else ""
+    cut = {name for name, spec in specs.items() if through_fields(spec.cuts, chosen)}
     for name, spec in specs.items():
         field: FieldType = "trivial"
-        if fields == "auto" and spec.channels % chosen.order == 0 and not through_fields(spec.cuts, chosen):
+        if fields == "auto" and spec.channels % chosen.order == 0 and name not in cut:
             field = spec.field
-        if field == "regular":
-            regular.add(name)
-        call = call_of[name]
-        weight = parameters.get(call.parameter)
+        weight = parameters.get(call_of[name].parameter)
         bias = parameters.get("bias" if name == "network" else f"{name}.bias")
-        # A parameter may hold copies of a weight, of which one is used. Other parameters of which a weight is computed,
-        # as the factors of a basis, are left as they are.
-        if weight is not None and tuple(weight.shape[-len(call.weight_shape) :]) == call.weight_shape:
-            into: FieldType = "trivial"
-            if fields == "auto" and not through_fields(spec.input_cuts, chosen):
-                into = kernel_input_field(spec, chosen)
-            for copy_of_weight in weight.view(-1, *call.weight_shape):
-                copy_of_weight.copy_(_averaged(copy_of_weight, call.is_transposed, into, field, spec, chosen))
-        if bias is not None:
+        into: FieldType = "trivial"
+        if fields == "auto" and not through_fields(spec.input_cuts, chosen):
+            into = kernel_input_field(spec, chosen)
+        for kernel in () if weight is None else kernels_in(weight, call_of[name]):
+            kernel.copy_(_averaged(kernel, call_of[name].is_transposed, into, field, spec, chosen))
+        if bias is not None and bias.numel() == spec.outputs:
             maps = bias[None, :, None, None]  # (O) -> (1, O, 1, 1)
             maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps  # -> (1, O / r^2, r, r)
             mean = torch.stack([chosen.act(maps, element, field) for element in range(chosen.order)]).mean(dim=0)
             bias.copy_((torch.pixel_unshuffle(mean, spec.factor) if spec.factor > 1 else mean).flatten())
     for name, (value, after) in watch.seen.channel_parameters.items():
-        if value.numel() % chosen.order == 0 and after in regular:
+        if fields == "auto" and value.numel() % chosen.order == 0 and after != last and after not in cut:
             own = copy.get_parameter(name) if name in parameters else copy.get_buffer(name)
             own.copy_(own.reshape(-1, chosen.order).mean(dim=1).repeat_interleave(chosen.order).view_as(own))
     return copy.eval()

@@ -6,6 +6,7 @@ programs, because it records calls of functions, not of modules. It changes noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,11 @@ class Trace:
         """Give a tensor the tag of another tensor that it replaces."""
         if other in self._tags:
             self._tags[tensor] = self._tags[other]
+
+    def shift_of(self, tensor: Tensor) -> tuple[int, int]:
+        """The cyclic roll (rows, columns) that a tensor has undergone."""
+        tag: _Tag = self._tags.get(tensor, _Tag())
+        return tag.shift
 
     def _finish(self) -> None:
         """Tell apart the two roles of a weight, and give what is combined pointwise the same cuts."""
@@ -337,6 +343,24 @@ def _slice_of_channels(name: str, args: tuple[Any, ...], kwargs: dict[str, Any])
     first = int(given.get("start") or 0)
     end = first + int(given["length"]) if name == "narrow" else given.get("end")
     return slice(first, end).indices(maps.shape[1])[:2]
+
+
+def kernels_in(parameter: Tensor, call: Call) -> list[Tensor]:
+    """The kernels that a parameter holds, as views of it.
+
+    Args:
+        parameter: the one from which the weight of the call comes.
+        call: of a layer.
+
+    Returns:
+        The parameter itself, if it has as many values as the weight. Its copies of the weight, of which one is used, if
+        its last axes are those of the weight. Nothing, if the weight is computed from other numbers, as the factors of
+        a basis.
+    """
+    shape = call.weight_shape
+    if parameter.numel() == math.prod(shape):
+        return [parameter]
+    return list(parameter.view(-1, *shape)) if tuple(parameter.shape[-len(shape) :]) == shape else []
 
 
 def _mixed_rolls(tags: list[_Tag]) -> bool:

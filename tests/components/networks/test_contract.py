@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from components.equivariance import EquivarianceRegularizer, diagnose, equivaria
 from components.equivariance.diagnosis.projection import Fields
 from components.members import NETWORKS
 from components.networks import build_network, network_class, network_settings
-from components.networks.form import crop, extend
+from components.networks.form import Extension, crop, extend, extend_to_multiple
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.small import SMALL, devices_in, random, stack
 
@@ -35,6 +37,8 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("acdnet", {"maps": 8, "dual_channels": 35}, "ACDNet_eqreg_width"),
         ("prenet", {"memory": "none", "shared_blocks": True}, "PRN_r"),
         ("ffdnet", {}, "FFDNet_gray"),
+        ("nafnet", {}, "NAFNet_SIDD_w32"),
+        ("nafnet", SMALL["nafnet"], "NAFNet_tiny"),
         ("rcdnet", {}, "RCDNet"),
         ("rcdnet", {"form": "simple"}, "RCDNet_simple"),
         ("rcdnet", {"form": "simple", "dual_channels": 33}, "RCDNet_eqreg_width"),
@@ -42,6 +46,12 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("dicdnet", {"dual_channels": 35}, "DICDNet_eqreg_width"),
         ("oscnet", {}, "OSCNet"),
         ("oscnet", {"dual_channels": 35}, "OSCNet_eqreg_width"),
+        ("drunet", {}, "DRUNet_color"),
+        ("drunet", {"in_channels": 2, "out_channels": 1}, "DRUNet_gray"),
+        ("restormer", {}, "Restormer_derain"),
+        ("restormer", {"norm": "bias_free"}, "Restormer_denoise_color"),
+        ("restormer", {"norm": "bias_free", "in_channels": 1, "out_channels": 1}, "Restormer_denoise_gray"),
+        ("restormer", {"width": 16, "blocks": (1, 1, 1, 1), "refinement_blocks": 1}, "Restormer_tiny"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -96,8 +106,6 @@ def test_ffdnet_gets_the_noise_level_of_each_image_from_the_stack(size: tuple[in
 @pytest.mark.parametrize("size", [(1, 1), (7, 6), (4, 9), (5, 5)])
 def test_ffdnet_repeats_the_last_row_and_column_of_an_image_of_odd_size(size: tuple[int, int]) -> None:
     """Oracle: numpy's padding by the edge."""
-    import numpy as np
-
     network = random("ffdnet").published
     image, sigma = torch.rand(1, 1, *size, dtype=torch.float64), torch.full((1, 1, 1, 1), 0.1, dtype=torch.float64)
     even = np.pad(image.numpy(), [(0, 0), (0, 0), *((0, side % 2) for side in size)], mode="edge")
@@ -108,8 +116,6 @@ def test_ffdnet_repeats_the_last_row_and_column_of_an_image_of_odd_size(size: tu
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 7), (2, 6)])
 def test_ffdnet_sees_an_image_of_a_few_pixels_with_its_last_row_and_column_repeated(size: tuple[int, int]) -> None:
     """Oracle: numpy's padding by the edge, to 4 pixels or to an even number of them."""
-    import numpy as np
-
     network = random("ffdnet")
     inputs = stack(network, *size)
     sides = [max(4, side + side % 2) for side in size]
@@ -117,6 +123,92 @@ def test_ffdnet_sees_an_image_of_a_few_pixels_with_its_last_row_and_column_repea
     image, level = torch.from_numpy(np.pad(inputs.numpy(), pads, mode="edge")).split(1, dim=1)
     expected = network.published(image, level[..., :1, :1])[..., : size[0], : size[1]]
     torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (8, 12), (24, 6)])
+def test_nafnet_gives_what_the_published_module_gives(size: tuple[int, int]) -> None:
+    """But for a side of at most 4 pixels, which the form extends further."""
+    network = random("nafnet")
+    image = stack(network, *size)
+    torch.testing.assert_close(network(image), network.published(image), rtol=0, atol=0)
+    wide = F.pad(image, (0, -size[1] % 4, 0, -size[0] % 4))
+    expected = network.published(wide)[..., : size[0], : size[1]]
+    torch.testing.assert_close(network(image), expected, rtol=0, atol=0)
+
+
+def test_nafnet_sees_an_image_of_a_few_pixels_in_a_frame_of_zeros() -> None:
+    network = random("nafnet")
+    image = stack(network, 3, 12)
+    expected = network.published(F.pad(image, (0, 0, 0, 5)))[..., :3, :]
+    torch.testing.assert_close(network(image), expected, rtol=0, atol=0)
+
+
+def test_a_new_nafnet_corrects_by_its_outer_layers_alone() -> None:
+    """Each block of it is the identity, so only ``beta`` and ``gamma`` have a gradient in the blocks."""
+    network = build_network("nafnet", **SMALL["nafnet"])
+    network(torch.rand(1, 3, 16, 16)).square().mean().backward()
+    moved = {key for key, value in network.named_parameters() if value.grad is not None and value.grad.any()}
+    of_blocks = {key.rpartition(".")[2] for key in moved if key.startswith(("encoders", "middle_blks", "decoders"))}
+    assert of_blocks == {"beta", "gamma"}
+
+
+@pytest.mark.parametrize("size", [(5, 9), (8, 12), (24, 6), (1, 1), (17, 16), (1, 40)])
+@pytest.mark.parametrize(("name", "oracle"), [("restormer", "reflect"), ("drunet", "edge")])
+def test_a_network_of_three_halvings_sees_an_image_extended_to_multiples_of_8(
+    name: str, oracle: Any, size: tuple[int, int]
+) -> None:
+    """By reflection and by copies as their published test scripts do; a side of at most 8 pixels becomes 16."""
+    network = random(name)
+    inputs = stack(network, *size)
+    sides = [max(16, 8 * math.ceil(side / 8)) for side in size]
+    pads = [(0, 0), (0, 0), *((0, after - side) for after, side in zip(sides, size, strict=True))]
+    wide = torch.from_numpy(np.pad(inputs.numpy(), pads, mode=oracle))
+    expected = network.published(wide)[..., : size[0], : size[1]]
+    torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
+
+
+def test_drunet_gives_twice_the_image_for_twice_the_image_and_noise_level() -> None:
+    network = random("drunet")
+    inputs = stack(network, 16, 24)
+    torch.testing.assert_close(network(2 * inputs), 2 * network(inputs), rtol=1e-12, atol=0)
+    louder = inputs.clone()
+    louder[:, -1] *= 2
+    assert (network(louder) - network(inputs)).abs().max() > 1e-3
+
+
+def test_drunet_finds_the_noise_level_wherever_it_lies_in_the_stack() -> None:
+    network, other = random("drunet"), random("drunet", inputs=("noise_level", "image"))
+    inputs = stack(network, 16, 16)
+    torch.testing.assert_close(other(inputs[:, [3, 0, 1, 2]]), network(inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hidden"),
+    [
+        ({}, [127, 255, 510, 1021]),
+        ({"hidden_multiple": 4}, [128, 256, 512, 1024]),
+        ({"hidden_multiple": 8, "width": 8}, [24, 48, 88, 176]),  # of 21, 42, 85, 170
+        ({"expansion": 2, "hidden_multiple": 4}, [96, 192, 384, 768]),
+    ],
+)
+def test_the_feed_forward_layers_of_restormer_have_the_published_width_or_a_multiple(
+    settings: dict[str, Any], hidden: list[int]
+) -> None:
+    few = {"blocks": (1, 1, 1, 1), "refinement_blocks": 1}
+    network = build_network("restormer", **{**few, **settings})
+    levels = (network.encoder_level1, network.encoder_level2, network.encoder_level3, network.latent)
+    assert [level[0].ffn.project_out.in_channels for level in levels] == hidden
+    assert [level[0].ffn.project_in.out_channels for level in levels] == [2 * number for number in hidden]
+
+
+def test_the_norms_of_restormer_without_a_bias_do_not_subtract_the_mean() -> None:
+    maps = torch.rand(2, 8, 3, 4, dtype=torch.float64)
+    variance = maps.var(dim=1, keepdim=True, correction=0)
+    for norm, expected in (("bias_free", maps), ("with_bias", maps - maps.mean(dim=1, keepdim=True))):
+        body = random("restormer", norm=norm).encoder_level1[0].norm1.body
+        nn.init.ones_(body.weight)
+        bias = 0 if body.bias is None else body.bias[:, None, None]
+        torch.testing.assert_close(body(maps), expected / (variance + 1e-5).sqrt() + bias)
 
 
 @pytest.mark.parametrize("name", ["acdnet", "dicdnet", "oscnet"])
@@ -150,8 +242,6 @@ def test_a_stack_of_any_size_gives_an_image_of_this_size(name: str, size: tuple[
 @pytest.mark.parametrize(("size", "pads"), [((5, 30), (8, 9)), ((22, 12), (0, 0)), ((20, 21), (1, 1))])
 def test_redcnn_sees_a_small_image_reflected_at_its_borders(size: tuple[int, int], pads: tuple[int, int]) -> None:
     """Reflection without repeating the border; numpy's rule, which torch's own padding refuses beyond the size."""
-    import numpy as np
-
     network = random("redcnn")
     image = stack(network, *size)
     rows, columns = (max(0, 22 - side) for side in size)
@@ -168,6 +258,20 @@ def test_cropping_takes_back_what_extending_added(size: tuple[int, int], least: 
     extended = extend(images, least)
     assert tuple(extended.shape[-2:]) == tuple(max(side, least) for side in size)
     assert torch.equal(crop(extended, images, least), images)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 4), (8, 8), (16, 9), (2, 3)])
+@pytest.mark.parametrize(("multiple", "least"), [(2, 1), (8, 1), (4, 12)])
+@pytest.mark.parametrize(("mode", "oracle"), [("zero", "constant"), ("copy", "edge"), ("reflection", "reflect")])
+def test_an_extension_to_a_multiple_is_that_of_numpy_and_can_be_cropped(
+    size: tuple[int, int], multiple: int, least: int, mode: Extension, oracle: Any
+) -> None:
+    images = torch.rand(2, 3, *size)
+    extended = extend_to_multiple(images, multiple, mode, least)
+    sides = [max(multiple * math.ceil(side / multiple), least) for side in size]
+    pads = [(0, 0), (0, 0), *((0, after - side) for after, side in zip(sides, size, strict=True))]
+    assert np.array_equal(extended.numpy(), np.pad(images.numpy(), pads, mode=oracle))
+    assert torch.equal(crop(extended, images, 1), images)
 
 
 @pytest.mark.parametrize("side", [4, 6, 9])
@@ -231,13 +335,15 @@ def test_every_parameter_that_can_have_a_gradient_gets_one(name: str) -> None:
 PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection", "paper")
 
 
+QUICK = ("redcnn", "ffdnet", "dncnn")
+"""Networks that take every penalty in the tests that are not slow."""
+
 STEPS = [
     pytest.param(
         name,
         penalty,
-        marks=pytest.mark.slow
-        if name in ("acdnet", "prenet", "rcdnet", "dicdnet", "oscnet") and penalty != "regular"
-        else (),
+        id=f"{name}-{penalty}",
+        marks=pytest.mark.slow if name not in QUICK and penalty != "regular" else (),
     )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
@@ -288,11 +394,14 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         # The linear layers between its weights and its maps mix all channels: only scalar fields can be kept.
         ("acdnet", {}, "trivial"),
         ("ffdnet", {}, "auto"),
+        ("nafnet", {}, "auto"),
+        ("nafnet", {}, "trivial"),
         ("rcdnet", {}, "auto"),
         ("rcdnet", {}, "trivial"),
         ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "auto"),
         ("dicdnet", {}, "auto"),
         ("dicdnet", {"dual_channels": 4, "maps": 6}, "trivial"),
+        ("drunet", {}, "auto"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -380,6 +489,12 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("redcnn", {"depth": 3}, "depth: unknown"),
         ("ffdnet", {"inputs": ("image",), "in_channels": 1}, "needs noise_level, and the stack holds image"),
         ("ffdnet", {"depth": 1}, "depth: 1"),
+        ("nafnet", {"encoder_blocks": (1, 0)}, r"encoder_blocks: \[1, 0\]: use whole numbers from 1 to 1000"),
+        ("nafnet", {"encoder_blocks": 3}, "encoder_blocks: 3: use a list of whole numbers"),
+        ("nafnet", {"encoder_blocks": ()}, r"encoder_blocks: \[\]: use 1 to 12 levels"),
+        ("nafnet", {"decoder_blocks": (1, 1)}, r"decoder_blocks: \[1, 1\]: use as many levels .* has, 4"),
+        ("nafnet", {"middle_blocks": 0}, "middle_blocks: 0"),
+        ("nafnet", {"in_channels": 1}, "image, which has 3 channels, got 1"),
         ("rcdnet", {"form": "short"}, "form: 'short': use one of official, simple"),
         ("rcdnet", {"stages": 2}, "stages: 2: use a whole number of at least 3"),
         ("rcdnet", {"form": "simple", "stages": 1}, "stages: 1: use a whole number of at least 2"),
@@ -392,6 +507,16 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("oscnet", {"out_channels": 2}, "oscnet restores images of one channel, got 2"),
         ("oscnet", {"orientations": 0}, "orientations: 0"),
         ("oscnet", {"supervised": "none"}, "supervised: 'none': use one of last, all"),
+        ("drunet", {"inputs": ("image",), "in_channels": 3}, "needs noise_level, and the stack holds image"),
+        ("drunet", {"blocks": 0}, "blocks: 0"),
+        ("restormer", {"width": 9}, "width: 9: use an even number"),
+        ("restormer", {"blocks": (1, 1, 1)}, r"blocks: \[1, 1, 1\]: use 4 numbers, one for each level"),
+        ("restormer", {"heads": (1, 2, 5, 8)}, "5 heads do not divide the 192 channels of level 3"),
+        ("restormer", {"expansion": 0.01}, "expansion: 0.01: use a number of at least 0.021"),
+        ("restormer", {"expansion": "wide"}, "expansion: 'wide': use a number"),
+        ("restormer", {"norm": "BiasFree"}, "norm: 'BiasFree': use one of with_bias, bias_free"),
+        ("restormer", {"hidden_multiple": 0}, "hidden_multiple: 0"),
+        ("restormer", {"dual_pixel": True}, "dual_pixel: unknown"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:
