@@ -24,6 +24,7 @@ def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None
     """Writes the weights of a network, and the settings to build it again, to a safetensors file.
 
     The file must be a function of data, params and code. The metadata must therefore hold no commit, time or path.
+    Settings that decide the initial weights alone, as the path of a file of them, are left out.
 
     Args:
         path: of the file.
