@@ -38,8 +38,10 @@ def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    initial = getattr(getattr(network, "Settings", None), "initial", ())
+    settings = {name: value for name, value in metadata["network"].items() if name not in initial}
     try:
-        save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata}, sort_keys=True)})
+        save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata, "network": settings}, sort_keys=True)})
     except SafetensorError as error:  # for example a full disk
         raise ValueError(f"{path}: cannot be written ({first_line(error)})") from error
 

@@ -95,7 +95,13 @@ class RestorationNetwork(nn.Module):
         self._places = tuple((stops[each] - channels[each], stops[each]) for each in needs)
 
     def take(self, stack: Tensor) -> tuple[Tensor, ...]:
-        """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each."""
+        """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each.
+
+        Raises:
+            ValueError: the stack has another number of channels, so that its images lie elsewhere.
+        """
+        if stack.shape[1] != self.in_channels:
+            raise ValueError(f"a stack {tuple(stack.shape)}: this network takes {self.in_channels} channels")
         return tuple(stack[:, start:stop] for start, stop in self._places)
 
 

@@ -38,13 +38,15 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         images: ``(B, C, H, W)``, for one forward that shows how the layers follow each other; a small image is enough.
         group: C2, C4 or D4.
         fields: "auto": the fields that the regulariser compares, regular inside the network. "trivial": all maps are
-            scalar fields, so all kernels are symmetric; for networks whose operations between the layers mix channels.
+            scalar fields, so all kernels are symmetric; for networks whose operations between the layers mix channels,
+            and for grouped convolutions whose groups cut through regular fields (`diagnose` names both).
 
     Returns:
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: the group is another one.
+        ValueError: the group or the fields are others, or the weight of a layer is computed from other tensors, as that
+            of a weight norm.
 
     Example:
         >>> from components.equivariance import equivariance_error
@@ -57,6 +59,8 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     chosen = group_named(group)
     if not chosen.is_on_grid:
         raise ValueError(f"group: {group!r} turns by angles that no pixel grid has; use C2, C4 or D4")
+    if fields not in ("auto", "trivial"):
+        raise ValueError(f"fields: {fields!r}: use auto or trivial")
     copy = deepcopy(network)
     with evaluation_mode(copy), tracing(copy) as trace, OperationRecorder(copy, trace) as watch:
         copy(images[:1])
@@ -69,8 +73,14 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         field: FieldType = "trivial"
         if fields == "auto" and spec.channels % chosen.order == 0 and name not in cut:
             field = spec.field
+        prefix = "" if name == "network" else f"{name}."
+        if f"{prefix}weight" not in parameters and isinstance(getattr(_module(copy, name), "weight", None), Tensor):
+            raise ValueError(
+                f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
+                "parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         weight = parameters.get(call_of[name].parameter)
-        bias = parameters.get("bias" if name == "network" else f"{name}.bias")
+        bias = parameters.get(f"{prefix}bias")
         into: FieldType = "trivial"
         if fields == "auto" and not through_fields(spec.input_cuts, chosen):
             into = kernel_input_field(spec, chosen)
@@ -86,6 +96,11 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
             own = copy.get_parameter(name) if name in parameters else copy.get_buffer(name)
             own.copy_(own.reshape(-1, chosen.order).mean(dim=1).repeat_interleave(chosen.order).view_as(own))
     return copy.eval()
+
+
+def _module(network: nn.Module, name: str) -> nn.Module | None:
+    """The module of a layer; None for a layer that is called after a parameter."""
+    return dict(network.named_modules()).get("" if name == "network" else name)
 
 
 def _averaged(

@@ -231,6 +231,16 @@ def test_a_network_leaves_what_it_does_not_need_in_the_stack() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_stack_of_another_number_of_channels_is_refused(name: str, more: int) -> None:
+    """Its images lie elsewhere: an image with alpha, or a stack without its last mask."""
+    network = random(name)
+    channels = int(network.in_channels)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"\(1, {channels + more}, 24, 24\): this network takes {channels} channels"):
+        network(torch.rand(1, channels + more, 24, 24, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_stack_of_any_size_gives_an_image_of_this_size(name: str, size: tuple[int, int]) -> None:
     network = random(name)
