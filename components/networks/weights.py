@@ -170,7 +170,7 @@ def _is_plain(value: Tensor) -> bool:
 
 def _is_computed(name: str, published: nn.Module) -> bool:
     """Whether the published module computes the tensor of this name from its settings or from other tensors."""
-    ends: tuple[str, ...] = getattr(published, "computed", ())  # type: ignore[assignment]
+    ends: tuple[str, ...] = getattr(published, "computed", ())
     return any(f".{name}".endswith(f".{end}") for end in ends)
 
 

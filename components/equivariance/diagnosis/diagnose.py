@@ -20,7 +20,7 @@ from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
 from ..layers.spec import LayerSpec, check_patterns, match_patterns, named_layers
-from ..layers.tracing import Call, Trace, tracing
+from ..layers.tracing import Call, Trace, kernels_in, tracing
 from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
 from .incompatibilities import (
@@ -376,8 +376,15 @@ class _Examination:
             self.fields[name],
             _root_of_mean(sizes[name]) if name in sizes else None,
             tuple(incompatibilities),
-            tuple(_notes(spec, calls, is_zero)),
+            (*_notes(spec, calls, is_zero), *self._notes_on_weight(calls[0])),
         )
+
+    def _notes_on_weight(self, call: Call) -> Iterator[str]:
+        modules, weight = named_layers(self.network), dict(self.network.named_parameters()).get(call.parameter)
+        if modules and call.name not in modules:
+            yield "no module calls it, so it is measured here and no penalty compares it"
+        if weight is not None and not kernels_in(weight, call):
+            yield f"its kernel is computed from {call.parameter}, so no projection changes it"
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:
         seen: dict[Finding, None] = {}

@@ -1,16 +1,16 @@
 """A copy of a network with the nearest exactly equivariant weights.
 
 The kernel of every layer is averaged over the group, in the fields in which the regulariser compares the layer, and so
-are biases and the other parameters with one value per channel. If the structure of the network permits it, the output
-of the copy is exactly equivariant. This is the test of a whole network: its layers, their fields and what lies between
-them fit together, or a residual remains.
+are biases and the other parameters with one value per channel. Where channels are sliced, or joined with others, within
+a regular field, the maps are trivial fields. If the structure of the network permits it, the output of the copy is
+exactly equivariant. This is the test of a whole network: its layers, their fields and what lies between them fit
+together, or a residual remains.
 
 Legend: O, I output and input channels of a kernel; r factor of a sub-pixel layer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Literal
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import FieldType, Group, group_named, permute_fields
-from ..layers.spec import LayerSpec, kernel_input_field
-from ..layers.tracing import Unshuffled, tracing
+from ..layers.spec import LayerSpec, kernel_input_field, through_fields
+from ..layers.tracing import Unshuffled, kernels_in, tracing
 from .equivariance_error import evaluation_mode, specs_of
 from .operations import OperationRecorder
 
@@ -67,32 +67,34 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         copy(images[:1])
     specs = specs_of(trace)
     parameters = dict(copy.named_parameters())
+    call_of = {call.name: call for call in trace.calls}
     last = trace.calls[-1].name if trace.calls else ""
-    # A weight that several calls share, as one of a convolution and of its adjoint, is read as in its last call.
-    is_transposed = {call.name: bool(call.window and call.window.is_transposed) for call in trace.calls}
-    sizes = {call.name: math.prod(call.weight_shape) for call in trace.calls}
+    cut = {name for name, spec in specs.items() if through_fields(spec.cuts, chosen)}
     for name, spec in specs.items():
         field: FieldType = "trivial"
-        if fields == "auto" and spec.channels % chosen.order == 0:
+        if fields == "auto" and spec.channels % chosen.order == 0 and name not in cut:
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
-        weight, bias = parameters.get(f"{prefix}weight", parameters.get(name)), parameters.get(f"{prefix}bias")
         own = getattr(_module(copy, name), "weight", None)
         if isinstance(own, Tensor) and not isinstance(own, nn.Parameter):
             raise ValueError(
                 f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
             )
-        if weight is not None and weight.numel() == sizes[name]:
-            into: FieldType = kernel_input_field(spec, chosen) if fields == "auto" else "trivial"
-            weight.copy_(_averaged(weight, is_transposed[name], into, field, spec, chosen))
+        weight = parameters.get(call_of[name].parameter)
+        bias = parameters.get(f"{prefix}bias")
+        into: FieldType = "trivial"
+        if fields == "auto" and not through_fields(spec.input_cuts, chosen):
+            into = kernel_input_field(spec, chosen)
+        for kernel in () if weight is None else kernels_in(weight, call_of[name]):
+            kernel.copy_(_averaged(kernel, call_of[name].is_transposed, into, field, spec, chosen))
         if bias is not None and bias.numel() == spec.outputs:
             bias.copy_(_averaged_channels(bias, spec.factor, field, chosen))
     tensors = dict(copy.named_buffers()) | parameters
     for name, found in watch.seen.channel_parameters.items():
         if found.after != last:
             number = found.value.numel() // found.factor**2
-            regular = fields == "auto" and number % chosen.order == 0
+            regular = fields == "auto" and number % chosen.order == 0 and found.after not in cut
             own = tensors[name]
             own.copy_(_averaged_channels(own, found.factor, "regular" if regular else "trivial", chosen))
     return copy.eval()

@@ -102,6 +102,8 @@ class LayerSpec:
         unshuffled: its input channels that come from PixelUnshuffle.
         has_trivial_input: whether its input channels are trivial fields, because only trivial fields are declared.
         has_no_place: whether its output is one vector for each image, as class scores are.
+        cuts: positions among its output channels at which they are sliced or joined with others.
+        input_cuts: the same of its input channels.
     """
 
     inputs: int
@@ -115,6 +117,8 @@ class LayerSpec:
     unshuffled: tuple[Unshuffled, ...] = ()
     has_trivial_input: bool = False
     has_no_place: bool = False
+    cuts: tuple[int, ...] = ()
+    input_cuts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: Layer) -> LayerSpec:
@@ -146,6 +150,10 @@ class LayerSpec:
             reads_image=any(each.reads_image for each in calls),
             unshuffled=call.unshuffled,
             has_no_place=len(call.output_shape) == 2,
+            cuts=_united(each.cuts for each in calls),
+            input_cuts=_united(
+                cuts for each in calls for cuts in (each.input_cuts, *(source.cuts for source in each.sources))
+            ),
         )
 
     @property
@@ -162,6 +170,15 @@ class LayerSpec:
     def channels(self) -> int:
         """The number of channels of the compared maps; before PixelShuffle, those of the fine grid."""
         return self.outputs // self.factor**2
+
+
+def _united(cuts: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    return tuple(sorted({cut for each in cuts for cut in each}))
+
+
+def through_fields(cuts: Iterable[int], group: Group) -> list[int]:
+    """Those of the positions among channels that lie within a regular field."""
+    return [cut for cut in cuts if cut % group.order]
 
 
 def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> str | None:

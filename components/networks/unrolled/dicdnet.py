@@ -21,8 +21,8 @@ Reduction in CT Images*, IEEE Transactions on Medical Imaging 41(4), 2022. Refer
 https://github.com/hongwang01/DICDNet at 6498998, ``dicdnet.py``. The names, order and shapes of the parameters are
 those of the reference. What differs:
 
-- K0 and K begin as straight lines in all directions (`components.networks.unrolled.dictionary.line_kernels`); the
-  reference reads a file, which it does not license.
+- K0 and K begin as straight lines in all directions (`components.networks.unrolled.dictionary.line_kernels`) unless
+  there is the file that the reference reads, which it does not license.
 - No two parameters share their storage. In the reference K0 and K do, and all step sizes, until the network is moved to
   another device.
 """
@@ -42,7 +42,7 @@ from components.networks.unrolled.dictionary import (
     FIRST_STEP_OF_IMAGE,
     FIRST_STEP_OF_MAPS,
     FIRST_THRESHOLD_OF_LAYER,
-    line_kernels,
+    first_kernels,
 )
 from components.networks.unrolled.proximal import ImageNetwork, MapNetwork
 from components.networks.unrolled.separation import (
@@ -66,6 +66,7 @@ class DICDNet(nn.Module):
         dual_channels: p, the channels beside the image in its network (num_Q).
         residual_blocks: of each network (T).
         stages: S, at least 2 (S).
+        kernel_file: as of `components.networks.unrolled.dictionary.first_kernels`.
 
     Example:
         >>> network = DICDNet(maps=4, dual_channels=3, residual_blocks=1, stages=2)
@@ -75,12 +76,20 @@ class DICDNet(nn.Module):
         (torch.Size([1, 1, 6, 5]), 3, 2)
     """
 
-    def __init__(self, maps: int = 32, dual_channels: int = 32, residual_blocks: int = 3, stages: int = 10) -> None:
+    def __init__(
+        self,
+        maps: int = 32,
+        dual_channels: int = 32,
+        residual_blocks: int = 3,
+        stages: int = 10,
+        kernel_file: str = "",
+    ) -> None:
         super().__init__()
+        kernels = first_kernels(maps, file=kernel_file)
         self.etaM_S = nn.Parameter(torch.full((stages - 1, 1), FIRST_STEP_OF_MAPS))
         self.etaX_S = nn.Parameter(torch.full((stages, 1), FIRST_STEP_OF_IMAGE))
-        self.K0 = nn.Parameter(line_kernels(maps))
-        self.K = nn.Parameter(line_kernels(maps))
+        self.K0 = nn.Parameter(kernels.clone())
+        self.K = nn.Parameter(kernels)
         self.K_q = nn.Parameter(torch.full((dual_channels, 1, 3, 3), 1 / 9))
         self.tau = nn.Parameter(torch.full((1,), FIRST_THRESHOLD_OF_LAYER))
         self.proxNet_X_0 = ImageNetwork(1 + dual_channels, residual_blocks)
@@ -147,8 +156,14 @@ class DICDNetForm(MetalArtifactForm, DICDNet):  # type: ignore[misc]  # another 
         """Blocks of each network for the image and for the maps."""
         stages: int = 10
         """S, at least 2."""
+        kernel_file: str = ""
+        """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
+
+        A model file does not hold it: a trained network does without."""
         supervised: Literal["last", "all"] = "all"
         """Outputs with a task loss: the result alone, or the images and artifacts of all stages."""
+
+        initial = ("kernel_file",)
 
         def __post_init__(self) -> None:
             check_between(
@@ -174,7 +189,14 @@ class DICDNetForm(MetalArtifactForm, DICDNet):  # type: ignore[misc]  # another 
         scale: int = 1,
         inputs: Sequence[str] = MetalArtifactForm.needs,
     ) -> None:
-        DICDNet.__init__(self, settings.maps, settings.dual_channels, settings.residual_blocks, settings.stages)
+        DICDNet.__init__(
+            self,
+            settings.maps,
+            settings.dual_channels,
+            settings.residual_blocks,
+            settings.stages,
+            settings.kernel_file,
+        )
         self.describe_stages(
             in_channels, out_channels, scale, inputs, stages=settings.stages, supervised=settings.supervised
         )

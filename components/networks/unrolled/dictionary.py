@@ -6,7 +6,11 @@ each map and channel.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +33,12 @@ FIRST_THRESHOLD_OF_LAYER = 1.0
 LINE_LENGTH = 2.5
 LINE_WIDTH = 0.6
 """Standard deviations of a line along and across it, in pixels."""
+
+
+PUBLISHED_KERNELS = "eb93c5e0812599c4ce8cd44f171b7fe950f8603c0038c1cac942245ed181a9af"
+"""SHA-256 of the file of the references, ``init_kernel.mat``."""
+KEY = "C9"
+"""Of the kernels ``(3, 32, 9, 9)`` in that file."""
 
 
 def synthesis(maps: Tensor, kernels: Tensor) -> Tensor:
@@ -60,3 +70,40 @@ def line_kernels(number: int, channels: int = 1) -> Tensor:
     values = torch.exp(-(along**2) / (2 * LINE_LENGTH**2) - across**2 / (2 * LINE_WIDTH**2))
     values = values / values.sum(dim=(-2, -1), keepdim=True)
     return values.to(torch.get_default_dtype()).expand(channels, -1, -1, -1).clone()
+
+
+def first_kernels(number: int, channels: int = 1, file: str = "") -> Tensor:
+    """Return the first of the published kernels, if there is a file of them, or else `line_kernels`.
+
+    The path of the file is among the settings that identify a run, so its content must be fixed, too: any other file is
+    refused.
+
+    Args:
+        number: of kernels for each channel.
+        channels: of the image.
+        file: path of ``init_kernel.mat`` of https://github.com/hongwang01/RCDNet at c6e1539; empty for lines.
+
+    Returns:
+        ``(channels, number, 9, 9)``.
+
+    Raises:
+        ValueError: the file cannot be read, is another one, or has fewer kernels or channels.
+    """
+    if not file:
+        return line_kernels(number, channels)
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise ValueError(f"kernel_file: {file}: cannot be read ({error.strerror or error})") from None
+    if (found := hashlib.sha256(content).hexdigest()) != PUBLISHED_KERNELS:
+        raise ValueError(
+            f"kernel_file: {file}: not the published init_kernel.mat: its SHA-256 is {found[:12]}..., not "
+            f"{PUBLISHED_KERNELS[:12]}..."
+        )
+    kernels = torch.from_numpy(import_module("scipy.io").loadmat(BytesIO(content))[KEY])
+    if channels > kernels.shape[0] or number > kernels.shape[1]:
+        raise ValueError(
+            f"kernel_file: it holds {kernels.shape[1]} kernels for {kernels.shape[0]} channels, and {number} for "
+            f"{channels} are wanted"
+        )
+    return kernels[:channels, :number].to(torch.get_default_dtype()).clone()

@@ -48,7 +48,7 @@ from components.networks.unrolled.dictionary import (
     FIRST_STEP_OF_MAPS,
     FIRST_THRESHOLD_OF_LAYER,
     KERNEL_SIZE,
-    line_kernels,
+    first_kernels,
 )
 from components.networks.unrolled.proximal import ImageNetwork, MapNetwork
 from components.networks.unrolled.separation import (
@@ -177,6 +177,7 @@ class OSCNet(nn.Module):
         dual_channels: p, the channels beside the image in its network (num_Q).
         residual_blocks: of each network (T).
         stages: S, at least 2 (S).
+        kernel_file: as of `components.networks.unrolled.dictionary.first_kernels`.
 
     Example:
         >>> network = OSCNet(kernels=1, orientations=4, dual_channels=3, residual_blocks=1, stages=2)
@@ -196,12 +197,14 @@ class OSCNet(nn.Module):
         dual_channels: int = 32,
         residual_blocks: int = 3,
         stages: int = 10,
+        kernel_file: str = "",
     ) -> None:
         super().__init__()
         maps, width = kernels * orientations, 1 + dual_channels
         self.etaM_S = nn.Parameter(torch.full((stages - 1, 1), FIRST_STEP_OF_MAPS))
         self.etaX_S = nn.Parameter(torch.full((stages, 1), FIRST_STEP_OF_IMAGE))
-        self.C0 = nn.Parameter(line_kernels(maps))
+        number = kernels if kernel_file else maps  # as published, the kernels of a file are repeated
+        self.C0 = nn.Parameter(first_kernels(number, file=kernel_file).repeat(1, maps // number, 1, 1))
         self.fcnn = OrientedKernels(kernels, orientations)
         self.C_q = nn.Parameter(torch.full((dual_channels, 1, 3, 3), 1 / 9))
         self.proxNet_X_0 = ImageNetwork(width, residual_blocks)
@@ -240,6 +243,11 @@ class OSCNet(nn.Module):
 class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another forward
     """The product's form; see `components.networks.unrolled.separation.MetalArtifactForm`.
 
+    A quarter turn of the image moves the n maps of a kernel by n / 4 positions, because the dictionary turns so by
+    itself. They are a regular field of the group C<n>: of C8 as published, of C4 with ``orientations=4``. Choose the
+    group of the penalty so. With C4 and 8 orientations the penalty regular compares four neighbours, which the
+    dictionary does not turn into each other. No penalty compares the dictionary, whose basis is fixed.
+
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 
     Args:
@@ -259,7 +267,7 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
     class Settings(NetworkSettings):
         """Settings of the network; the defaults are the published ones.
 
-        Those of the EQ-Reg paper, whose channels divide by 4, are ``dual_channels=35``.
+        Those of the EQ-Reg paper, whose channels divide by 4, are ``dual_channels=35``. With 39 they divide by 8.
         """
 
         kernels: int = 4
@@ -272,8 +280,14 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
         """Blocks of each network for the image and for the maps."""
         stages: int = 10
         """S, at least 2."""
+        kernel_file: str = ""
+        """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
+
+        A model file does not hold it: a trained network does without."""
         supervised: Literal["last", "all"] = "all"
         """Outputs with a task loss: the result alone, or the images and artifacts of all stages."""
+
+        initial = ("kernel_file",)
 
         def __post_init__(self) -> None:
             check_between(
@@ -310,6 +324,7 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
             settings.dual_channels,
             settings.residual_blocks,
             settings.stages,
+            settings.kernel_file,
         )
         self.describe_stages(
             in_channels, out_channels, scale, inputs, stages=settings.stages, supervised=settings.supervised

@@ -21,8 +21,8 @@ form), and https://github.com/hongwang01/RCDNet_simple at d2c2401 (the simple fo
 parameters are those of the references. Both forms compute the same; the official one has numbers that nothing uses: a
 step size, an M-net, and all but the second of S - 1 copies of C. What differs:
 
-- C0 and C begin as straight lines in all directions (`components.networks.unrolled.dictionary.line_kernels`); the
-  references read a file, which they do not license.
+- C0 and C begin as straight lines in all directions (`components.networks.unrolled.dictionary.line_kernels`) unless
+  there is the file that the references read, which they do not license.
 - No two parameters share their storage. In the references C0 and C do, and the copies of C, and all step sizes, until
   the network is moved to another device.
 """
@@ -44,7 +44,7 @@ from components.networks.unrolled.dictionary import (
     FIRST_STEP_OF_MAPS,
     FIRST_THRESHOLD_OF_LAYER,
     WHITE,
-    line_kernels,
+    first_kernels,
 )
 from components.networks.unrolled.proximal import ImageNetwork, MapNetwork
 from components.networks.unrolled.separation import (
@@ -75,6 +75,7 @@ class RCDNet(nn.Module):
         stages: S, at least 3 in the official form and 2 in the simple one (stage, S).
         form: whose names and parameters it has.
         colours: C, the channels of an image.
+        kernel_file: as of `components.networks.unrolled.dictionary.first_kernels`.
 
     Example:
         >>> network = RCDNet(maps=4, dual_channels=5, residual_blocks=1, stages=3)
@@ -91,10 +92,11 @@ class RCDNet(nn.Module):
         stages: int = 17,
         form: Form = "official",
         colours: int = 3,
+        kernel_file: str = "",
     ) -> None:
         super().__init__()
         self.form = form
-        width, kernels = colours + dual_channels, line_kernels(maps, colours)
+        width, kernels = colours + dual_channels, first_kernels(maps, colours, kernel_file)
         dual_kernels = torch.full((dual_channels, colours, 3, 3), 1 / 9)
         if form == "official":
             self.eta1 = nn.Parameter(torch.full((1,), FIRST_STEP_OF_MAPS))  # published, and never used
@@ -206,8 +208,14 @@ class RCDNetForm(RestorationNetwork, RCDNet):
         """S; at least 3 in the official form, 2 in the simple one."""
         form: Form = "official"
         """Whose parameters the network has: "official" (RCDNet), or "simple" (RCDNet_simple, without unused ones)."""
+        kernel_file: str = ""
+        """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
+
+        A model file does not hold it: a trained network does without."""
         supervised: Literal["last", "all"] = "all"
         """Outputs with a task loss: the result alone, or the images and the rain of all stages."""
+
+        initial = ("kernel_file",)
 
         def __post_init__(self) -> None:
             check_one_of(self, form=("official", "simple"), supervised=("last", "all"))
@@ -241,6 +249,7 @@ class RCDNetForm(RestorationNetwork, RCDNet):
             settings.stages,
             settings.form,
             out_channels,
+            settings.kernel_file,
         )
         self.describe(in_channels, out_channels, scale, inputs)
         if settings.supervised == "all":

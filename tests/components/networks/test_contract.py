@@ -465,10 +465,11 @@ def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises() -> N
         ("ffdnet", {}, "auto"),
         ("nafnet", {}, "auto"),
         ("nafnet", {}, "trivial"),
-        # The image is among the channels of its network, where regular fields would mix it with others.
+        ("rcdnet", {}, "auto"),
         ("rcdnet", {}, "trivial"),
-        ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "trivial"),
-        ("dicdnet", {}, "trivial"),
+        ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "auto"),
+        ("dicdnet", {}, "auto"),
+        ("dicdnet", {"dual_channels": 4, "maps": 6}, "trivial"),
         ("drunet", {}, "auto"),
         ("restormer", {"width": 16, "hidden_multiple": 8}, "auto"),
         ("restormer", {"width": 16, "hidden_multiple": 8, "norm": "bias_free"}, "auto"),
@@ -498,8 +499,40 @@ def test_projected_weights_make_the_output_equivariant(
 def test_regular_fields_do_not_pass_the_linear_layers_of_acdnet() -> None:
     network = random("acdnet")
     images = stack(network)
+    assert equivariance_error(projected(network, images), images)["output"] > 1e-9
+    assert equivariance_error(projected(network, images, fields="trivial"), images)["output"] < 1e-12
+    assert diagnose(network, images).can_be_exact
+
+
+@pytest.mark.parametrize(("orientations", "group"), [(4, "C4"), (2, "C2")])
+def test_the_dictionary_of_oscnet_is_exact_as_it_is_if_its_orientations_are_the_group(
+    orientations: int, group: str
+) -> None:
+    """The maps of a kernel are a regular field, so the kernels need no projection."""
+    network = random("oscnet", orientations=orientations, kernels=8 // orientations)
+    images = stack(network)
+    copy = projected(network, images, group)
+    assert torch.equal(copy.fcnn.weights, network.fcnn.weights)  # type: ignore[union-attr, arg-type]
+    found = equivariance_error(copy, images, group=group)
+    assert found["output"] < 1e-12 < 1e-2 < equivariance_error(network, images, group=group)["output"]
+    assert found["fcnn.weights (adjoint)"] < 1e-12
+    output = copy(images)
+    assert (output - images[:, :1]).std() > 1e-3 * images.std()
+
+
+def test_eight_orientations_are_no_regular_fields_of_quarter_turns() -> None:
+    """A quarter turn moves the maps of a kernel by two, and those of a regular field by one; scalar fields are left."""
+    network = random("oscnet", orientations=8)
+    images = stack(network)
     assert equivariance_error(projected(network, images), images)["output"] > 1e-4
-    assert diagnose(network, images).can_be_exact  # with scalar fields, as above
+    basis = network.fcnn.Basis  # type: ignore[union-attr]
+    turned = basis.rot90(1, (0, 1))  # type: ignore[operator]
+    is_symmetric = (turned - basis).abs().amax(dim=(0, 1, 2)) < 1e-6  # type: ignore[operator]
+    assert 3 <= is_symmetric.sum() < 25
+    network.fcnn.weights.data *= is_symmetric  # type: ignore[union-attr, operator]
+    copy = projected(network, images, fields="trivial")
+    assert equivariance_error(copy, images)["output"] < 1e-6  # the rounding of the basis to single precision
+    assert diagnose(network, images).can_be_exact
 
 
 def test_projecting_does_not_touch_the_network_itself() -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 from scipy.signal import correlate2d
 from torch import Tensor, nn
 
+from components.networks import build_network
+from components.networks.unrolled import dictionary
 from components.networks.unrolled.dictionary import analysis, line_kernels, synthesis
 from components.networks.unrolled.rcdnet import RCDNet
 from tests.components.networks.small import SMALL, random, stack
@@ -49,6 +54,39 @@ def test_the_first_kernels_are_lines_in_all_directions(number: int) -> None:
         angle = np.arctan2(axes[1, 1], axes[0, 1])
         assert np.sin(angle - np.pi * k / number) == pytest.approx(0, abs=0.02)
         assert sizes[1] > 6 * sizes[0]
+
+
+@pytest.fixture
+def kernel_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Tensor]:
+    """A file in the form of the published one, which the code takes for it, and its kernels."""
+    kernels = torch.rand(3, 32, 9, 9, dtype=torch.float64)
+    path = tmp_path / "init_kernel.mat"
+    savemat(path, {"C9": kernels.numpy()})
+    monkeypatch.setattr(dictionary, "PUBLISHED_KERNELS", sha256(path.read_bytes()).hexdigest())
+    return path, kernels.float()
+
+
+def test_the_first_kernels_come_from_a_file_if_one_is_named(kernel_file: tuple[Path, Tensor]) -> None:
+    path, kernels = kernel_file
+    rcdnet = build_network("rcdnet", kernel_file=str(path), stages=4, maps=30)
+    assert torch.equal(rcdnet.weight0, kernels[:, :30])
+    assert all(torch.equal(copy, kernels[:, :30]) for copy in rcdnet.conv)
+    dicdnet = build_network("dicdnet", kernel_file=str(path), stages=2)
+    assert torch.equal(dicdnet.K0, kernels[:1])
+    assert torch.equal(dicdnet.K, kernels[:1])
+    oscnet = build_network("oscnet", kernel_file=str(path), stages=2)
+    assert torch.equal(oscnet.C0, torch.cat([kernels[:1, :4]] * 8, dim=1))
+
+
+def test_a_file_of_other_kernels_is_refused(kernel_file: tuple[Path, Tensor], tmp_path: Path) -> None:
+    path, kernels = kernel_file
+    with pytest.raises(ValueError, match=r"kernel_file: it holds 32 kernels for 3 channels, and 33 for 3 are wanted"):
+        build_network("rcdnet", kernel_file=str(path), maps=33)
+    with pytest.raises(ValueError, match=r"kernel_file: .*none\.mat: cannot be read \(No such file or directory\)"):
+        build_network("rcdnet", kernel_file=str(tmp_path / "none.mat"))
+    savemat(path, {"C9": kernels.numpy() + 1})
+    with pytest.raises(ValueError, match=r"kernel_file: .*init_kernel\.mat: not the published init_kernel\.mat"):
+        build_network("dicdnet", kernel_file=str(path))
 
 
 def test_the_synthesis_is_a_sum_of_correlations_and_the_analysis_its_adjoint() -> None:
