@@ -241,7 +241,8 @@ def joined_windows(first: Window, second: Window) -> Window | None:
         if len(pooling) != 1:
             return None
         axes.append(pooling[0])
-    return Window(*zip(*axes, strict=True))
+    kernel_size, stride, padding, dilation = zip(*axes, strict=True)
+    return Window(kernel_size, stride, padding, dilation)
 
 
 def _slices(name: str, index: list[Any], kwargs: dict[str, Any], ndim: int) -> dict[int, slice] | None:
