@@ -10,15 +10,25 @@ from components.registry import Registry
 
 NETWORKS: Registry = {
     "acdnet": "components.networks.unrolled.acdnet:ACDNetForm",
+    "c4_dncnn": "components.networks.group.dncnn:C4DnCNN",
+    "c4_unet": "components.networks.group.unet:C4UNet",
+    "d4_dncnn": "components.networks.group.dncnn:D4DnCNN",
+    "d4_unet": "components.networks.group.unet:D4UNet",
     "derainnet": "components.networks.convolutional.derainnet:DerainNetForm",
+    "dicdnet": "components.networks.unrolled.dicdnet:DICDNetForm",
     "dncnn": "components.networks.convolutional.dncnn:DnCNN",
+    "drunet": "components.networks.unets.drunet:DRUNetForm",
     "fbpconvnet": "components.networks.unets.fbpconvnet:FBPConvNetForm",
     "ffdnet": "components.networks.convolutional.ffdnet:FFDNetForm",
     "mprnet": "components.networks.unets.mprnet:MPRNetForm",
     "nafnet": "components.networks.unets.nafnet:NAFNetForm",
+    "oscnet": "components.networks.unrolled.oscnet:OSCNetForm",
     "prenet": "components.networks.unrolled.prenet:PReNetForm",
+    "rcdnet": "components.networks.unrolled.rcdnet:RCDNetForm",
     "redcnn": "components.networks.convolutional.redcnn:REDCNNForm",
     "resnet": "components.networks.convolutional.resnet:ResNet",
+    "restormer": "components.networks.transformers.restormer:RestormerForm",
+    "swinir": "components.networks.transformers.swinir:SwinIRForm",
     "unet": "components.networks.unets.unet:ResidualUNet",
 }
 

@@ -25,12 +25,17 @@ def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None
 
     A tensor with several names, as one that several layers share, is written under each of them. The file must be a
     function of data, params and code. The metadata must therefore hold no commit, time or path.
+    Settings that decide the initial weights alone, as the path of a file of them, are left out.
 
     Args:
         path: of the file.
         network: whose weights are written.
         metadata: ``metadata["network"]`` holds the arguments of ``build_network``, ``metadata["task"]`` the task.
+
+    Raises:
+        ValueError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -40,7 +45,12 @@ def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None
         place = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if place in memory else tensor  # safetensors takes no two tensors in one memory
         memory.add(place)
-    save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata}, sort_keys=True)})
+    initial = getattr(getattr(network, "Settings", None), "initial", ())
+    settings = {name: value for name, value in metadata["network"].items() if name not in initial}
+    try:
+        save_file(tensors, path, {"eqreg": json.dumps({KEY: FORMAT, **metadata, "network": settings}, sort_keys=True)})
+    except SafetensorError as error:  # for example a full disk
+        raise ValueError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     TRAINING_IMAGE = 1
     TURN = 2
     FIXED_PAIR = 3
+    STOCHASTIC_DEPTH = 4
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:

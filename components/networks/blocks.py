@@ -6,7 +6,7 @@ Legend: B images, C channels of the restored image, H rows, W columns, r the sca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +20,13 @@ MOST_CHANNELS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings(Settings):
-    """Base class of the settings of a network, with its constraints on sizes."""
+    """Base class of the settings of a network, with its constraints on sizes.
+
+    Attributes:
+        initial: the settings that decide the initial weights alone. A model file does not hold them.
+    """
+
+    initial: ClassVar[tuple[str, ...]] = ()
 
     @property
     def smallest_side(self) -> int:

@@ -10,7 +10,7 @@ Legend: B images, C channels of the restored image, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import ClassVar, Literal
 
@@ -36,6 +36,8 @@ class RestorationNetwork(nn.Module):
             missing; "noise_level", in each pixel the standard deviation of the noise in the units of the image. None:
             the network takes the whole stack of any task and corrects the first image of it.
         scales: the sizes of the output / size of the input that it can have.
+        layer_choices: choices of layers that ``equivariance.layers`` can name, each as the name patterns of its layers.
+            "eqreg-t" has those that the released code of EQ-Reg for transformers penalises.
         published_class: the published module, if the network is a subclass of one; None if its own form is published.
         output_weights: weights of the losses of the supervised images in training; empty for equal weights.
         in_channels: channels of the stack.
@@ -46,6 +48,7 @@ class RestorationNetwork(nn.Module):
     is_classifier: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...] | None] = None
     scales: ClassVar[tuple[int, ...]] = SCALES
+    layer_choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     published_class: ClassVar[type[nn.Module] | None] = None
     output_weights: tuple[float, ...] = ()
 
@@ -81,7 +84,7 @@ class RestorationNetwork(nn.Module):
         name = type(self).__name__.removesuffix("Form").lower()
         if scale not in self.scales:
             raise ValueError(f"{name} scale {scale}: use {' or '.join(map(str, self.scales))}")
-        channels = {each: out_channels if each in COLOURED else 1 for each in inputs}
+        channels = _channels(inputs, out_channels)
         needs = self.needs or ()
         if missing := [each for each in needs if each not in channels]:
             raise ValueError(f"{name} needs {' and '.join(missing)}, and the stack holds {', '.join(inputs)}")
@@ -95,8 +98,33 @@ class RestorationNetwork(nn.Module):
         self._places = tuple((stops[each] - channels[each], stops[each]) for each in needs)
 
     def take(self, stack: Tensor) -> tuple[Tensor, ...]:
-        """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each."""
+        """Return the inputs of the published module, in the order of `needs`: ``(B, C or 1, H, W)`` each.
+
+        Raises:
+            ValueError: the stack has another number of channels, so that its images lie elsewhere.
+        """
+        if stack.shape[1] != self.in_channels:
+            raise ValueError(f"a stack {tuple(stack.shape)}: this network takes {self.in_channels} channels")
         return tuple(stack[:, start:stop] for start, stop in self._places)
+
+
+def stack_channels(inputs: Sequence[str], out_channels: int) -> int:
+    """Return the number of channels of a stack.
+
+    Args:
+        inputs: names of the images in it.
+        out_channels: channels of the restored image.
+
+    Example:
+        >>> stack_channels(("image", "mask"), 3), stack_channels(("li", "image", "metal_mask"), 1)
+        (4, 3)
+    """
+    return sum(_channels(inputs, out_channels).values())
+
+
+def _channels(inputs: Sequence[str], out_channels: int) -> dict[str, int]:
+    """Name of an image in a stack -> its channels."""
+    return {each: out_channels if each in COLOURED else 1 for each in inputs}
 
 
 def extend(images: Tensor, least: int, multiple: int = 1) -> Tensor:

@@ -21,15 +21,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.data.randomness import Stream, torch_generator
+from components.data.randomness import Stream, generator, torch_generator
 from components.equivariance import EquivarianceRegularizer
 from components.equivariance.pairing import EntryField
+from components.networks.stochastic_depth import StochasticDepth, given_depths, stochastic_depths
 from components.training.global_batch import WorkerBatch
 from components.training.micro_batches import MicroBatch, micro_batches
 from components.training.prefetch import Batch, Sampler, prefetched
@@ -57,7 +59,11 @@ class TrainingCallbacks:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the steps of a run share; ``network`` is ``state.network``, wrapped for several workers."""
+    """What the steps of a run share.
+
+    ``network`` is ``state.network``, wrapped for several workers, and ``branches`` are those that it leaves out for
+    some images.
+    """
 
     network: nn.Module
     state: TrainingState
@@ -65,6 +71,7 @@ class _Run:
     regularizer: EquivarianceRegularizer | None
     settings: TrainingSettings
     worker: Worker
+    branches: list[StochasticDepth]
 
 
 def train(
@@ -92,8 +99,10 @@ def train(
 
     Raises:
         TrainingDivergedError: the loss or its gradient is no longer finite.
+        ValueError: the network gives another number of supervised outputs than it has weights for.
     """
-    run = _Run(worker.parallel(state.network).train(), state, own_batch, regularizer, settings, worker)
+    branches = stochastic_depths(state.network)
+    run = _Run(worker.parallel(state.network).train(), state, own_batch, regularizer, settings, worker, branches)
     clock, clock_step = time.perf_counter(), state.step
     with prefetched(sampler, own_batch.indices, range(state.step, settings.steps)) as batches:
         for step, batch in enumerate(batches, state.step):
@@ -124,7 +133,8 @@ def _update(run: _Run, batch: Batch, is_reporting: bool) -> Metrics:
     weight = None if settings.micro_batch_size is None else _penalty_weight(state, state.last_task_loss)
     for part in micro_batches(batch, run.own_batch, settings.micro_batch_size):
         regularizer = run.regularizer if part.is_penalised else None
-        with nullcontext() if part.is_last else worker.accumulating(run.network):
+        accumulating = nullcontext() if part.is_last else worker.accumulating(run.network)
+        with accumulating, _depths(run, part, part.share.num_pairs if regularizer else 0):
             inputs, targets, counted = _paired(part, regularizer, settings, state.step, is_reporting)
             with worker.autocast():
                 outputs = run.network(inputs)
@@ -145,6 +155,20 @@ def _update(run: _Run, batch: Batch, is_reporting: bool) -> Metrics:
     state.averaged.update_parameters(state.network)
     state.step, state.last_task_loss = state.step + 1, totals.task_loss
     return _metrics(run, totals, weight or 0.0, float(gradient_norm)) if is_reporting else {}
+
+
+def _depths(run: _Run, part: MicroBatch, num_pairs: int) -> AbstractContextManager[None]:
+    """Give each image its numbers of stochastic depth; a transformed copy passes the same function as its original.
+
+    The numbers depend on the seed, the step and the index of the image in the global batch alone.
+    """
+    if not run.branches:
+        return nullcontext()
+    key, indices = (run.settings.seed, Stream.STOCHASTIC_DEPTH, run.state.step), part.share.indices
+    drawn = torch.from_numpy(np.stack([generator(*key, index).random(len(run.branches)) for index in indices]))
+    pairs = drawn[:num_pairs]
+    uniform = torch.cat((pairs, pairs, drawn[num_pairs:]))  # in the order of the paired inputs
+    return given_depths(run.branches, uniform.to(run.worker.device))
 
 
 def _penalty_weight(state: TrainingState, task_loss: float) -> float:
@@ -188,6 +212,10 @@ def _supervised_loss(run: _Run, outputs: Tensor | Sequence[Tensor], targets: Ten
     weights: Sequence[float] = getattr(run.state.network, "output_weights", ())
     if len(supervised) == 1 or not weights:
         return losses.mean()
+    if len(weights) != len(supervised):
+        raise ValueError(
+            f"network: {len(weights)} output_weights for {len(supervised)} supervised outputs: give one each"
+        )
     return losses @ (losses.new_tensor(weights) / sum(weights))
 
 

@@ -24,7 +24,7 @@ class TrainingSettings:
 
     Attributes:
         steps: number of updates.
-        seed: seed of the elements and shifts of pairs.
+        seed: seed of the elements and shifts of pairs, and of stochastic depth.
         optimizer: of the updates.
         schedule: of the learning rate after the warm-up.
         learning_rate: peak of the schedule.

@@ -71,3 +71,15 @@ def test_another_file_is_refused_with_the_command_that_makes_one(tmp_path: Path)
     (tmp_path / "x").write_bytes(b"no model at all")
     with pytest.raises(ValueError, match="run 'eqreg train'"):
         model_sha256(tmp_path / "x")
+
+
+def test_a_model_does_not_need_the_file_from_which_its_first_weights_came(tmp_path: Path) -> None:
+    settings = {"name": "rcdnet", "maps": 2, "dual_channels": 1, "residual_blocks": 1, "stages": 3}
+    network = build_network(**settings)
+    begun = settings | {"kernel_file": str(tmp_path / "gone.mat")}
+    save_model(tmp_path / "a", network, {"network": begun, "task": "derain"})
+    loaded, metadata = load_model(tmp_path / "a")
+    assert metadata["network"] == settings
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(network.state_dict()), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"kernel_file: .*gone\.mat: cannot be read"):
+        build_network(**begun)

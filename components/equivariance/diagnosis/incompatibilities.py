@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from ..groups import Group
 from ..layers.grid import Window
 from ..layers.layouts import Layout, Windows
-from ..layers.spec import LayerSpec
+from ..layers.spec import LayerSpec, through_fields
 from ..layers.tracing import Call
-from .operations import Spatial
+from .operations import Attention, Spatial
 
-FIELD_LIMITS = ("channels", "channel groups", "heads")
+FIELD_LIMITS = ("channels", "channel groups", "heads", "cut")
 """The kinds of incompatibilities that still allow trivial fields at a layer."""
 
 
@@ -37,7 +37,12 @@ class Incompatibility:
 
 
 def layer_incompatibilities(
-    spec: LayerSpec, calls: Sequence[Call], layout: Layout | None, head_width: int | None, group: Group, breaks: bool
+    spec: LayerSpec,
+    calls: Sequence[Call],
+    layout: Layout | None,
+    attention: Attention | None,
+    group: Group,
+    breaks: bool,
 ) -> Iterator[Incompatibility]:
     """What prevents or limits equivariance of a layer, other than an output without maps.
 
@@ -45,7 +50,7 @@ def layer_incompatibilities(
         spec: of the layer.
         calls: of the layer, in one forward.
         layout: of its output.
-        head_width: the number of channels of a head in the attention that follows; None without attention.
+        attention: the attention that follows, or None.
         group: a group on the grid.
         breaks: whether something in the network prevents an equivariant output.
     """
@@ -59,12 +64,14 @@ def layer_incompatibilities(
         if rows != columns and group.needs_squares:
             reason = f"{rows}x{columns} patches of each image are others on a turned image"
             yield Incompatibility("patches", reason, "as many rows of patches as columns, or whole images", breaks)
-    if isinstance(layout, Windows) and any(2 * shift % layout.size for shift in layout.shift):
-        rows, columns = (abs(shift) for shift in layout.shift)
-        reason = f"windows of {layout.size} shifted by ({rows}, {columns}) are others on a turned image"
-        yield Incompatibility("window shift", reason, "an even window, shifted by half of it", breaks)
+    of_layout = Attention(0, layout.size, layout.shift) if isinstance(layout, Windows) else None
+    for windows in (of_layout, attention):
+        if windows and windows.is_lopsided:
+            rows, columns = (abs(shift) for shift in windows.shift)
+            reason = f"windows of {windows.window} shifted by ({rows}, {columns}) are others on a turned image"
+            yield Incompatibility("window shift", reason, "an even window, shifted by half of it", breaks)
     if not spec.writes_image:
-        yield from _field_limits(spec, head_width, group)
+        yield from _field_limits(spec, attention.head_width if attention else None, group)
 
 
 def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iterator[Incompatibility]:
@@ -74,6 +81,10 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
         after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
         reason = f"{spec.channels} channels{after} do not divide by {t} into regular fields, only trivial ones fit"
         yield Incompatibility("channels", reason, f"{_nearest_multiple(spec.channels, t)} channels")
+    elif cuts := through_fields(spec.cuts, group):
+        after = ", ".join(str(cut) for cut in cuts)
+        reason = f"its channels are sliced, or joined with others, after {after}, through regular fields of {t}"
+        yield Incompatibility("cut", reason, f"parts of a multiple of {t} channels; trivial fields fit as it is")
     of_group = spec.inputs // spec.num_groups
     if spec.num_groups > 1 and of_group > 1 and of_group % t:
         reason = f"groups of {of_group} channels cut through regular fields of {t}"

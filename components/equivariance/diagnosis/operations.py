@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..groups import Group
 from ..layers.grid import Window
-from ..layers.tracing import Trace
+from ..layers.tracing import Trace, Unshuffled
 from ..penalties import EPSILON
 
 LAYERS = ("conv2d", "conv_transpose2d", "linear")
@@ -74,6 +74,47 @@ class Table:
     after: str
 
 
+@dataclass(frozen=True)
+class Attention:
+    """An attention between queries and keys that one layer gives.
+
+    Attributes:
+        head_width: the number of channels of a head.
+        window: the side of the square windows in which pixels attend to each other; None if an image is not cut into
+            square windows, and where channels attend.
+        shift: the cyclic roll (rows, columns) of the maps before they were cut.
+    """
+
+    head_width: int
+    window: int | None = None
+    shift: tuple[int, int] = (0, 0)
+
+    @property
+    def is_lopsided(self) -> bool:
+        """Whether a quarter turn maps the shifted windows to others."""
+        return self.window is not None and any(2 * shift % self.window for shift in self.shift)
+
+
+class ChannelParameter(NamedTuple):
+    """A parameter or buffer with one value per channel, as first used.
+
+    Attributes:
+        value: the parameter, or a view of it.
+        after: the last layer that was called before.
+        unshuffled: the channels of the features that come from PixelUnshuffle.
+    """
+
+    value: Tensor
+    after: str
+    unshuffled: tuple[Unshuffled, ...] = ()
+
+    @property
+    def factor(self) -> int:
+        """r, if the channels are the r^2 sub-pixels of finer maps, all of them; else 1."""
+        whole = [each.factor for each in self.unshuffled if each.number == self.value.numel()]
+        return whole[0] if whole else 1
+
+
 @dataclass
 class Operations:
     """The operations that were recorded in one forward.
@@ -84,15 +125,15 @@ class Operations:
         tables: parameter name -> the table in the first sum that adds it.
         table_sums: the sums that add a table: number of the sum among all sums -> number of the table's argument.
         channel_parameters: name -> parameter or buffer with one value per channel that is combined with features of so
-            many channels, and the last layer that was called before.
-        head_widths: layer -> the number of channels of one head in the attention that follows.
+            many channels.
+        attentions: layer -> the attention that follows.
     """
 
     spatial: list[Spatial] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
     table_sums: dict[int, int] = field(default_factory=dict)
-    channel_parameters: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
-    head_widths: dict[str, int] = field(default_factory=dict)
+    channel_parameters: dict[str, ChannelParameter] = field(default_factory=dict)
+    attentions: dict[str, Attention] = field(default_factory=dict)
 
 
 class OperationRecorder(TorchFunctionMode):
@@ -146,8 +187,10 @@ class OperationRecorder(TorchFunctionMode):
             self._note_crop(name, args, kwargs, result)
         elif name in _PRODUCTS:
             self._attends_after = len(self._trace.calls)
-            self._note_heads(args[0] if args else kwargs["query"])
-        self._note_parameters((*args, *kwargs.values()), result)
+            self._note_attention(args[0] if args else kwargs["query"])
+        elif name == "index_select":
+            self._note_extension(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
+        self._note_parameters(name, (*args, *kwargs.values()), result)
 
     def _add(self, kind: str, maps: Any, result: Tensor, **more: Any) -> None:
         if isinstance(maps, Tensor) and maps.ndim >= 2:
@@ -185,18 +228,39 @@ class OperationRecorder(TorchFunctionMode):
         else:
             self._add("crop", maps, result, details=widths)
 
-    def _note_heads(self, queries: Any) -> None:
-        """Record the width of attention heads, from queries ``(B, heads, N, width)`` or ``(B, heads, width, N)``."""
+    def _note_extension(self, given: dict[str, Any], result: Tensor) -> None:
+        """Record a padding of ``(B, C, H, W)`` that picks its pixels by their positions, as one by reflection."""
+        maps, axis, index = given["input"], given["dim"], given["index"]
+        if maps.ndim != 4 or axis % 4 < 2 or result.numel() <= maps.numel():
+            return
+        length = maps.shape[axis]
+        own, found = torch.arange(length, device=index.device), index.unfold(0, length, 1)  # (M - N + 1, N)
+        starts = (found == own).all(dim=1).nonzero().flatten().tolist()
+        if length == 1 or not starts:  # copies of one pixel commute with turns; without the image it is no padding
+            return
+        widths = (starts[0], len(index) - length - starts[0])
+        if torch.equal(index.flip(0), length - 1 - index):
+            widths = ((len(index) - length) // 2,) * 2
+        self._add("padding", maps, result, details=widths if axis % 4 == 3 else (0, 0, *widths))
+
+    def _note_attention(self, queries: Any) -> None:
+        """Record an attention, from queries ``(B, heads, N, width)`` or ``(B, heads, width, N)``.
+
+        Images run one by one, so several entries are the windows of an image.
+        """
         if not (self._trace.calls and isinstance(queries, Tensor) and queries.ndim == 4):
             return
         call = self._trace.calls[-1]
         channels = call.output_shape[1] if call.kind == "convolution" else call.output_shape[-1]
-        heads = queries.shape[1]
-        for width in (queries.shape[3], queries.shape[2]):
+        entries, heads, *sides = queries.shape
+        for width, places in (reversed(sides), sides):
             if channels in (heads * width, 2 * heads * width, 3 * heads * width):  # one layer gives q, kv or qkv
-                self.seen.head_widths.setdefault(call.name, width)
+                shift, side = self._trace.shift_of(queries), math.isqrt(places)
+                is_cut = side**2 == places and width == sides[1] and (entries > 1 or any(shift))
+                found = Attention(width, side, shift) if is_cut else Attention(width)
+                self.seen.attentions.setdefault(call.name, found)
 
-    def _note_parameters(self, values: tuple[Any, ...], result: Tensor) -> None:
+    def _note_parameters(self, name: str, values: tuple[Any, ...], result: Tensor) -> None:
         tensors = [value for value in values if isinstance(value, Tensor)]
         named = [tensor for tensor in tensors if tensor in self._names]
         if tensors and len(named) == len(tensors):
@@ -205,11 +269,15 @@ class OperationRecorder(TorchFunctionMode):
         is_attention = self._attends_after == len(self._trace.calls)  # then the axes are heads and positions
         if is_attention:
             return
+        first, last = result.shape[1] if result.ndim == 4 else None, result.shape[-1] if result.ndim else None
+        if name == "batch_norm" and result.ndim > 2:  # its channels are the second axis; of five axes, they are fields
+            last = None
+        channels = (first, last)
         for tensor in named:
             wide = [size for size in tensor.shape if size > 1]
-            channels = (result.shape[1] if result.ndim == 4 else None, result.shape[-1] if result.ndim else None)
             if len(wide) == 1 and wide[0] in channels and tensor.is_floating_point() and self._trace.calls:
-                self.seen.channel_parameters.setdefault(self._names[tensor], (tensor, self._after))
+                found = ChannelParameter(tensor, self._after, self._trace.unshuffled(result))
+                self.seen.channel_parameters.setdefault(self._names[tensor], found)
 
     def _note_sum(self, args: tuple[Any, ...], found: dict[str, tuple[int, ...]]) -> None:
         for parameter, shape in found.items():

@@ -44,6 +44,7 @@ def test_the_numbers_of_the_streams_are_part_of_every_result_and_stay() -> None:
         "TRAINING_IMAGE": 1,
         "TURN": 2,
         "FIXED_PAIR": 3,
+        "STOCHASTIC_DEPTH": 4,
     }
 
 

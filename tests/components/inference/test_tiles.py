@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,9 +92,20 @@ def test_no_network_shows_a_seam_at_any_offset_of_the_size_that_its_poolings_div
 
 
 @pytest.mark.parametrize("offset", range(16))
-@pytest.mark.parametrize(("name", "settings"), [("prenet", {"stages": 2}), ("redcnn", {})])
-def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: dict[str, int], offset: int) -> None:
-    """They see 26 and 20 pixels around each."""
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("prenet", {"stages": 2}),
+        ("redcnn", {}),
+        ("rcdnet", {"form": "simple", "stages": 2}),
+        ("swinir", {"window": 8}),
+    ],
+)
+def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: dict[str, Any], offset: int) -> None:
+    """They see 26, 20, 29 and 15 pixels around each.
+
+    Windows of a side that divides 16 lie in a tile as in the image.
+    """
     network = small.random(name, **settings).float()
     image = torch.rand(int(network.in_channels), 130 + offset, 117 + (offset + 5) % 16)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -100,6 +113,32 @@ def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: di
     assert (whole - image).abs().max() > 0.05
     tiled = restore(network, image, tile=112, overlap=64)
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize(("stages", "blocks"), [(3, 1), (2, 2)])
+def test_an_unrolled_dictionary_sees_further_with_every_stage(
+    stages: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RCDNet: (8 + 4 T) S + 4 T + 1 pixels to each side, which is 425 as published; by the gradient of one pixel."""
+    radius = (8 + 4 * blocks) * stages + 4 * blocks + 1
+    network = small.random("rcdnet", stages=stages, residual_blocks=blocks, form="simple")
+    monkeypatch.setattr(F, "relu", lambda values, inplace=False: values)  # it would cut paths of some images
+    image = torch.rand(1, 3, 2 * radius + 21, 2 * radius + 21, dtype=torch.float64, requires_grad=True)
+    network(image)[0, :, radius + 10, radius + 10].sum().backward()
+    assert image.grad is not None
+    rows, columns = (image.grad[0].abs().sum((0, axis)).nonzero() for axis in (2, 1))
+    assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (10, 2 * radius + 10)
+
+
+@pytest.mark.parametrize("name", ["rcdnet", "dicdnet", "oscnet"])
+def test_an_unrolled_dictionary_shows_no_seam_once_tiles_overlap_by_all_that_it_sees(name: str) -> None:
+    network = small.random(name, stages=3).float()  # which sees 41 pixels to each side
+    image = small.stack(network, 150, 210)[0].float()
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    close = 1e-4 * float(whole.abs().max())
+    torch.testing.assert_close(restore(network, image, tile=144, overlap=96), whole, rtol=0, atol=close)
+    assert (restore(network, image, tile=96, overlap=16) - whole).abs().max() > 2 * close
 
 
 def test_a_network_that_weighs_the_whole_image_differs_in_tiles() -> None:
@@ -111,6 +150,30 @@ def test_a_network_that_weighs_the_whole_image_differs_in_tiles() -> None:
         whole = network(scan[None])[0]
     assert torch.equal(restore(network, scan, tile=512, overlap=64), whole)
     assert (restore(network, scan, tile=128, overlap=64) - whole).abs().max() > 1e-4
+
+
+def difference_in_tiles(network: nn.Module, image: Tensor, tile: int, overlap: int) -> float:
+    """The largest change of an image by tiles, relative to its correction."""
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    return float((restore(network, image, tile=tile, overlap=overlap) - whole).abs().max() / (whole - image).std())
+
+
+def test_the_windows_of_jpeg_lie_elsewhere_in_tiles_than_in_the_image() -> None:
+    """Their side is 7, and tiles begin at multiples of 16; an image in one tile has its own windows."""
+    network, image = small.random("swinir", window=7), torch.rand(3, 70, 300, dtype=torch.float64)
+    assert difference_in_tiles(network, image, tile=512, overlap=64) == 0
+    assert difference_in_tiles(network, image, tile=112, overlap=64) > 1e-2
+    assert difference_in_tiles(small.random("swinir", window=8), image, tile=112, overlap=64) < 1e-12
+
+
+@pytest.mark.parametrize(("groups", "overlap"), [(6, 304), (4, 208)])
+def test_swinir_at_its_published_depth_needs_an_overlap_of_twice_what_it_sees(groups: int, overlap: int) -> None:
+    """151 pixels, in the light network 103."""
+    network = small.random("swinir", width=4, heads=1, window=8, groups=groups, depth=6)
+    image = torch.rand(3, 16, 2 * overlap, dtype=torch.float64)
+    assert difference_in_tiles(network, image, tile=overlap + 16, overlap=overlap) < 1e-12
+    assert difference_in_tiles(network, image, tile=overlap + 16, overlap=32) > 1e-6
 
 
 @pytest.mark.parametrize("offset", range(16))

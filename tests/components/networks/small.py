@@ -9,22 +9,42 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from components.networks import build_network
+from components.networks.transformers.window_attention import WindowLayer
 
 SMALL: dict[str, dict[str, Any]] = {
     "acdnet": {"maps": 4, "dual_channels": 3, "atoms": 5, "residual_blocks": 1, "stages": 2},
     "prenet": {"width": 8, "stages": 3},
     "redcnn": {"width": 8},
     "ffdnet": {"width": 8, "depth": 4},
+    "drunet": {"width": 8, "blocks": 1},
+    "restormer": {
+        "width": 8,
+        "blocks": (1, 1, 1, 1),
+        "refinement_blocks": 1,
+        "heads": (1, 2, 2, 2),
+        "hidden_multiple": 4,
+    },
     "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
+    "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4},
+    "dicdnet": {"maps": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
+    "oscnet": {"kernels": 1, "orientations": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
+    "rcdnet": {"maps": 4, "dual_channels": 5, "residual_blocks": 1, "stages": 3},
     "derainnet": {"width": 8},
     "fbpconvnet": {"width": 4, "levels": 3},
     "mprnet": {"width": 8, "unet_growth": 4, "orsnet_growth": 4, "orsnet_blocks": 1},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
+OWN: dict[str, dict[str, Any]] = {
+    "dncnn": {"width": 8, "depth": 3},
+    "resnet": {"width": 8, "depth": 2},
+    "unet": {"width": 8, "depth": 2},
+}
+"""The same of the networks that take any task's stack, and of the classifier."""
 
-GAINS = {"nafnet": 0.5, "mprnet": 0.5, "fbpconvnet": 2.0}
-"""Name -> the size of random weights relative to He's: products and sums of maps would grow from layer to layer, and
+
+GAINS = {"nafnet": 0.5, "restormer": 0.5, "drunet": 0.5, "mprnet": 0.5, "fbpconvnet": 2.0}
+"""Name -> the size of random weights relative to He's: sums and products of maps would grow from layer to layer, and
 the maps of projected kernels would fade, which are smaller."""
 
 OF_CHANNELS = {
@@ -46,7 +66,7 @@ def random(name: str, **arguments: Any) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight).mul_(GAINS.get(name, 1.0))
             nn.init.normal_(module.bias, std=0.1) if module.bias is not None else None
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             for values in (module.weight, module.running_var):
                 nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
             for values in (module.bias, module.running_mean):
@@ -55,7 +75,21 @@ def random(name: str, **arguments: Any) -> nn.Module:
             for key, values in module.named_parameters(recurse=False):
                 if key in OF_CHANNELS:
                     nn.init.uniform_(values, *OF_CHANNELS[key])
+        elif isinstance(module, WindowLayer):
+            _fill(module)
     return network
+
+
+def _fill(layer: WindowLayer) -> None:
+    """Weights of a size at which the attention of each window has its own form."""
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    nn.init.normal_(layer.attn.relative_position_bias_table)
 
 
 def stack(network: nn.Module, height: int = 24, width: int = 24, batch: int = 1) -> Tensor:

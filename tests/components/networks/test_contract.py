@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from components.equivariance import EquivarianceRegularizer, diagnose, equivariance_error, projected
 from components.equivariance.diagnosis.projection import Fields
+from components.equivariance.layers.spec import named_layers, requested_fields
 from components.members import NETWORKS
-from components.networks import build_network, network_class, network_settings
+from components.networks import build_network, layer_choices, network_class, network_settings
 from components.networks.form import Extension, crop, extend, extend_to_multiple, surround
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.small import SMALL, devices_in, random, stack
@@ -46,6 +47,19 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("mprnet", {"width": 96, "unet_growth": 48, "orsnet_growth": 32}, "MPRNet_deblur"),
         ("nafnet", {}, "NAFNet_SIDD_w32"),
         ("nafnet", SMALL["nafnet"], "NAFNet_tiny"),
+        ("rcdnet", {}, "RCDNet"),
+        ("rcdnet", {"form": "simple"}, "RCDNet_simple"),
+        ("rcdnet", {"form": "simple", "dual_channels": 33}, "RCDNet_eqreg_width"),
+        ("dicdnet", {}, "DICDNet"),
+        ("dicdnet", {"dual_channels": 35}, "DICDNet_eqreg_width"),
+        ("oscnet", {}, "OSCNet"),
+        ("oscnet", {"dual_channels": 35}, "OSCNet_eqreg_width"),
+        ("drunet", {}, "DRUNet_color"),
+        ("drunet", {"in_channels": 2, "out_channels": 1}, "DRUNet_gray"),
+        ("restormer", {}, "Restormer_derain"),
+        ("restormer", {"norm": "bias_free"}, "Restormer_denoise_color"),
+        ("restormer", {"norm": "bias_free", "in_channels": 1, "out_channels": 1}, "Restormer_denoise_gray"),
+        ("restormer", {"width": 16, "blocks": (1, 1, 1, 1), "refinement_blocks": 1}, "Restormer_tiny"),
     ],
 )
 def test_a_network_has_the_parameters_of_the_published_one_and_no_other(
@@ -146,11 +160,73 @@ def test_a_new_nafnet_corrects_by_its_outer_layers_alone() -> None:
     assert of_blocks == {"beta", "gamma"}
 
 
+@pytest.mark.parametrize("size", [(5, 9), (8, 12), (24, 6), (1, 1), (17, 16), (1, 40)])
+@pytest.mark.parametrize(("name", "oracle"), [("restormer", "reflect"), ("drunet", "edge")])
+def test_a_network_of_three_halvings_sees_an_image_extended_to_multiples_of_8(
+    name: str, oracle: Any, size: tuple[int, int]
+) -> None:
+    """By reflection and by copies as their published test scripts do; a side of at most 8 pixels becomes 16."""
+    network = random(name)
+    inputs = stack(network, *size)
+    sides = [max(16, 8 * math.ceil(side / 8)) for side in size]
+    pads = [(0, 0), (0, 0), *((0, after - side) for after, side in zip(sides, size, strict=True))]
+    wide = torch.from_numpy(np.pad(inputs.numpy(), pads, mode=oracle))
+    expected = network.published(wide)[..., : size[0], : size[1]]
+    torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
+
+
+def test_drunet_gives_twice_the_image_for_twice_the_image_and_noise_level() -> None:
+    network = random("drunet")
+    inputs = stack(network, 16, 24)
+    torch.testing.assert_close(network(2 * inputs), 2 * network(inputs), rtol=1e-12, atol=0)
+    louder = inputs.clone()
+    louder[:, -1] *= 2
+    assert (network(louder) - network(inputs)).abs().max() > 1e-3
+
+
+def test_drunet_finds_the_noise_level_wherever_it_lies_in_the_stack() -> None:
+    network, other = random("drunet"), random("drunet", inputs=("noise_level", "image"))
+    inputs = stack(network, 16, 16)
+    torch.testing.assert_close(other(inputs[:, [3, 0, 1, 2]]), network(inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hidden"),
+    [
+        ({}, [127, 255, 510, 1021]),
+        ({"hidden_multiple": 4}, [128, 256, 512, 1024]),
+        ({"hidden_multiple": 8, "width": 8}, [24, 48, 88, 176]),  # of 21, 42, 85, 170
+        ({"expansion": 2, "hidden_multiple": 4}, [96, 192, 384, 768]),
+    ],
+)
+def test_the_feed_forward_layers_of_restormer_have_the_published_width_or_a_multiple(
+    settings: dict[str, Any], hidden: list[int]
+) -> None:
+    few = {"blocks": (1, 1, 1, 1), "refinement_blocks": 1}
+    network = build_network("restormer", **{**few, **settings})
+    levels = (network.encoder_level1, network.encoder_level2, network.encoder_level3, network.latent)
+    assert [level[0].ffn.project_out.in_channels for level in levels] == hidden
+    assert [level[0].ffn.project_in.out_channels for level in levels] == [2 * number for number in hidden]
+
+
+def test_the_norms_of_restormer_without_a_bias_do_not_subtract_the_mean() -> None:
+    maps = torch.rand(2, 8, 3, 4, dtype=torch.float64)
+    variance = maps.var(dim=1, keepdim=True, correction=0)
+    for norm, expected in (("bias_free", maps), ("with_bias", maps - maps.mean(dim=1, keepdim=True))):
+        body = random("restormer", norm=norm).encoder_level1[0].norm1.body
+        nn.init.ones_(body.weight)
+        bias = 0 if body.bias is None else body.bias[:, None, None]
+        torch.testing.assert_close(body(maps), expected / (variance + 1e-5).sqrt() + bias)
+
+
+@pytest.mark.parametrize("name", ["acdnet", "dicdnet", "oscnet"])
 @pytest.mark.parametrize("order", list(itertools.permutations(("image", "li", "metal_mask"))))
-def test_acdnet_finds_its_inputs_in_the_stack_and_gets_their_published_values(order: tuple[str, ...]) -> None:
+def test_a_network_for_ct_finds_its_inputs_in_the_stack_and_gets_their_published_values(
+    order: tuple[str, ...], name: str
+) -> None:
     parts = {name: torch.rand(1, 1, 12, 9, dtype=torch.float64) for name in ("image", "li", "metal_mask")}
     parts["metal_mask"] = (parts["metal_mask"] > 0.8).double()
-    network = random("acdnet", inputs=order)
+    network = random(name, inputs=order)
     output = network(torch.cat([parts[name] for name in order], dim=1))
     published = network.published(255 * parts["image"], 255 * parts["li"], 1 - parts["metal_mask"])
     torch.testing.assert_close(output, published.images[-1] / 255, rtol=0, atol=1e-12)
@@ -160,6 +236,16 @@ def test_a_network_leaves_what_it_does_not_need_in_the_stack() -> None:
     parts = torch.rand(1, 3, 30, 30, dtype=torch.float64)
     network = random("redcnn", in_channels=3, inputs=("li", "image", "metal_mask"))
     torch.testing.assert_close(network(parts), network.published(parts[:, 1:2]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_stack_of_another_number_of_channels_is_refused(name: str, more: int) -> None:
+    """Its images lie elsewhere: an image with alpha, or a stack without its last mask."""
+    network = random(name)
+    channels = int(network.in_channels)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"\(1, {channels + more}, 24, 24\): this network takes {channels} channels"):
+        network(torch.rand(1, channels + more, 24, 24, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -291,9 +377,16 @@ def test_every_parameter_that_can_have_a_gradient_gets_one(name: str) -> None:
 PENALTIES = ("rotation", "channel", "rotation+channel", "regular", "projection", "paper")
 
 
-MANY_LAYERS = ("acdnet", "prenet", "mprnet")
+QUICK = ("redcnn", "ffdnet", "dncnn")
+"""Networks that take every penalty in the tests that are not slow."""
+
 STEPS = [
-    pytest.param(name, penalty, marks=pytest.mark.slow if name in MANY_LAYERS and penalty != "regular" else ())
+    pytest.param(
+        name,
+        penalty,
+        id=f"{name}-{penalty}",
+        marks=pytest.mark.slow if name not in QUICK and penalty != "regular" else (),
+    )
     for name in (*SMALL, "dncnn")
     for penalty in PENALTIES
 ]
@@ -301,7 +394,11 @@ STEPS = [
 
 @pytest.mark.parametrize(("name", "penalty"), STEPS)
 def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, penalty: Any) -> None:
-    settings = {"dncnn": {"width": 8, "depth": 4, "norm": "none"}, "acdnet": {"maps": 4}}.get(name, {})
+    settings = {
+        "dncnn": {"width": 8, "depth": 4, "norm": "none"},
+        "acdnet": {"maps": 4},
+        "swinir": {"width": 16},
+    }.get(name, {})
     network = random(name, **settings).float().train()
     regularizer = EquivarianceRegularizer(network, penalty=penalty, pairing="append", pair_fraction=1.0)
     rate = 2e-2 if name == "derainnet" else 2e-3  # the larger one where few layers have large weights
@@ -326,6 +423,30 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
     assert all(bool(value.isfinite().all()) for value in network.parameters())
 
 
+def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises() -> None:
+    """The first layer, both ends of the feed-forward layers, the end of the attention, and what changes the size."""
+    network = build_network("restormer", width=16, blocks=(1, 1, 1, 1), refinement_blocks=1)
+    layers = layer_choices(network)["eqreg-t"]
+    of_blocks = ("attn.project_out", "ffn.project_in", "ffn.project_out")
+    places = [f"encoder_level{n}.0" for n in (1, 2, 3)] + ["latent.0"]
+    places += [f"decoder_level{n}.0" for n in (3, 2, 1)] + ["refinement.0"]
+    expected = {f"{place}.{layer}" for place in places for layer in of_blocks}
+    expected |= {f"{name}.body.0" for name in ("down1_2", "down2_3", "down3_4", "up4_3", "up3_2", "up2_1")}
+    expected |= {"patch_embed.proj", "reduce_chan_level3", "reduce_chan_level2"}
+    assert set(requested_fields(named_layers(network), layers)) == expected
+    regularizer = EquivarianceRegularizer(network.train(), layers=layers)
+    batch = regularizer.pair(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16))
+    network(batch.inputs)
+    regularizer.penalty()
+    assert set(regularizer.layer_penalties()) | set(regularizer.skipped) == expected
+    halves = {
+        f"{place}.ffn.project_in"
+        for place in places
+        if network.get_submodule(f"{place}.ffn.project_in").out_channels % 4
+    }
+    assert set(regularizer.skipped) == halves  # as published: 42, 85, ... hidden channels
+
+
 # ------------------------------------------------------------------------------------------- the oracle of a network
 
 
@@ -346,6 +467,16 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("ffdnet", {}, "auto"),
         ("nafnet", {}, "auto"),
         ("nafnet", {}, "trivial"),
+        ("rcdnet", {}, "auto"),
+        ("rcdnet", {}, "trivial"),
+        ("rcdnet", {"form": "simple", "dual_channels": 4, "maps": 3}, "auto"),
+        ("dicdnet", {}, "auto"),
+        ("dicdnet", {"dual_channels": 4, "maps": 6}, "trivial"),
+        ("drunet", {}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8, "norm": "bias_free"}, "auto"),
+        # As published, the gates of the feed-forward layers multiply parts of different fields.
+        ("restormer", {"hidden_multiple": 1}, "trivial"),
         ("derainnet", {}, "auto"),
         ("derainnet", {"activation": "tanh", "in_channels": 1, "out_channels": 1}, "auto"),
         ("fbpconvnet", {"upsampling": "in_place", "width": 16}, "auto"),
@@ -370,8 +501,40 @@ def test_projected_weights_make_the_output_equivariant(
 def test_regular_fields_do_not_pass_the_linear_layers_of_acdnet() -> None:
     network = random("acdnet")
     images = stack(network)
+    assert equivariance_error(projected(network, images), images)["output"] > 1e-9
+    assert equivariance_error(projected(network, images, fields="trivial"), images)["output"] < 1e-12
+    assert diagnose(network, images).can_be_exact
+
+
+@pytest.mark.parametrize(("orientations", "group"), [(4, "C4"), (2, "C2")])
+def test_the_dictionary_of_oscnet_is_exact_as_it_is_if_its_orientations_are_the_group(
+    orientations: int, group: str
+) -> None:
+    """The maps of a kernel are a regular field, so the kernels need no projection."""
+    network = random("oscnet", orientations=orientations, kernels=8 // orientations)
+    images = stack(network)
+    copy = projected(network, images, group)
+    assert torch.equal(copy.fcnn.weights, network.fcnn.weights)  # type: ignore[union-attr, arg-type]
+    found = equivariance_error(copy, images, group=group)
+    assert found["output"] < 1e-12 < 1e-2 < equivariance_error(network, images, group=group)["output"]
+    assert found["fcnn.weights (adjoint)"] < 1e-12
+    output = copy(images)
+    assert (output - images[:, :1]).std() > 1e-3 * images.std()
+
+
+def test_eight_orientations_are_no_regular_fields_of_quarter_turns() -> None:
+    """A quarter turn moves the maps of a kernel by two, and those of a regular field by one; scalar fields are left."""
+    network = random("oscnet", orientations=8)
+    images = stack(network)
     assert equivariance_error(projected(network, images), images)["output"] > 1e-4
-    assert diagnose(network, images).can_be_exact  # with scalar fields, as above
+    basis = network.fcnn.Basis  # type: ignore[union-attr]
+    turned = basis.rot90(1, (0, 1))  # type: ignore[operator]
+    is_symmetric = (turned - basis).abs().amax(dim=(0, 1, 2)) < 1e-6  # type: ignore[operator]
+    assert 3 <= is_symmetric.sum() < 25
+    network.fcnn.weights.data *= is_symmetric  # type: ignore[union-attr, operator]
+    copy = projected(network, images, fields="trivial")
+    assert equivariance_error(copy, images)["output"] < 1e-6  # the rounding of the basis to single precision
+    assert diagnose(network, images).can_be_exact
 
 
 def test_projecting_does_not_touch_the_network_itself() -> None:
@@ -411,6 +574,28 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("nafnet", {"decoder_blocks": (1, 1)}, r"decoder_blocks: \[1, 1\]: use as many levels .* has, 4"),
         ("nafnet", {"middle_blocks": 0}, "middle_blocks: 0"),
         ("nafnet", {"in_channels": 1}, "image, which has 3 channels, got 1"),
+        ("rcdnet", {"form": "short"}, "form: 'short': use one of official, simple"),
+        ("rcdnet", {"stages": 2}, "stages: 2: use a whole number of at least 3"),
+        ("rcdnet", {"form": "simple", "stages": 1}, "stages: 1: use a whole number of at least 2"),
+        ("rcdnet", {"dual_channels": 0}, "dual_channels: 0"),
+        ("rcdnet", {"supervised": "some"}, "supervised: 'some': use one of last, all"),
+        ("rcdnet", {"inputs": ("mask",), "in_channels": 1}, "needs image, and the stack holds mask"),
+        ("dicdnet", {"inputs": ("image", "li"), "in_channels": 2}, "needs metal_mask"),
+        ("dicdnet", {"out_channels": 3}, "dicdnet restores images of one channel, got 3"),
+        ("dicdnet", {"stages": 1}, "stages: 1: use a whole number of at least 2"),
+        ("oscnet", {"out_channels": 2}, "oscnet restores images of one channel, got 2"),
+        ("oscnet", {"orientations": 0}, "orientations: 0"),
+        ("oscnet", {"supervised": "none"}, "supervised: 'none': use one of last, all"),
+        ("drunet", {"inputs": ("image",), "in_channels": 3}, "needs noise_level, and the stack holds image"),
+        ("drunet", {"blocks": 0}, "blocks: 0"),
+        ("restormer", {"width": 9}, "width: 9: use an even number"),
+        ("restormer", {"blocks": (1, 1, 1)}, r"blocks: \[1, 1, 1\]: use 4 numbers, one for each level"),
+        ("restormer", {"heads": (1, 2, 5, 8)}, "5 heads do not divide the 192 channels of level 3"),
+        ("restormer", {"expansion": 0.01}, "expansion: 0.01: use a number of at least 0.021"),
+        ("restormer", {"expansion": "wide"}, "expansion: 'wide': use a number"),
+        ("restormer", {"norm": "BiasFree"}, "norm: 'BiasFree': use one of with_bias, bias_free"),
+        ("restormer", {"hidden_multiple": 0}, "hidden_multiple: 0"),
+        ("restormer", {"dual_pixel": True}, "dual_pixel: unknown"),
         ("derainnet", {"activation": "gelu"}, "activation: 'gelu': use one of relu, tanh"),
         ("derainnet", {"width": 0}, "width: 0"),
         ("fbpconvnet", {"levels": 1}, "levels: 1: use a whole number of at least 2"),

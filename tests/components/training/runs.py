@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
+from components.networks.stochastic_depth import StochasticDepth
 from components.training.global_batch import worker_batch
 from components.training.loop import Metrics, TrainingCallbacks, train
 from components.training.losses import MeanSquaredError
@@ -44,14 +45,30 @@ def settings(**changes: Any) -> TrainingSettings:
     return TrainingSettings(**(defaults | changes))
 
 
-def tiny_network(norm: str = "none") -> nn.Module:
-    """Three convolutions, the same weights each time; with batch statistics where ``norm`` is "batch"."""
+class Residual(nn.Module):
+    """A convolution that is added to its input, and left out at this rate."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.depth = StochasticDepth(rate)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        added: Tensor = self.depth(self.conv(maps))
+        return maps + added
+
+
+def tiny_network(norm: str = "none", depth_rate: float = 0.0) -> nn.Module:
+    """Three convolutions, the same weights each time; with batch statistics where ``norm`` is "batch".
+
+    With a rate of stochastic depth, two residual convolutions are in the middle.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1),
+            *([Residual(depth_rate), Residual(depth_rate)] if depth_rate else [nn.Conv2d(8, 8, 3, padding=1)]),
             nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()) if norm == "batch" else nn.ReLU(),
             nn.Conv2d(8, 3, 3, padding=1),
         )
@@ -93,6 +110,7 @@ class Run:
         weight: of the penalty; None for a run without pairs.
         options: more of the regulariser.
         balance: the share of the gradient that the penalty is to have, instead of a fixed weight.
+        depth_rate: of stochastic depth, for a network with residual sums.
         batch_size, num_pairs: of the global batch.
         folder: where checkpoints go.
         stop_after: raises Interrupted when this step has been reported.
@@ -105,6 +123,7 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     balance: float | None = None
     norm: str = "none"
+    depth_rate: float = 0.0
     batch_size: int = BATCH_SIZE
     num_pairs: int = NUM_PAIRS
     folder: Path | None = None
@@ -119,7 +138,7 @@ class Run:
         weight: PenaltyWeight | BalancedWeight = PenaltyWeight(self.weight or 0.0, 4)
         if self.balance is not None and self.weight:
             weight = BalancedWeight(self.balance, self.weight, 4)
-        self.state = TrainingState(tiny_network(self.norm), weight, self.settings, self.worker)
+        self.state = TrainingState(tiny_network(self.norm, self.depth_rate), weight, self.settings, self.worker)
 
     def start(self) -> Run:
         """Trains from where the state is to the end."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from components.data.randomness import Stream, torch_generator
+from components.data.randomness import Stream, generator, torch_generator
 from components.equivariance import (
     EquivarianceRegularizer,
     PenaltyWeight,
@@ -21,6 +22,7 @@ from components.equivariance import (
     relative_mse,
     rotation_residual,
 )
+from components.networks.stochastic_depth import stochastic_depths
 from components.training.loop import Metrics, TrainingDivergedError
 from components.training.losses import L1
 from components.training.state import TrainingState
@@ -376,6 +378,14 @@ def test_a_network_can_weight_its_supervised_outputs() -> None:
     assert first_loss((0.5, 0.5)) == pytest.approx(first_loss(()), rel=1e-6)
 
 
+def test_another_number_of_weights_than_of_supervised_outputs_is_refused_with_both() -> None:
+    one_step = settings(steps=1)
+    run = Run(one_step, weight=None)
+    run.state = TrainingState(_Supervised(tuple, (1.0, 0.5, 0.5)), PenaltyWeight(0.0), one_step, run.worker)
+    with pytest.raises(ValueError, match="network: 3 output_weights for 2 supervised outputs: give one each"):
+        run.start()
+
+
 class _Announced:
     """Says when it has drawn the batch of a step."""
 
@@ -392,7 +402,7 @@ def test_a_validation_does_not_stop_the_drawing_of_batches() -> None:
 
     class Waiting(Run):
         def _validate(self, network: nn.Module) -> Metrics:
-            found.append(all(event.wait(60) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
+            found.append(all(event.wait(300) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
             return {}
 
     Waiting(settings(validate_every=1, steps=5), sampler=sampler).start()
@@ -466,3 +476,92 @@ def test_an_error_of_the_sampler_comes_through_in_the_step_that_needs_its_batch(
     with pytest.raises(ValueError, match="damaged"):
         run.start()
     assert len(run.reports) == 2
+
+
+# -------------------------------------------------------------------------------------------------- stochastic depth
+
+
+DEPTH = {"depth_rate": 0.4}
+
+
+def _depth_numbers(run: Run) -> list[Tensor]:
+    """The numbers of the branches in each forward of a run in training mode, ``(B, branches)``, while it trains."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(torch.stack([branch.uniform for branch in stochastic_depths(module)], dim=1))  # type: ignore[misc]
+
+    run.state.network.register_forward_pre_hook(note)
+    return seen
+
+
+def _expected_numbers(step: int, indices: tuple[int, ...]) -> Tensor:
+    """By hand: one counter-based generator for each image."""
+    rows = [generator(settings().seed, Stream.STOCHASTIC_DEPTH, step, index).random(2) for index in indices]
+    return torch.tensor(np.stack(rows))
+
+
+def test_stochastic_depth_is_a_function_of_step_and_image_and_the_same_for_a_pair() -> None:
+    run = Run(**DEPTH)  # type: ignore[arg-type]
+    seen = _depth_numbers(run)
+    with torch.random.fork_rng(devices=[]):
+        before = torch.random.get_rng_state()
+        run.start()
+        assert torch.equal(torch.random.get_rng_state(), before)  # nothing of torch's default generator
+    originals = tuple(range(NUM_PAIRS))
+    for step, found in enumerate(seen):
+        assert torch.equal(found, _expected_numbers(step, (*originals, *originals, *SINGLES)))
+    assert len(seen) == 12
+    assert all(branch.uniform is None for branch in stochastic_depths(run.state.network))
+
+
+def test_an_image_has_the_same_stochastic_depth_with_and_without_pairs() -> None:
+    run = Run(weight=None, **DEPTH)  # type: ignore[arg-type]
+    seen = _depth_numbers(run)
+    run.start()
+    for step, found in enumerate(seen):
+        assert torch.equal(found, _expected_numbers(step, tuple(range(BATCH_SIZE))))
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_a_run_with_stochastic_depth_killed_and_resumed_ends_with_the_same_bytes(
+    tmp_path: Path, micro_batch_size: int | None
+) -> None:
+    of_run = {"settings": settings(steps=4, checkpoint_every=2, micro_batch_size=micro_batch_size), **DEPTH}
+    whole = Run(**of_run).start()  # type: ignore[arg-type]
+    killed = Run(**of_run, folder=tmp_path, stop_after=3)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        killed.start()
+    torch.rand(7)  # what torch's default generator gave before does not matter
+    resumed = Run(**of_run)  # type: ignore[arg-type]
+    resumed.state.from_bytes((tmp_path / "checkpoint.pt").read_bytes())
+    assert resumed.state.step == 2
+    assert _same(tensors(resumed.start()), tensors(whole))
+    plain = Run(settings=of_run["settings"], depth_rate=1e-12).start()  # type: ignore[arg-type]
+    assert not _same(tensors(plain), tensors(whole))  # branches were left out
+
+
+def test_micro_batches_have_the_stochastic_depth_of_the_whole_batch() -> None:
+    states = []
+    for micro_batch_size in (None, 3):
+        one_step = settings(steps=1, micro_batch_size=micro_batch_size, gradient_clip=1e9)
+        states.append(tensors(Run(one_step, weight=0.0, **DEPTH).start()))  # type: ignore[arg-type]
+    for name, value in states[0].items():
+        if name.startswith(("network", "optimizer")):
+            assert torch.allclose(states[1][name], value, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_validation_leaves_out_nothing() -> None:
+    run = Run(settings(steps=2, validate_every=1), **DEPTH)  # type: ignore[arg-type]
+    outputs = []
+    image = torch.rand(1, 3, 8, 8)
+
+    def validate(network: nn.Module) -> Metrics:
+        outputs.append([network.eval()(image) for _ in range(5)])
+        network.train()
+        return {"val_score": 0.0}
+
+    run._validate = validate  # type: ignore[method-assign]
+    run.start()
+    assert len(outputs) == 2
+    assert all(torch.equal(first, other) for first, *others in outputs for other in others)

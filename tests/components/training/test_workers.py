@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "balanced": ({}, {"balance": 0.1}),
     "accumulated": ({"micro_batch_size": 3}, {"options": {"max_gradient_ratio": 0.3}}),
     "projection": ({"micro_batch_size": 3}, {"penalty": "projection"}),
+    "depth": ({"micro_batch_size": 3}, {"depth_rate": 0.4}),
 }
 
 

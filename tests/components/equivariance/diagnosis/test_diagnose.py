@@ -1,7 +1,7 @@
 """The diagnosis of a network: exact ones are healthy, each obstacle is named, and the remedies work."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -28,9 +28,12 @@ from tests.components.equivariance.small_networks import (
     StridedNetwork,
     SubPixelNetwork,
     TransposedAttentionNetwork,
+    UnshuffledResidualNetwork,
     WindowAttentionNetwork,
     relative_error,
     seeded,
+    window_partition,
+    window_reverse,
 )
 
 pytestmark = pytest.mark.unit
@@ -48,6 +51,7 @@ HEALTHY: dict[str, tuple[Callable[[], SmallNetwork], tuple[int, int]]] = {
     "strided with kernel 2": (lambda: StridedNetwork(kernel=2, padding=0), (6, 8)),
     "shared": (SharedNetwork, (6, 5)),
     "two inputs": (AuxiliaryInputNetwork, (6, 5)),
+    "added to sub-pixels": (UnshuffledResidualNetwork, (6, 8)),
 }
 
 
@@ -421,6 +425,37 @@ def test_a_table_and_something_unknown_are_both_reported() -> None:
     assert diagnosis.can_be_exact is False
 
 
+def picked(rows: Sequence[int], columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.index_select(2, torch.tensor(rows)).index_select(-1, torch.tensor(columns))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "found"),
+    [
+        pytest.param([0, 1, 2, 3, 2, 1], [0, 1, 2, 3], ["padding (0, 0, 0, 2)"], id="reflected below"),
+        pytest.param([0, 1, 2, 3], [0, 1, 2, 3, 3], ["padding (0, 1)"], id="copied on the right"),
+        pytest.param([1, 0, 1, 2, 3], [0, 1, 2, 3, 2], ["padding (0, 0, 1, 0)", "padding (0, 1)"], id="both"),
+        pytest.param([1, 0, 1, 2, 3, 2], [1, 0, 1, 2, 3, 2], [], id="reflected on both sides"),
+    ],
+)
+def test_a_padding_by_positions_is_named_where_it_is_on_one_side(
+    rows: list[int], columns: list[int], found: list[str]
+) -> None:
+    diagnosis = diagnose(_between(picked(rows, columns)), random_images(1, 3, 4, 4))
+    assert [finding.incompatibility.reason for finding in diagnosis.findings] == [
+        f"{widths} is on one side only" for widths in found
+    ]
+    assert all(finding.where == "padding after first" for finding in diagnosis.findings)
+    assert diagnosis.can_be_exact is (not found)
+
+
+def test_a_part_picked_by_positions_is_no_padding() -> None:
+    """A crop on one side is still unknown; other orders of the pixels, too."""
+    for rows in ([0, 1, 2], [0, 0, 1, 1, 2, 2]):
+        diagnosis = diagnose(_between(picked(rows, rows)), random_images(1, 3, 4, 4))
+        assert [finding.incompatibility.kind for finding in diagnosis.findings] == ["unknown"]
+
+
 # --------------------------------------------------------------------------------------- channels, heads, windows
 
 
@@ -446,6 +481,31 @@ def test_sub_pixel_layers_are_compared_after_the_shuffle() -> None:
     assert _kinds(diagnosis) == set()
 
 
+def test_layers_around_pixel_unshuffle_say_what_their_channels_are() -> None:
+    """A scale of sub-pixels may differ between channels of a field only together with their places."""
+    network = UnshuffledResidualNetwork().make_exact()
+    network.scale.data[:4] = torch.tensor([1.0, 2.0, 3.0, 4.0])  # the four sub-pixels of one channel of a field
+    diagnosis = diagnose(network, random_images(1, 3, 8, 8))
+    reads = "its input comes from PixelUnshuffle, whose channels are no regular fields"
+    assert {layer.name: layer.notes for layer in diagnosis.layers} == {
+        "first": (),
+        "body": (reads,),
+        "merge": (reads,),
+        "back": ("added to maps from PixelUnshuffle(2), so compared as sub-pixels, too: after PixelShuffle(2)",),
+        "last": (),
+    }
+    assert [each.name for each in diagnosis.untied] == ["scale"]
+    assert diagnosis.can_be_exact
+    assert diagnosis.output_residual > 1e-3
+
+
+def test_what_is_added_to_sub_pixels_in_too_few_channels_is_named() -> None:
+    diagnosis = diagnose(UnshuffledResidualNetwork(channels=6), random_images(1, 3, 8, 8))
+    (incompatibility,) = _layer(diagnosis, "back").incompatibilities
+    assert incompatibility.reason.startswith("6 channels after PixelShuffle(2) do not divide by 4")
+    assert diagnosis.can_be_exact
+
+
 def test_shifted_windows_are_compared_with_the_shift_undone() -> None:
     diagnosis = diagnose(WindowAttentionNetwork().make_exact(), random_images(1, 3, 8, 8))
     assert _layer(diagnosis, "blocks.1.attention.qkv").notes == ("compared with its window shift (2, 2) undone",)
@@ -457,6 +517,55 @@ def test_windows_of_odd_sides_cannot_be_shifted_symmetrically() -> None:
     assert diagnosis.can_be_exact is False
     assert {incompatibility.kind for _, incompatibility in diagnosis.fatal} == {"window shift"}
     assert {where for where, _ in diagnosis.fatal} == {"blocks.1.attention.qkv", "blocks.1.attention.proj"}
+
+
+class WindowsOfMaps(nn.Module):
+    """Attention in windows whose linear layer runs before the maps are cut, so its output tells of no window."""
+
+    def __init__(self, window: int, shift: int, heads: int = 2) -> None:
+        super().__init__()
+        self.window, self.shift, self.heads = window, shift, heads
+        self.first, self.qkv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 24), nn.Conv2d(8, 3, 3, padding=1)
+        self.double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images).permute(0, 2, 3, 1).roll((-self.shift, -self.shift), (1, 2))  # (B, H, W, C)
+        windows = window_partition(self.qkv(maps), self.window).unflatten(2, (3, self.heads, -1))
+        queries, keys, values = windows.permute(2, 0, 3, 1, 4)  # (3, B nW, heads, N, width)
+        ends = torch.stack([(torch.arange(side) >= side - self.shift).double() for side in maps.shape[1:3]])
+        region = (2 * ends[0][:, None] + ends[1])[None, :, :, None]
+        region = window_partition(region, self.window)[..., 0]  # (nW, N)
+        mask = -100 * (region[:, None, :, None] != region[:, None, None, :]).double()
+        attended = ((queries @ keys.transpose(-2, -1) + mask).softmax(-1) @ values).transpose(1, 2).flatten(2)
+        maps = window_reverse(attended, self.window, *maps.shape[1:3]).roll((self.shift, self.shift), (1, 2))
+        return self.last(maps.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("window", "shift", "can_be_exact"), [(4, 0, True), (4, 2, True), (3, 0, True), (3, 1, False), (4, 1, False)]
+)
+def test_shifted_windows_are_named_where_their_layers_run_on_whole_maps(
+    window: int, shift: int, can_be_exact: bool
+) -> None:
+    diagnosis = diagnose(WindowsOfMaps(window, shift), random_images(1, 3, 12, 12))
+    assert diagnosis.can_be_exact is can_be_exact
+    assert [(where, found.kind) for where, found in diagnosis.fatal] == (
+        [] if can_be_exact else [("qkv", "window shift")]
+    )
+    assert diagnosis.depends_on_size
+    if not can_be_exact:
+        reason = f"windows of {window} shifted by ({shift}, {shift}) are others on a turned image"
+        assert diagnosis.fatal[0][1].reason == reason
+
+
+def test_heads_of_windows_of_whole_maps_are_named() -> None:
+    (limit,) = _layer(diagnose(WindowsOfMaps(4, 2, heads=4), random_images(1, 3, 8, 8)), "qkv").incompatibilities
+    assert (limit.kind, limit.is_fatal) == ("heads", False)
+
+
+def test_attention_over_a_whole_image_has_no_windows() -> None:
+    assert not diagnose(WindowsOfMaps(8, 0), random_images(1, 3, 8, 8)).depends_on_size
+    assert not diagnose(TransposedAttentionNetwork(), random_images(1, 3, 8, 8)).depends_on_size
 
 
 @pytest.mark.parametrize(
