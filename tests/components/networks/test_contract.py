@@ -321,7 +321,9 @@ def test_extending_by_an_even_number_commutes_with_quarter_turns(side: int) -> N
     assert torch.equal(extend(images.rot90(1, (2, 3)), 1, least), extend(images, 1, least).rot90(1, (2, 3)))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mprnet" else ()) for name in SMALL]
+)
 def test_an_exported_program_restores_what_the_module_restores_and_names_no_device(name: str) -> None:
     network = random(name).float()
     example = stack(network, 48, 33, batch=2).float()
