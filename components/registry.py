@@ -71,10 +71,12 @@ def build_settings(kind: type[S], given: Mapping[str, Any]) -> S:
     Raises:
         ValueError: a field is unknown or missing, or its value is impossible.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in given:
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{name}: unknown{nearest(name, known)}")
+            raise ValueError(f"{name}: unknown{nearest(name, list(known))}")
+        if isinstance(known[name].default, bool) and not isinstance(value, bool):  # any word would count as true
+            raise ValueError(f"{name}: {value!r}: use true or false")
     try:
         return kind(**given)
     except TypeError as error:  # a field without a default is missing
@@ -132,3 +134,23 @@ def check_between(settings: Settings, **bounds: tuple[int, int]) -> None:
             raise ValueError(f"{name}: {value!r}: use a whole number of at least {lowest}")
         if value > highest:
             raise ValueError(f"{name}: {value}: use a whole number of at most {highest}")
+
+
+def check_numbers(settings: Settings, **bounds: tuple[int, int]) -> None:
+    """Check lists of whole numbers, and keep them as tuples: files of params and of models hold lists.
+
+    Args:
+        settings: holds the values.
+        **bounds: name of a field -> the lowest and the highest value of each number.
+
+    Raises:
+        ValueError: a value is no list, or one of its numbers is no whole number, or is lower or higher.
+    """
+    for name, (lowest, highest) in bounds.items():
+        value = getattr(settings, name)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}: {value!r}: use a list of whole numbers")
+        for number in value:
+            if not isinstance(number, int) or isinstance(number, bool) or not lowest <= number <= highest:
+                raise ValueError(f"{name}: {list(value)}: use whole numbers from {lowest} to {highest}")
+        object.__setattr__(settings, name, tuple(value))

@@ -6,8 +6,8 @@ caller passes the functions that receive reports and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from components.data.packs import Pack, read_auxiliary
 from components.data.randomness import Stream, torch_generator
 from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
+from components.equivariance.layers.spec import Layers
 from components.evaluation.crops import compared_crop
-from components.networks import build_network, network_class, takes_named_inputs
+from components.networks import build_network, layer_choices, network_class, takes_named_inputs
 from components.tasks import Task
 from components.training.global_batch import WorkerBatch, count_pairs, worker_batch
 from components.training.loop import HINT, Metrics, Sampler, TrainingCallbacks, TrainingDivergedError, train
 from components.training.settings import TrainingSettings
 from components.training.state import TrainingResult, TrainingState
 from components.training.worker import Worker
+from pipeline.config.members import plain_settings
 from pipeline.config.schema import Params
 
 Show = Callable[[int, list[np.ndarray]], None]
@@ -116,7 +118,7 @@ class TrainingJob:
         shape: dict[str, Any] = self.task.network_shape(self.params.colours, lambda: Pack(self.packed / "train"))
         if takes_named_inputs(network_class(name)):
             shape["inputs"] = list(self.task.inputs)
-        return {"name": name, **asdict(self.params.network_settings), **shape}
+        return {"name": name, **plain_settings(self.params.network_settings), **shape}
 
     def model_metadata(self) -> dict[str, Any]:
         """What the model file says of the task beside the weights: the names of the classes, for a classification."""
@@ -133,7 +135,15 @@ class TrainingJob:
         chosen = self.params.equivariance
         if chosen.pairing == "none" and not chosen.weight:
             return None
-        return EquivarianceRegularizer(network, chosen.config)
+        return EquivarianceRegularizer(network, replace(chosen.config, layers=self.layers))
+
+    @property
+    def layers(self) -> Layers:
+        """``equivariance.layers`` as the regulariser takes it: the name patterns of a choice that the network owns."""
+        chosen = self.params.equivariance.layers
+        if isinstance(chosen, Mapping):
+            return chosen
+        return "auto" if chosen == "auto" else layer_choices(network_class(self.params.network_name))[chosen]
 
     def penalty_weight(self) -> PenaltyWeight | BalancedWeight:
         """The object that computes the factor of the penalty at each step.

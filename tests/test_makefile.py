@@ -72,7 +72,7 @@ class Checkout:
     def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": str(self.programs), **self.variables}
         command = [str(self.programs / "make"), *(arguments or (".venv/.installed",))]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
 
     def calls(self) -> list[str]:
         """What was called since this was last asked, but for ``-c``, which asks for a Python's version."""

@@ -12,9 +12,16 @@ under the convention of its own script.
 | kair | rounded | all channels | 255 |
 
 "prenet" is that of https://github.com/csdwren/PReNet: ``test_PReNet.py``, and MATLAB's ``rgb2ycbcr`` of floats.
-"mprnet" is that of https://github.com/swz30/MPRNet and https://github.com/swz30/Restormer: MATLAB's ``rgb2ycbcr`` of
-8-bit images. "kair" is that of https://github.com/cszn/KAIR: ``calculate_psnr`` without a border. A grey image is its
-own Y. References are 8-bit images and are rounded in every convention.
+"mprnet" is that of https://github.com/swz30/MPRNet and https://github.com/swz30/Restormer for deraining: MATLAB's
+``rgb2ycbcr`` of 8-bit images. Their scripts for blur and noise compare all channels: those figures are under "kair".
+"kair" is that of https://github.com/cszn/KAIR: ``calculate_psnr`` without a border. A grey image is its own Y.
+References are 8-bit images and are rounded in every convention.
+
+The SSIM is in every convention that of `components.evaluation.metrics.ssim`, of what the convention compares: Gaussian
+windows of 11 x 11 pixels that lie in the image as a whole, the mean over windows and channels. MPRNet's script for
+deraining and KAIR's compute the same. Those of PReNet, and MPRNet's for blur, call a function ``ssim`` of MATLAB that
+their repositories do not hold; MATLAB's own extends the borders. As everywhere here, a PSNR is at most
+`components.evaluation.metrics.PSNR_CAP`. A mean over a test set is the mean of the values of its images.
 
 Legend: B images, C channels (1 grey, 3 RGB), H rows, W columns; values in [0, 1].
 """

@@ -6,7 +6,7 @@ Legend: B images, C channels of the restored image, H rows, W columns, r the sca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +20,13 @@ MOST_CHANNELS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings(Settings):
-    """Base class of the settings of a network, with its constraints on sizes."""
+    """Base class of the settings of a network, with its constraints on sizes.
+
+    Attributes:
+        initial: the settings that decide the initial weights alone. A model file does not hold them.
+    """
+
+    initial: ClassVar[tuple[str, ...]] = ()
 
     @property
     def smallest_side(self) -> int:
@@ -116,6 +122,26 @@ def check_norm(norm: str) -> None:
     """
     if norm not in ("none", "batch"):
         raise ValueError(f"network norm '{norm}' is unknown: use 'none' or 'batch'")
+
+
+def normalised_channels(maps: Tensor, epsilon: float, is_centred: bool = True) -> Tensor:
+    """Normalise each pixel over its channels: ``(x - mean) / sqrt(variance + epsilon)``, a layer norm without weights.
+
+    It commutes with quarter turns, and with permutations of the channels.
+
+    Args:
+        maps: ``(B, C, H, W)``.
+        epsilon: added to the variance, which is that of the C values (biased).
+        is_centred: whether the mean is subtracted; the variance is about the mean in both cases.
+
+    Example:
+        >>> import torch
+        >>> normalised_channels(torch.tensor([1.0, 3.0]).view(1, 2, 1, 1), epsilon=0.0).flatten()
+        tensor([-1.,  1.])
+    """
+    centred = maps - maps.mean(dim=1, keepdim=True)
+    variance = centred.square().mean(dim=1, keepdim=True)
+    return (centred if is_centred else maps) / (variance + epsilon).sqrt()
 
 
 def initialise(network: nn.Module, *last: nn.Conv2d | nn.BatchNorm2d) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from components.members import NETWORKS
-from components.networks.blocks import SCALES
+from components.networks.blocks import MOST_CHANNELS, SCALES
 from components.registry import build_settings, find
 
 
@@ -44,11 +44,13 @@ def build_network(name: str, **arguments: Any) -> nn.Module:
         ('ResidualUNet', 2)
     """
     network = network_class(name)
+    shape = _split(network, arguments)[1]
     try:
         settings = network_settings(name, **arguments)
+        _check_numbers(shape, 1 if takes_named_inputs(network) else 0)
     except ValueError as error:
         raise ValueError(f"network {name}: {error}") from error
-    built: nn.Module = network(settings, **_split(network, arguments)[1])
+    built: nn.Module = network(settings, **shape)
     return built
 
 
@@ -75,6 +77,25 @@ def _split(network: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return {key: arguments[key] for key in arguments.keys() - names}, shape
 
 
+def _check_numbers(shape: Mapping[str, Any], least: int) -> None:
+    """Check the numbers in the shape of a task by themselves, before layers are built of them.
+
+    Args:
+        shape: of the task.
+        least: 0 for a network that refuses a 0 in words of its own.
+
+    Raises:
+        ValueError: one is no whole number, is too small, or is so large that it would fill every memory.
+    """
+    for key, value in shape.items():
+        if key == "inputs":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key}: {value!r}: use a whole number of at least 1")
+        if value > MOST_CHANNELS:
+            raise ValueError(f"{key}: {value}: use a whole number of at most {MOST_CHANNELS}")
+
+
 def takes_named_inputs(network: Any) -> bool:
     """Return whether the network, or its class, takes certain images of a task's stack, by name.
 
@@ -83,6 +104,16 @@ def takes_named_inputs(network: Any) -> bool:
         [False, True, True]
     """
     return getattr(network, "needs", None) is not None
+
+
+def layer_choices(network: Any) -> dict[str, tuple[str, ...]]:
+    """Return the choices of layers that a network, or its class, owns: name -> name patterns of its layers.
+
+    Example:
+        >>> {name: list(layer_choices(network_class(name))) for name in ("restormer", "unet")}
+        {'restormer': ['eqreg-t'], 'unet': []}
+    """
+    return dict(getattr(network, "layer_choices", {}))
 
 
 def why_unfit(network: Any, gives: Sequence[str], scale: int, is_classification: bool) -> str | None:

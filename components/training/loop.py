@@ -99,6 +99,7 @@ def train(
 
     Raises:
         TrainingDivergedError: the loss or its gradient is no longer finite.
+        ValueError: the network gives another number of supervised outputs than it has weights for.
     """
     branches = stochastic_depths(state.network)
     run = _Run(worker.parallel(state.network).train(), state, own_batch, regularizer, settings, worker, branches)
@@ -211,6 +212,10 @@ def _supervised_loss(run: _Run, outputs: Tensor | Sequence[Tensor], targets: Ten
     weights: Sequence[float] = getattr(run.state.network, "output_weights", ())
     if len(supervised) == 1 or not weights:
         return losses.mean()
+    if len(weights) != len(supervised):
+        raise ValueError(
+            f"network: {len(weights)} output_weights for {len(supervised)} supervised outputs: give one each"
+        )
     return losses @ (losses.new_tensor(weights) / sum(weights))
 
 

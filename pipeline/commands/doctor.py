@@ -56,7 +56,9 @@ def doctor(name: str, size: int, group: str) -> Diagnosis:
     if size < MIN_SIZE:
         raise UserError(f"--size {size}: on so few pixels everything looks symmetric, use {MIN_SIZE} or more")
     network, title = _load(name)
-    images, source = _images(size, _channels(network))
+    # The packs do not say which images they stack. Those of a network of another task may have as many channels.
+    needs_others = name in NETWORKS and len(getattr(network, "needs", None) or ()) > 1
+    images, source = _images(size, _channels(network), None if needs_others else PACKED / "val")
     try:
         with torch.no_grad():
             network(images[:1])
@@ -154,15 +156,15 @@ def _channels(network: nn.Module) -> int:
     return _CHANNELS if first is None else int(first.shape[1])
 
 
-def _images(size: int, channels: int) -> tuple[Tensor, str]:
+def _images(size: int, channels: int, folder: Path | None) -> tuple[Tensor, str]:
     """Returns test images ``(B, C, size, size)`` and their description.
 
-    The images are central crops of validation inputs, if there are any of this size and number of channels. Otherwise
-    they are random and smooth.
+    The images are central crops of validation inputs, if the folder has any of this size and number of channels.
+    Otherwise they are random and smooth.
     """
     found: list[Tensor] = []
-    if (PACKED / "val").is_dir():
-        pack = Pack(PACKED / "val")
+    if folder and folder.is_dir():
+        pack = Pack(folder)
         large = [i for i, entry in enumerate(pack.entries) if min(entry.height, entry.width) >= size]
         if large and (pack.degraded(large[0]).shape[0] != channels or min(pack.degraded(large[0]).shape[1:]) < size):
             large = []  # these packs belong to another task

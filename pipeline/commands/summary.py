@@ -73,9 +73,10 @@ def summary(params: Params) -> None:
 
 def _print_conventions(conventions: Mapping[str, Mapping[str, float]]) -> None:
     """Prints the PSNR of the restored test images as the scripts of other projects compute it."""
-    own, *others = (f"{name} {values['psnr']:.2f}" for name, values in conventions.items())
+    own, *of_rain, of_channels = (f"{name} {values['psnr']:.2f}" for name, values in conventions.items())
     console.print(
-        f"PSNR of Y by convention, dB: {own}; by other projects' scripts: {', '.join(others)} (of all channels)"
+        f"PSNR by convention, dB: of Y {own}, by other projects' scripts for rain {', '.join(of_rain)}; of all "
+        f"channels {of_channels}"
     )
 
 

@@ -111,5 +111,10 @@ def plain(name: str, settings: Any) -> str | dict[str, Any]:
         name: name in the registry.
         settings: dataclass of its settings.
     """
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+    values = plain_settings(settings)
     return {"name": name, **values} if values else name
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Returns all settings of a member as plain values: lists for tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from components.equivariance.groups import group_named
 from components.members import LOSSES, NETWORKS
-from components.networks import network_class, why_unfit
-from components.registry import find
+from components.networks import layer_choices, network_class, why_unfit
+from components.registry import find, nearest, similar
 from components.training.global_batch import count_pairs, worker_batch
 
 if TYPE_CHECKING:
@@ -44,14 +44,28 @@ def _fields_divide_channels(params: Params) -> str | None:
     order = chosen.group_order
     if (chosen.pairing == "none" and not chosen.weight) or not chosen.rule.has_regular_fields:
         return None
-    for name, channels in params.network_settings.channels.items():
+    settings = params.network_settings
+    for name, channels in settings.channels.items():
         if channels % order:
-            fitting = max(order, order * round(channels / order))
+            number = max(order, order * round(channels / order))
+            fitting = number if hasattr(settings, name) else f"{name} = {number}"  # a sum of a setting and a number
             return (
                 f"network.{name}: {channels} channels do not divide by {order}, which the regular field of penalty "
                 f"'{chosen.penalty}' in {chosen.group} needs: use {fitting}, or equivariance.penalty: rotation"
             )
     return None
+
+
+def _network_has_the_layers(params: Params) -> str | None:
+    """``equivariance.layers`` is auto, a mapping, or a choice of layers that the network owns."""
+    chosen, name = params.equivariance.layers, params.network_name
+    known = ["auto", *layer_choices(network_class(name))]
+    if not isinstance(chosen, str) or chosen in known:
+        return None
+    message = f"equivariance.layers: {chosen!r}: use {', '.join(known)} or a mapping"
+    if owners := [other for other in NETWORKS if chosen in layer_choices(network_class(other))]:
+        return f"{message} (network {name} has no choice {chosen}, as {' and '.join(owners)} have)"
+    return message + (nearest(chosen, known) if similar(chosen, known) else "")
 
 
 def _balance_has_a_gradient(params: Params) -> str | None:
@@ -219,6 +233,7 @@ RULES: tuple[Callable[[Params], str | None], ...] = (
     _network_fits_task,
     _weight_needs_pairs,
     _fields_divide_channels,
+    _network_has_the_layers,
     _balance_has_a_gradient,
     _penalty_allows_its_settings,
     _loss_fits_task,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from components.tasks import Task, task_class
 from components.training.losses import Loss
 from components.training.optimizers import Optimizer
 from components.training.schedules import Schedule
-from pipeline.config.members import Choice, RefusedError, SectionChoice, chosen_settings, plain
+from pipeline.config.members import Choice, RefusedError, SectionChoice, chosen_settings, plain, plain_settings
 from pipeline.config.messages import refusals
 from pipeline.config.rules import broken_rule
 from pipeline.config.sections import (
@@ -142,7 +141,7 @@ class Params(Section):
     def resolved(self) -> dict[str, Any]:
         """All values as plain values, with the names and all settings of what is chosen by name."""
         values = self.values
-        values["network"] = {"name": self.network_name, **asdict(self.network_settings)}
+        values["network"] = {"name": self.network_name, **plain_settings(self.network_settings)}
         values["train"] |= {
             "loss": plain(self._loss.name, self.loss),
             "optimizer": plain(self.train.optimizer.name, self.optimizer),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from components.members import LOSSES, NETWORKS, OPTIMIZERS, SCHEDULES, TASKS
 from components.networks import network_class
-from components.registry import Settings, build_settings, check_between, find, import_place, module_of
+from components.registry import Settings, build_settings, check_between, check_numbers, find, import_place, module_of
 from components.tasks import task_class
 
 pytestmark = pytest.mark.unit
@@ -64,3 +65,40 @@ def test_settings_that_do_not_fit_are_refused_by_name(given: dict[str, int], mes
     with pytest.raises(ValueError, match=message):
         build_settings(Sizes, given)
     assert build_settings(Sizes, {"width": 4}) == Sizes(width=4, depth=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Settings):
+    """Settings with a list."""
+
+    blocks: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, blocks=(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (3, "blocks: 3: use a list of whole numbers"),
+        ("12", "blocks: '12': use a list of whole numbers"),
+        ([1, 0], r"blocks: \[1, 0\]: use whole numbers from 1 to 9"),
+        ((1, 10), r"blocks: \[1, 10\]: use whole numbers from 1 to 9"),
+        ([1.5], r"blocks: \[1.5\]: use whole numbers from 1 to 9"),
+        ([True], r"blocks: \[True\]: use whole numbers from 1 to 9"),
+    ],
+)
+def test_a_list_of_numbers_is_checked_and_kept_as_a_tuple(blocks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_settings(Levels, {"blocks": blocks})
+    assert build_settings(Levels, {"blocks": [3, 1]}) == Levels(blocks=(3, 1))
+    assert build_settings(Levels, {"blocks": [3, 1]}).blocks == (3, 1)
+
+
+@pytest.mark.parametrize("value", ["no", "maybe", 0, 1, None])
+def test_what_is_neither_true_nor_false_switches_nothing(value: object) -> None:
+    """Any word, "no" too, counts as true in Python."""
+    kind = network_class("prenet").Settings
+    with pytest.raises(ValueError, match=f"shared_blocks: {value!r}: use true or false"):
+        build_settings(kind, {"shared_blocks": value})
+    assert build_settings(kind, {"shared_blocks": True}).shared_blocks

@@ -175,7 +175,7 @@ def test_a_queued_experiment_finds_the_environment_and_the_relative_folder_of_th
 
     dvc("exp", "run", "--queue", "--name", "queued", "-S", "fetch.source=data/queued", "--single-item", "fetch")
     dvc("queue", "start")
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not (ended := re.search(r"queued .*(Success|Failed)", dvc("queue", "status"))):
         assert time.monotonic() < end, "the queue does not end"
     assert ended[1] == "Success", dvc("queue", "logs", "queued")

@@ -171,7 +171,7 @@ def test_published_weights_need_a_noise_level(project: Project) -> None:
     restore("in.png", "out.png", "own.safetensors", noise_level=25)
     with pytest.raises(UserError, match="--noise-level 300: use 0 to 255"):
         restore("in.png", "out.png", "own.safetensors", noise_level=300)
-    with pytest.raises(ValueError, match="ffdnet needs noise_level, and the stack holds image"):
+    with pytest.raises(UserError, match=r"ffdnet: does not fit --task derain \(ffdnet needs noise_level, where"):
         import_weights("ffdnet", Path("published.pth"), Path("rain.safetensors"), "derain", settings)
 
 

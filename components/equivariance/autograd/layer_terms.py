@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..compat import convolve
 from ..groups import FieldType, permute_fields
 from ..layers.calls import LayerCall
+from ..layers.kernels import kernel_and_bias
 from ..layers.layouts import Layout, SubPixel
 from ..layers.plan import RecorderOptions
 from ..layers.spec import LayerSpec, kernel_input_field
@@ -86,14 +87,15 @@ def _unshifted_residual(
     if not (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and (module.groups == 1 or is_depthwise))):
         return None
     factor = layout.factor if isinstance(layout, SubPixel) else 1
-    weight, outputs = module.weight, module.weight.shape[0] // factor**2
+    weight, offsets = kernel_and_bias(module)
+    outputs = weight.shape[0] // factor**2
     back = _sources(outputs, shift, options, inverse=True)
     # The channels of the fine grid lie in blocks of r^2 sub-pixels.
     blocks = [factor**2 * source + pixel for source in back for pixel in range(factor**2)]
     turned = permute_fields(weight, blocks, 0)
     if not is_depthwise:
         turned = permute_fields(turned, _sources(weight.shape[1], shift, options, inverse=True), 1)
-    bias = None if module.bias is None else permute_fields(module.bias, blocks, 0) - module.bias
+    bias = None if offsets is None else permute_fields(offsets, blocks, 0) - offsets
     if not torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(weight.dtype)  # a first step is compared later, outside its autocast context
     if isinstance(module, nn.Conv2d):
@@ -110,7 +112,7 @@ def kernel_value(module: Layer, spec: LayerSpec, field: FieldType, options: Reco
         field: of its output.
         options: of the recorder.
     """
-    weight = module.weight
+    weight, _ = kernel_and_bias(module)
     if isinstance(module, nn.Linear):
         weight = weight[:, :, None, None]  # (C_out, C_in) -> (C_out, C_in, 1, 1)
     elif isinstance(module, nn.ConvTranspose2d):

@@ -20,7 +20,7 @@ from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
 from ..layers.spec import LayerSpec, check_patterns, match_patterns, named_layers
-from ..layers.tracing import Call, Trace, tracing
+from ..layers.tracing import Call, Trace, kernels_in, tracing
 from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
 from .incompatibilities import (
@@ -35,6 +35,7 @@ from .structure import (
     Structure,
     act_on_inputs,
     first_break,
+    tied_sub_pixels,
     tolerance,
     try_symmetric_weights,
 )
@@ -102,7 +103,7 @@ class Diagnosis:
         group: the name of the group.
         size: (H, W) of the images.
         layers: in order of execution.
-        findings: pools, resizes, paddings, position tables and unknown causes.
+        findings: pools, resizes, paddings, crops, position tables and unknown causes.
         untied: the parameters that differ inside regular fields, the most unequal first.
         output: "image", or "no place" for an output without position, which can only be invariant.
         output_residual: the current relative residual of the output.
@@ -111,6 +112,7 @@ class Diagnosis:
         fitting_size: if the output cannot be equivariant at this size, the nearest (H, W) at which it can, apart from
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
+        is_exact: whether the output and every layer are equivariant now, up to rounding.
         depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may
             not fit.
 
@@ -132,6 +134,7 @@ class Diagnosis:
     structure_residual: float
     fitting_size: tuple[int, int] | None
     can_be_exact: bool | None
+    is_exact: bool
     depends_on_size: bool
 
     @property
@@ -153,6 +156,8 @@ class Diagnosis:
         if self.can_be_exact:
             text = f"the output can be {goal} {at}: nothing in the structure forbids it"
             text += ", but other sizes may not fit" if self.depends_on_size else ""
+            if self.is_exact:
+                return f"{text}; it is now, and so is every layer: there is nothing to penalise"
             limited = sum(any(o.kind in FIELD_LIMITS for o in layer.incompatibilities) for layer in self.layers)
             of = f" (only with trivial fields, so symmetric kernels, in {limited} of {len(self.layers)} layers)"
             return text + (of if limited else "")
@@ -239,6 +244,7 @@ class _Examination:
         self.images = list(zip(*(value.split(1) for value in inputs), strict=True))
         self.first = self._run(self.images[0])
         self.calls = self.first.trace.calls
+        self.tied = tied_sub_pixels(network, self.first.operations)
         check_patterns("layouts", list(dict.fromkeys(call.name for call in self.calls)), layouts)
         self.spec = specs_of(self.first.trace)
         self.fields = {name: self._field(each) for name, each in self.spec.items()}
@@ -252,7 +258,8 @@ class _Examination:
         sizes, zeros = self._sizes()
         operations = self.first.operations
         inputs = self.images[0]
-        structure = try_symmetric_weights(self.network, inputs, self.group, self.calls, operations.table_sums)
+        sums = operations.table_sums
+        structure = try_symmetric_weights(self.network, inputs, self.group, self.calls, sums, self.tied)
         breaks = structure.residual_without_tables > self.tolerance
         layers = [self._layer(name, sizes, breaks, name in zeros) for name in self.spec]
         findings = [*self._spatial_findings(breaks), *self._table_findings(structure), *self._unseen_layers()]
@@ -263,14 +270,19 @@ class _Examination:
             if incompatibility.is_fatal
         ]
         fatal += [finding.incompatibility.kind for finding in findings if finding.incompatibility.is_fatal]
+        # Rows of patches are others than columns of patches at every size.
+        are_bands = self.group.needs_squares and any(len(set(call.patches)) > 1 for call in self.calls)
         is_named = any(kind != "position table" for kind in fatal)
         if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
         # Windows that are shifted by another number of pixels than half their side fit no size.
         lopsided = any(attention.is_lopsided for attention in operations.attentions.values())
+        may_fit = not (are_bands or lopsided)
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
+        output_residual = _root_of_mean(sizes[None])
+        residuals = [output_residual, *(2.0 if layer.residual is None else layer.residual for layer in layers)]
         return Diagnosis(
             self.group.name,
             (inputs[0].shape[-2], inputs[0].shape[-1]),
@@ -278,10 +290,11 @@ class _Examination:
             tuple(findings),
             tuple(sorted(self._untied(), key=lambda each: -each.inequality)),
             "image" if self.first.output.ndim == 4 else "no place",
-            _root_of_mean(sizes[None]),
+            output_residual,
             structure.residual,
-            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and not lopsided else None,
+            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and may_fit else None,
             can_be_exact,
+            max(residuals) <= self.tolerance,
             any(window and max(window.stride) > 1 for window in self._windows())
             or any(attention.window for attention in operations.attentions.values()),
         )
@@ -363,8 +376,15 @@ class _Examination:
             self.fields[name],
             _root_of_mean(sizes[name]) if name in sizes else None,
             tuple(incompatibilities),
-            tuple(_notes(spec, calls, is_zero)),
+            (*_notes(spec, calls, is_zero), *self._notes_on_weight(calls[0])),
         )
+
+    def _notes_on_weight(self, call: Call) -> Iterator[str]:
+        modules, weight = named_layers(self.network), dict(self.network.named_parameters()).get(call.parameter)
+        if modules and call.name not in modules:
+            yield "no module calls it, so it is measured here and no penalty compares it"
+        if weight is not None and not kernels_in(weight, call):
+            yield f"its kernel is computed from {call.parameter}, so no projection changes it"
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:
         seen: dict[Finding, None] = {}
@@ -408,7 +428,7 @@ class _Examination:
     def _unnamed(self, structure: Structure) -> Finding:
         layouts = [self._layout(call)[0] for call in self.calls]
         sums = self.first.operations.table_sums
-        before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, layouts)
+        before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, self.tied, layouts)
         where = f"between {before or 'the image'} and {after or 'the output'}"
         has = f"has a residual of {structure.residual:.2g}"
         has = "has another shape if the image is turned, or no finite values" if math.isinf(structure.residual) else has
@@ -428,14 +448,15 @@ class _Examination:
         for name, spec in self.spec.items():
             bias = parameters.get("bias" if name == "network" else f"{name}.bias")
             call = next(call for call in self.calls if call.name == name)
-            if bias is not None and self._layout(call)[0]:
-                maps = bias[None, :, None, None]  # (C) -> (1, C, 1, 1); before PixelShuffle(r) -> (1, C / r^2, r, r)
-                maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps
+            # A bias with fewer values, as one for each field, is no value for each channel.
+            if bias is not None and bias.numel() == spec.outputs and self._layout(call)[0]:
+                maps = _as_maps(bias, spec.factor)
                 if not (spec.factor == 1 and self.fields[name] == "trivial"):
                     yield from self._if_untied(f"{name}.bias".removeprefix("network."), maps, self.fields[name])
-        for name, (value, after) in self.first.operations.channel_parameters.items():
-            if value.numel() % self.group.order == 0 and after != last:
-                yield from self._if_untied(name, value.reshape(1, -1, 1, 1), "regular")
+        for name, found in self.first.operations.channel_parameters.items():
+            maps = _as_maps(found.value, found.factor)
+            if maps.shape[1] % self.group.order == 0 and found.after != last:
+                yield from self._if_untied(name, maps, "regular")
 
     def _if_untied(self, name: str, maps: Tensor, field: FieldType) -> Iterator[UntiedParameter]:
         mean = torch.stack([self.group.act(maps, element, field) for element in range(self.group.order)]).mean(dim=0)
@@ -472,10 +493,16 @@ class _Examination:
             windows += [(each.window, each.input_size, each.output_size) for each in watch.seen.spatial]
             if any(window and window.alignment_incompatibility(*sizes) for window, *sizes in windows):
                 return False
-            found = try_symmetric_weights(self.network, inputs, self.group, trace.calls, sums)
+            found = try_symmetric_weights(self.network, inputs, self.group, trace.calls, sums, self.tied)
         except Exception:  # a network may raise anything at a size for which it is not made
             return False
         return found.residual_without_tables <= self.tolerance
+
+
+def _as_maps(values: Tensor, factor: int) -> Tensor:
+    """The values of single channels as maps, (C) -> (1, C, 1, 1); those of r^2 sub-pixels -> (1, C / r^2, r, r)."""
+    maps = values.reshape(1, -1, 1, 1)
+    return torch.pixel_shuffle(maps, factor) if factor > 1 else maps
 
 
 def _square(value: Tensor, side: int, height: int) -> Tensor:
@@ -502,10 +529,15 @@ def _kind(spec: LayerSpec) -> str:
 
 
 def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[str]:
-    if spec.factor > 1:
+    if spec.joins_unshuffled:
+        r = spec.factor
+        yield f"added to maps from PixelUnshuffle({r}), so compared as sub-pixels, too: after PixelShuffle({r})"
+    elif spec.factor > 1:
         yield f"compared after PixelShuffle({spec.factor})"
     for rows, columns in dict.fromkeys(call.shift for call in calls if any(call.shift)):
         yield f"compared with its window shift ({abs(rows)}, {abs(columns)}) undone"
+    for rows, columns in dict.fromkeys(call.patches for call in calls if call.patches != (1, 1)):
+        yield f"runs on {rows}x{columns} patches of each image, which are joined to be compared"
     if spec.reads_unshuffled:
         yield "its input comes from PixelUnshuffle, whose channels are no regular fields"
     if len(calls) > 1:
@@ -515,9 +547,9 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
 
 
 def _place_of(operation: Spatial) -> str:
-    """A pool, resize or padding in words."""
+    """A pool, resize, padding or crop in words."""
     words = operation.kind
-    if operation.window:
+    if words == "pool" and operation.window:
         words = f"{operation.details} {by(operation.window.kernel_size)} stride {operation.window.stride[0]}"
     return f"{words} after {operation.after or 'the input'}"
 

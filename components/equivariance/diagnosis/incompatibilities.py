@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from ..groups import Group
 from ..layers.grid import Window
 from ..layers.layouts import Layout, Windows
-from ..layers.spec import LayerSpec
+from ..layers.spec import LayerSpec, through_fields
 from ..layers.tracing import Call
 from .operations import Attention, Spatial
 
-FIELD_LIMITS = ("channels", "channel groups", "heads")
+FIELD_LIMITS = ("channels", "channel groups", "heads", "cut")
 """The kinds of incompatibilities that still allow trivial fields at a layer."""
 
 
@@ -60,6 +60,10 @@ def layer_incompatibilities(
     for call in calls:
         if call.window:
             yield from _alignment(call.window, call.input_shape[-2:], call.output_shape[-2:], breaks)
+        rows, columns = call.patches
+        if rows != columns and group.needs_squares:
+            reason = f"{rows}x{columns} patches of each image are others on a turned image"
+            yield Incompatibility("patches", reason, "as many rows of patches as columns, or whole images", breaks)
     of_layout = Attention(0, layout.size, layout.shift) if isinstance(layout, Windows) else None
     for windows in (of_layout, attention):
         if windows and windows.is_lopsided:
@@ -77,6 +81,10 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
         after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
         reason = f"{spec.channels} channels{after} do not divide by {t} into regular fields, only trivial ones fit"
         yield Incompatibility("channels", reason, f"{_nearest_multiple(spec.channels, t)} channels")
+    elif cuts := through_fields(spec.cuts, group):
+        after = ", ".join(str(cut) for cut in cuts)
+        reason = f"its channels are sliced, or joined with others, after {after}, through regular fields of {t}"
+        yield Incompatibility("cut", reason, f"parts of a multiple of {t} channels; trivial fields fit as it is")
     of_group = spec.inputs // spec.num_groups
     if spec.num_groups > 1 and of_group > 1 and of_group % t:
         reason = f"groups of {of_group} channels cut through regular fields of {t}"
@@ -87,15 +95,15 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
 
 
 def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) -> Iterator[Incompatibility]:
-    """What prevents equivariance of a pool, a resize or a padding.
+    """What prevents equivariance of a pool, a resize, a padding or a crop.
 
     Args:
-        operation: the pool, resize or padding.
+        operation: the pool, resize, padding or crop.
         group: a group on the grid.
         breaks: whether something in the network prevents an equivariant output.
     """
     sizes = (operation.input_size, operation.output_size)
-    if operation.window:
+    if operation.kind == "pool" and operation.window:
         if reason := operation.window.incompatibility(group.needs_squares):
             yield Incompatibility("pool", reason, "a square window", breaks)
         for incompatibility in _alignment(operation.window, *sizes, breaks):
@@ -104,11 +112,15 @@ def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) ->
         if any(out % size for size, out in zip(*sizes, strict=True)):
             reason = f"nearest neighbours from {by(sizes[0])} to {by(sizes[1])} are picked from one side"
             yield Incompatibility("resize", reason, "a whole factor, or bilinear", breaks)
-    elif operation.kind == "padding":
-        widths = operation.details
+    elif operation.kind in ("padding", "crop"):
+        kind, widths, of = operation.kind, operation.details, ""
         if any(widths[axis] != widths[axis + 1] for axis in range(0, len(widths) - 1, 2)):
-            reason = f"padding {widths} is on one side only"
-            yield Incompatibility("padding", reason, "equal padding on both sides, or sizes that need none", breaks)
+            hint = f"equal {kind} on both sides, or sizes that need none"
+            if operation.window:
+                hint = " or ".join(other_windows(operation.window, *sizes)) or hint
+                of = f" of a transposed convolution {by(operation.window.kernel_size)}"
+                of += f" with stride {operation.window.stride[0]}"
+            yield Incompatibility(kind, f"{kind} {widths}{of} is on one side only", hint, breaks)
 
 
 def _alignment(

@@ -12,7 +12,7 @@ from torch import nn
 from ..groups import ChannelGroup, FieldType, Group
 from ..options import check_choice, nearest
 from .grid import Window
-from .tracing import LAYER_TYPES, Call, Layer
+from .tracing import LAYER_TYPES, Call, Layer, Unshuffled
 
 Layers = Literal["auto"] | Sequence[str] | Mapping[str, FieldType]
 """All layers; or name patterns (with the fields of "auto"); or name patterns with the field of each."""
@@ -95,12 +95,15 @@ class LayerSpec:
         outputs: the number of output channels.
         num_groups: the number of channel groups of a convolution.
         window: of a convolution.
-        factor: r, if PixelShuffle(r) follows; else 1.
+        factor: r, if its output consists of the r^2 sub-pixels of finer maps, as before PixelShuffle(r); else 1.
+        joins_unshuffled: whether its output is added to what PixelUnshuffle gave.
         reads_image: whether its input is the image, not features.
         writes_image: whether its output is the image.
-        unshuffled: (number of its first input channels that come from PixelUnshuffle(r), r); (0, 1) for none.
+        unshuffled: its input channels that come from PixelUnshuffle.
         has_trivial_input: whether its input channels are trivial fields, because only trivial fields are declared.
         has_no_place: whether its output is one vector for each image, as class scores are.
+        cuts: positions among its output channels at which they are sliced or joined with others.
+        input_cuts: the same of its input channels.
     """
 
     inputs: int
@@ -108,11 +111,14 @@ class LayerSpec:
     num_groups: int = 1
     window: Window | None = None
     factor: int = 1
+    joins_unshuffled: bool = False
     reads_image: bool = False
     writes_image: bool = False
-    unshuffled: tuple[int, int] = (0, 1)
+    unshuffled: tuple[Unshuffled, ...] = ()
     has_trivial_input: bool = False
     has_no_place: bool = False
+    cuts: tuple[int, ...] = ()
+    input_cuts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: Layer) -> LayerSpec:
@@ -140,15 +146,20 @@ class LayerSpec:
         return replace(
             self,
             factor=call.sub_pixel or 1,
+            joins_unshuffled=call.joins_unshuffled,
             reads_image=any(each.reads_image for each in calls),
             unshuffled=call.unshuffled,
             has_no_place=len(call.output_shape) == 2,
+            cuts=_united(each.cuts for each in calls),
+            input_cuts=_united(
+                cuts for each in calls for cuts in (each.input_cuts, *(source.cuts for source in each.sources))
+            ),
         )
 
     @property
     def reads_unshuffled(self) -> bool:
-        """Whether its input, or the first part of it, comes from PixelUnshuffle."""
-        return self.unshuffled[0] > 0
+        """Whether its input, or a part of it, comes from PixelUnshuffle."""
+        return bool(self.unshuffled)
 
     @property
     def field(self) -> FieldType:
@@ -159,6 +170,15 @@ class LayerSpec:
     def channels(self) -> int:
         """The number of channels of the compared maps; before PixelShuffle, those of the fine grid."""
         return self.outputs // self.factor**2
+
+
+def _united(cuts: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    return tuple(sorted({cut for each in cuts for cut in each}))
+
+
+def through_fields(cuts: Iterable[int], group: Group) -> list[int]:
+    """Those of the positions among channels that lie within a regular field."""
+    return [cut for cut in cuts if cut % group.order]
 
 
 def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> str | None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.networks.blocks import MOST_CHANNELS, NetworkSettings
-from components.networks.form import RestorationNetwork, crop, positions
+from components.networks.form import RestorationNetwork, crop, extend_to_multiple
 from components.registry import check_between
 
 SMALLEST_SIDE = 4
@@ -65,32 +65,11 @@ class FFDNet(nn.Module):
             sigma: standard deviation of the noise in the units of the images, ``(B, 1, 1, 1)``, or one for each 2x2
                 block, ``(B, 1, ceil(H / 2), ceil(W / 2))``.
         """
-        maps = F.pixel_unshuffle(to_even(x), 2)  # (B, C, H, W) -> (B, 4C, H/2, W/2), H and W rounded up
+        even = extend_to_multiple(x, 2, "copy")
+        maps = F.pixel_unshuffle(even, 2)  # (B, C, H, W) -> (B, 4C, H/2, W/2), H and W rounded up
         level = sigma.expand(-1, -1, *maps.shape[-2:])
         maps = self.model(torch.cat((maps, level), dim=1))
         return crop(F.pixel_shuffle(maps, 2), x, 1)  # (B, 4C, H/2, W/2) -> (B, C, H, W)
-
-
-def to_even(images: Tensor, least: int = 2) -> Tensor:
-    """Extend images ``(B, C, H, W)`` to an even height and width by copies of the last row and column.
-
-    Args:
-        images: of at least one pixel.
-        least: height and width of the result at least, an even number.
-
-    Example:
-        >>> to_even(torch.arange(3.0).view(1, 1, 1, 3))[0, 0]
-        tensor([[0., 1., 2., 2.],
-                [0., 1., 2., 2.]])
-    """
-    height, width = images.shape[-2:]
-    if not torch.compiler.is_exporting() and height % 2 == width % 2 == 0 and min(height, width) >= least:
-        return images
-    for axis, line in ((-2, images[0, 0, :, 0]), (-1, images[0, 0, 0, :])):
-        side = line.shape[0]
-        missing = torch.sym_max(side + side % 2, least) - side
-        images = images.index_select(axis, positions(F.pad(line, (0, missing))).clamp(max=side - 1))
-    return images
 
 
 class FFDNetForm(RestorationNetwork, FFDNet):
@@ -151,6 +130,6 @@ class FFDNetForm(RestorationNetwork, FFDNet):
 
     def forward(self, stack: Tensor) -> Tensor:  # type: ignore[override]
         """Restore a batch of stacks."""
-        image, level = (to_even(each, SMALLEST_SIDE) for each in self.take(stack))
+        image, level = (extend_to_multiple(each, 2, "copy", SMALLEST_SIDE) for each in self.take(stack))
         blocks = F.pixel_unshuffle(level, 2).mean(dim=1, keepdim=True)  # (B, 1, H, W) -> (B, 1, H/2, W/2)
         return crop(FFDNet.forward(self, image, blocks), stack, 1)

@@ -44,7 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,8 @@ class SwinIR(nn.Module):
         torch.Size([1, 3, 10, 14])
     """
 
-    computed_buffers = ("attn_mask", "relative_position_index")
-    """Last parts of the names of buffers that follow from the settings and the size of an image."""
+    computed: ClassVar[tuple[str, ...]] = ("attn_mask", "relative_position_index")
+    """Ends of the names of buffers that follow from the settings and the size of an image."""
 
     def __init__(
         self,

@@ -53,17 +53,21 @@ from torch.nn import functional as F
 
 from components.networks.blocks import MOST_CHANNELS, NetworkSettings
 from components.networks.form import RestorationNetwork
+from components.networks.unrolled.dictionary import (
+    DICTIONARY_SCALE,
+    EARLIER,
+    FIRST_STEP_OF_IMAGE,
+    FIRST_STEP_OF_MAPS,
+    FIRST_THRESHOLD_OF_LAYER,
+    KERNEL_SIZE,
+    WHITE,
+    analysis,
+    synthesis,
+)
+from components.networks.unrolled.proximal import ImageNetwork, MapNetwork
 from components.registry import check_between, check_one_of
 
-KERNEL_SIZE = 9
-DICTIONARY_SCALE = 10.0
-"""The published algorithm divides the dictionary and its step sizes by it (the step of K excepted)."""
-
-FIRST_STEP_OF_MAPS = 1.0
-FIRST_STEP_OF_IMAGE = 5.0
 FIRST_STEP_OF_WEIGHTS = 5.0
-FIRST_THRESHOLD_OF_ARTIFACTS = 1.0
-FIRST_THRESHOLD_OF_MAPS = 0.5
 FIRST_THRESHOLD_OF_WEIGHTS = 0.1
 WEIGHT_STEP_DIVISOR = 50.0
 NORM_EPSILON = 1e-6
@@ -131,8 +135,8 @@ class ACDNet(nn.Module):
         self.eta2_T = nn.Parameter(torch.full((stages, 1), FIRST_STEP_OF_IMAGE))
         self.eta3_T = nn.Parameter(torch.full((stages, 1), FIRST_STEP_OF_WEIGHTS))
         self.D = nn.Parameter(kernels[:, :atoms].clone())
-        self.tau = nn.Parameter(torch.full((1,), FIRST_THRESHOLD_OF_ARTIFACTS))
-        self.tau_extend = nn.Parameter(torch.full((1,), FIRST_THRESHOLD_OF_ARTIFACTS))  # published, and never used
+        self.tau = nn.Parameter(torch.full((1,), FIRST_THRESHOLD_OF_LAYER))
+        self.tau_extend = nn.Parameter(torch.full((1,), FIRST_THRESHOLD_OF_LAYER))  # published, and never used
         self.Cp = nn.Parameter(torch.full((dual_channels, 1, 3, 3), 1 / 9))
         self.etaX_nonK = nn.Parameter(torch.full((WARM_UP_STAGES, 1), FIRST_STEP_OF_IMAGE))
         self.etaM_nonK = nn.Parameter(torch.full((WARM_UP_STAGES - 1, 1), FIRST_STEP_OF_MAPS))
@@ -141,16 +145,16 @@ class ACDNet(nn.Module):
         self.convert_conv_layer2 = nn.Parameter(torch.eye(maps)[:, :, None, None].clone())
 
         def image_networks(count: int) -> nn.Sequential:
-            return nn.Sequential(*(_ImageNetwork(1 + dual_channels, residual_blocks) for _ in range(count)))
+            return nn.Sequential(*(ImageNetwork(1 + dual_channels, residual_blocks) for _ in range(count)))
 
         def map_networks(count: int) -> nn.Sequential:
-            return nn.Sequential(*(_MapNetwork(maps, residual_blocks) for _ in range(count)))
+            return nn.Sequential(*(MapNetwork(maps, residual_blocks) for _ in range(count)))
 
         self.proxNet_X_T = image_networks(stages)
         self.proxNet_M_T = map_networks(stages)
         self.proxNet_K_T = nn.Sequential(*(_WeightNetwork(maps, atoms) for _ in range(stages)))
-        self.proxNet_X_last_layer = _ImageNetwork(1 + dual_channels, residual_blocks)
-        self.proxNet_X_0 = _ImageNetwork(1 + dual_channels, residual_blocks)
+        self.proxNet_X_last_layer = ImageNetwork(1 + dual_channels, residual_blocks)
+        self.proxNet_X_0 = ImageNetwork(1 + dual_channels, residual_blocks)
         self.proxNet_M_init = map_networks(WARM_UP_STAGES)
         self.proxNet_X_init = image_networks(WARM_UP_STAGES)
 
@@ -174,19 +178,19 @@ class ACDNet(nn.Module):
         weights: Tensor | None = None
         for stage in range(len(self.proxNet_K_T)):
             # K
-            gradient = torch.einsum("bnhw,bdhw->bnd", maps, _analysis(residual, D))
+            gradient = torch.einsum("bnhw,bdhw->bnd", maps, analysis(residual, D))
             if weights is None:
                 weights = self.proxNet_K_T[stage](gradient)
             else:
                 step = self.eta3_T[stage] / (WEIGHT_STEP_DIVISOR * Xma.shape[-2] * Xma.shape[-1])
                 weights = self.proxNet_K_T[stage](weights + step * gradient)
             # M
-            artifact = _synthesis(_mixed(maps, weights), D)
+            artifact = synthesis(_mixed(maps, weights), D)
             residual = Mask * (Xma - image_and_dual[:, :1] - artifact)
-            gradient = torch.einsum("bnd,bdhw->bnhw", weights, _analysis(residual, D))
+            gradient = torch.einsum("bnd,bdhw->bnhw", weights, analysis(residual, D))
             maps = self.proxNet_M_T[stage](maps + self.eta1_T[stage] / DICTIONARY_SCALE * gradient)
             # X
-            artifact = _synthesis(_mixed(maps, weights), D)
+            artifact = synthesis(_mixed(maps, weights), D)
             image_and_dual = self.proxNet_X_T[stage](
                 _image_step(image_and_dual, Xma - artifact, Mask, self.eta2_T[stage])
             )
@@ -204,29 +208,19 @@ class ACDNet(nn.Module):
         The lists are the images and the artifacts of both stages.
         """
         D0 = self.D0 / DICTIONARY_SCALE  # (1, N, 9, 9)
-        maps = self.proxNet_M_init[0](_analysis(F.relu(Mask * (Xma - image_and_dual[:, :1]) - self.tau), D0))
-        artifact = _synthesis(maps, D0)
+        maps = self.proxNet_M_init[0](analysis(F.relu(Mask * (Xma - image_and_dual[:, :1]) - self.tau), D0))
+        artifact = synthesis(maps, D0)
         image_and_dual = self.proxNet_X_init[0](_image_step(image_and_dual, Xma - artifact, Mask, self.etaX_nonK[0]))
         images, artifacts = [image_and_dual[:, :1]], [artifact]
 
-        gradient = _analysis(Mask * (artifact - (Xma - image_and_dual[:, :1])), D0)
+        gradient = analysis(Mask * (artifact - (Xma - image_and_dual[:, :1])), D0)
         maps = self.proxNet_M_init[1](maps - self.etaM_nonK[0] / DICTIONARY_SCALE * gradient)
-        artifact = _synthesis(maps, D0)
+        artifact = synthesis(maps, D0)
         image_and_dual = self.proxNet_X_init[1](_image_step(image_and_dual, Xma - artifact, Mask, self.etaX_nonK[1]))
         images, artifacts = [*images, image_and_dual[:, :1]], [*artifacts, artifact]
 
         maps = F.conv2d(F.conv2d(F.relu(maps), self.convert_conv_layer1), self.convert_conv_layer2)
         return image_and_dual, maps, images, artifacts
-
-
-def _synthesis(maps: Tensor, kernels: Tensor) -> Tensor:
-    """The sum of all maps, each convolved with its kernel: ``(B, k, H, W), (1, k, 9, 9) -> (B, 1, H, W)``."""
-    return F.conv2d(maps, kernels, padding=KERNEL_SIZE // 2)
-
-
-def _analysis(image: Tensor, kernels: Tensor) -> Tensor:
-    """The adjoint of ``_synthesis``: ``(B, 1, H, W), (1, k, 9, 9) -> (B, k, H, W)``."""
-    return F.conv_transpose2d(image, kernels, padding=KERNEL_SIZE // 2)
 
 
 def _mixed(maps: Tensor, weights: Tensor) -> Tensor:
@@ -238,49 +232,6 @@ def _image_step(image_and_dual: Tensor, target: Tensor, mask: Tensor, step: Tens
     """``X - eta / 10 I (X - target)`` beside an unchanged P, all in one ``(B, 1 + p, H, W)``."""
     image, dual = image_and_dual[:, :1], image_and_dual[:, 1:]
     return torch.cat((image - step / DICTIONARY_SCALE * mask * (image - target), dual), dim=1)
-
-
-def _residual_blocks(channels: int, count: int) -> nn.Sequential:
-    """``count`` times convolution, normalisation, ReLU, convolution, normalisation; the sums are not in it."""
-    return nn.Sequential(
-        *(
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-                nn.Conv2d(channels, channels, 3, padding=1),
-                nn.BatchNorm2d(channels),
-            )
-            for _ in range(count)
-        )
-    )
-
-
-class _ImageNetwork(nn.Module):
-    """X-net: residual blocks on the image and its dual channels, ``(B, 1 + p, H, W)``."""
-
-    def __init__(self, channels: int, blocks: int) -> None:
-        super().__init__()
-        self.layer = _residual_blocks(channels, blocks)
-
-    def forward(self, values: Tensor) -> Tensor:
-        for block in self.layer:
-            values = F.relu(values + block(values))
-        return values
-
-
-class _MapNetwork(nn.Module):
-    """M-net: residual blocks on the maps, and a threshold for each, ``(B, N, H, W)``."""
-
-    def __init__(self, maps: int, blocks: int) -> None:
-        super().__init__()
-        self.tau = nn.Parameter(torch.full((1, maps, 1, 1), FIRST_THRESHOLD_OF_MAPS))
-        self.layer = _residual_blocks(maps, blocks)
-
-    def forward(self, values: Tensor) -> Tensor:
-        for block in self.layer:
-            values = F.relu(values + block(values))
-        return F.relu(values - self.tau)
 
 
 class _WeightNetwork(nn.Module):
@@ -297,13 +248,6 @@ class _WeightNetwork(nn.Module):
         values = F.relu(values + self.layer[0](values))
         values = values.view_as(weights)  # (B, N, d)
         return values / (torch.linalg.vector_norm(values, dim=2, keepdim=True) + NORM_EPSILON)
-
-
-WHITE = 255.0
-"""Value of the published range that is 1 in the product's range."""
-
-EARLIER = 0.1
-"""Weight of the loss of an image that is not the result, relative to that of the result."""
 
 
 class ACDNetForm(RestorationNetwork, ACDNet):

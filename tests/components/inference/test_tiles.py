@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,9 +92,20 @@ def test_no_network_shows_a_seam_at_any_offset_of_the_size_that_its_poolings_div
 
 
 @pytest.mark.parametrize("offset", range(16))
-@pytest.mark.parametrize(("name", "settings"), [("prenet", {"stages": 2}), ("redcnn", {}), ("swinir", {"window": 8})])
-def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: dict[str, int], offset: int) -> None:
-    """They see 26, 20 and 15 pixels around each; windows of a side that divides 16 lie in a tile as in the image."""
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("prenet", {"stages": 2}),
+        ("redcnn", {}),
+        ("rcdnet", {"form": "simple", "stages": 2}),
+        ("swinir", {"window": 8}),
+    ],
+)
+def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: dict[str, Any], offset: int) -> None:
+    """They see 26, 20, 29 and 15 pixels around each.
+
+    Windows of a side that divides 16 lie in a tile as in the image.
+    """
     network = small.random(name, **settings).float()
     image = torch.rand(int(network.in_channels), 130 + offset, 117 + (offset + 5) % 16)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -100,6 +113,32 @@ def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: di
     assert (whole - image).abs().max() > 0.05
     tiled = restore(network, image, tile=112, overlap=64)
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize(("stages", "blocks"), [(3, 1), (2, 2)])
+def test_an_unrolled_dictionary_sees_further_with_every_stage(
+    stages: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RCDNet: (8 + 4 T) S + 4 T + 1 pixels to each side, which is 425 as published; by the gradient of one pixel."""
+    radius = (8 + 4 * blocks) * stages + 4 * blocks + 1
+    network = small.random("rcdnet", stages=stages, residual_blocks=blocks, form="simple")
+    monkeypatch.setattr(F, "relu", lambda values, inplace=False: values)  # it would cut paths of some images
+    image = torch.rand(1, 3, 2 * radius + 21, 2 * radius + 21, dtype=torch.float64, requires_grad=True)
+    network(image)[0, :, radius + 10, radius + 10].sum().backward()
+    assert image.grad is not None
+    rows, columns = (image.grad[0].abs().sum((0, axis)).nonzero() for axis in (2, 1))
+    assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (10, 2 * radius + 10)
+
+
+@pytest.mark.parametrize("name", ["rcdnet", "dicdnet", "oscnet"])
+def test_an_unrolled_dictionary_shows_no_seam_once_tiles_overlap_by_all_that_it_sees(name: str) -> None:
+    network = small.random(name, stages=3).float()  # which sees 41 pixels to each side
+    image = small.stack(network, 150, 210)[0].float()
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    close = 1e-4 * float(whole.abs().max())
+    torch.testing.assert_close(restore(network, image, tile=144, overlap=96), whole, rtol=0, atol=close)
+    assert (restore(network, image, tile=96, overlap=16) - whole).abs().max() > 2 * close
 
 
 def test_a_network_that_weighs_the_whole_image_differs_in_tiles() -> None:
@@ -135,6 +174,60 @@ def test_swinir_at_its_published_depth_needs_an_overlap_of_twice_what_it_sees(gr
     image = torch.rand(3, 16, 2 * overlap, dtype=torch.float64)
     assert difference_in_tiles(network, image, tile=overlap + 16, overlap=overlap) < 1e-12
     assert difference_in_tiles(network, image, tile=overlap + 16, overlap=32) > 1e-6
+
+
+@pytest.mark.parametrize("offset", range(16))
+def test_derainnet_shows_no_seam_at_any_offset_with_an_overlap_for_its_filter(offset: int) -> None:
+    """It sees 41 pixels around each: 30 by the guided filter."""
+    network = small.random("derainnet")
+    image = torch.rand(3, 225 + offset, 30, dtype=torch.float64)
+    image = image if offset % 2 else image.transpose(1, 2)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert (whole - image).abs().max() > 0.05
+    torch.testing.assert_close(restore(network, image, tile=160, overlap=96), whole, rtol=0, atol=1e-12)
+    difference = (restore(network, image, tile=96, overlap=64) - whole).abs().max()
+    assert 1e-9 < difference < 3e-3 * whole.abs().max()
+
+
+FBPCONVNET = {"levels": 3, "width": 8}
+"""It sees fewer than 32 pixels around each, in blocks of 4."""
+
+
+@pytest.mark.parametrize("upsampling", ["matconvnet", "pytorch_port", "in_place"])
+@pytest.mark.parametrize("offset", range(0, 16, 4))
+def test_fbpconvnet_shows_no_seam_at_any_size_that_needs_no_extension(upsampling: str, offset: int) -> None:
+    network = small.random("fbpconvnet", upsampling=upsampling, **FBPCONVNET)
+    image = torch.rand(1, 160 + offset, 144 + (offset + 4) % 16, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert (whole - image).abs().max() > 0.05
+    tiled = restore(network, image, tile=112, overlap=64)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-10 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 7, 14, 15])
+def test_fbpconvnet_pools_other_blocks_in_tiles_of_an_image_that_needs_an_extension(offset: int) -> None:
+    """The image is extended on all sides, so that its blocks begin outside, and those of a tile inside the image do
+    not; where no side of more than one pixel is added before, they are the same.
+    """
+    network = small.random("fbpconvnet", **FBPCONVNET)
+    image = torch.rand(1, 160 + offset, 160 + offset, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    missing = -offset % 4
+    difference = (restore(network, image, tile=112, overlap=64) - whole).abs().max() / whole.abs().max()
+    assert (difference > 1e-4) == (missing // 2 > 0)
+
+
+def test_a_network_that_cuts_the_image_into_patches_differs_in_tiles() -> None:
+    """MPRNet ends its patches in the middle of what it gets, and weighs channels over each: one tile holds an image."""
+    network = small.random("mprnet").float()
+    image = torch.rand(3, 130, 240)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert torch.equal(restore(network, image, tile=512, overlap=64), whole)
+    assert (restore(network, image, tile=128, overlap=64) - whole).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(300, 177), (64, 65), (129, 1000)])

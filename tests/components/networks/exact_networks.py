@@ -38,7 +38,7 @@ def random_network(name: str, **settings: object) -> nn.Module:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
             nn.init.normal_(module.bias, std=0.1) if module.bias is not None else None
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             for values in (module.weight, module.running_var):
                 nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
             for values in (module.bias, module.running_mean):

@@ -19,6 +19,7 @@ from tests.components.networks.small import SMALL, devices_in
 pytestmark = pytest.mark.unit
 
 RESTORATIONS = ("dncnn", "unet")
+EXACT = ("c4_dncnn", "c4_unet", "d4_dncnn", "d4_unet")
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -42,7 +43,7 @@ def cubic_enlargement(size: int, scale: int) -> Tensor:
     return matrix
 
 
-@pytest.mark.parametrize("name", RESTORATIONS)
+@pytest.mark.parametrize("name", [*RESTORATIONS, *EXACT])
 @pytest.mark.parametrize("size", [(16, 16), (17, 23), (40, 9), (5, 64)])
 @pytest.mark.parametrize(("inputs", "outputs", "scale"), [(1, 1, 1), (3, 3, 1), (4, 3, 2), (3, 1, 3), (3, 3, 4)])
 def test_a_stack_of_any_size_gives_an_image_scale_times_as_large(
@@ -78,7 +79,7 @@ def test_a_new_restoration_is_its_first_channels_enlarged_and_can_leave_them(nam
     assert (last.weight.grad.flatten(1).norm(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", RESTORATIONS)
+@pytest.mark.parametrize("name", [*RESTORATIONS, *EXACT])
 def test_every_input_reaches_the_residual_and_only_the_first_ones_the_image_it_corrects(name: str) -> None:
     network = random_network(name, in_channels=5, out_channels=3, width=8, depth=3, norm="none")
     stack = torch.rand(1, 5, 16, 16, dtype=torch.float64)
@@ -174,6 +175,7 @@ def test_the_residuals_of_a_new_classifier_are_zero(norm: str) -> None:
 
 EXPORTED: list[tuple[str, dict[str, object]]] = [("resnet", {"norm": "batch"})]
 EXPORTED += [(name, {"scale": scale}) for name in RESTORATIONS for scale in (1, 2, 3, 4)]
+EXPORTED += [(name, {"scale": scale}) for name in EXACT for scale in (1, 3)]
 
 
 @pytest.mark.parametrize(("name", "settings"), EXPORTED)

@@ -50,18 +50,41 @@ def test_weights_load_in_all_forms_in_which_they_are_published(name: str, form: 
     torch.testing.assert_close(dict(network.state_dict()), dict(wanted.state_dict()), rtol=0, atol=0)
 
 
-def test_safetensors_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["a.safetensors", "a.SAFETENSORS", "a.pth", "a"])
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_the_content_of_a_file_and_not_its_name_says_how_it_is_read(save: Any, file: str, tmp_path: Path) -> None:
     wanted = random("redcnn")
-    save_file({f"module.{name}": value for name, value in wanted.state_dict().items()}, tmp_path / "a.safetensors")
+    save({f"module.{name}": value for name, value in wanted.state_dict().items()}, tmp_path / file)
     network = build_network("redcnn", **SMALL["redcnn"]).double()
-    load_weights(network, tmp_path / "a.safetensors")
+    load_weights(network, tmp_path / file)
     torch.testing.assert_close(dict(network.state_dict()), dict(wanted.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_real_numbers_of_every_type_load_as_those_of_the_network(kind: torch.dtype, tmp_path: Path) -> None:
+    network = build_network("redcnn", width=8)
+    powers = {name: torch.full_like(value, 0.25).to(kind) for name, value in network.state_dict().items()}
+    torch.save(powers, tmp_path / "a.pth")
+    load_weights(network, tmp_path / "a.pth")
+    assert all(value.dtype == torch.float32 and (value == 0.25).all() for value in network.state_dict().values())
 
 
 def test_files_from_before_batches_were_counted_load(tmp_path: Path) -> None:
     wanted = random("dncnn", depth=4, width=8)
     torch.save({k: v for k, v in wanted.state_dict().items() if "num_batches" not in k}, tmp_path / "a.pth")
     load_weights(build_network("dncnn", depth=4, width=8).double(), tmp_path / "a.pth")
+
+
+def test_kernels_that_the_reference_of_oscnet_keeps_in_evaluation_mode_are_left_out(tmp_path: Path) -> None:
+    wanted = random("oscnet")
+    kept = {"fcnn.filter": torch.rand(1, 4, 9, 9), "fcnn.bias": torch.zeros(1, 1, 1, 1)}
+    torch.save({**wanted.state_dict(), **kept}, tmp_path / "a.pth")
+    network = build_network("oscnet", **SMALL["oscnet"]).double()
+    load_weights(network, tmp_path / "a.pth")
+    torch.testing.assert_close(dict(network.state_dict()), dict(wanted.state_dict()), rtol=0, atol=0)
+    torch.save({**random("dicdnet").state_dict(), **kept}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"unknown: fcnn.filter, fcnn.bias$"):
+        load_weights(random("dicdnet"), tmp_path / "b.pth")
 
 
 def without(name: str) -> Callable[[Weights], Any]:
@@ -71,7 +94,7 @@ def without(name: str) -> Callable[[Weights], Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("conv3.bias"), "not the weights of this network; missing: conv3.bias$"),
+        (without("conv3.bias"), "not the weights of this network with these settings; missing: conv3.bias$"),
         (lambda weights: {**weights, "head.weight": torch.ones(1)}, "unknown: head.weight$"),
         (
             lambda weights: {**weights, "conv1.weight": torch.ones(16, 1, 5, 5)},
@@ -82,6 +105,18 @@ def without(name: str) -> Callable[[Weights], Any]:
         (lambda weights: {"weights": weights}, "weights: no tensors; the weights lie at the top or under params_ema"),
         (lambda weights: list(weights.values()), "holds list, where names and tensors are wanted"),
         (lambda weights: {}, "holds dict, where"),
+        (
+            lambda weights: {**weights, "conv1.bias": torch.full((8,), 1e300, dtype=torch.float64)},
+            "values that are not finite; c",
+        ),
+        (
+            lambda weights: {**weights, "conv1.bias": torch.ones(8).to_sparse()},
+            "conv1.bias: sparse, quantised, complex",
+        ),
+        (lambda weights: {**weights, "conv1.bias": torch.ones(8, device="meta")}, "conv1.bias: sparse, quantised, "),
+        (lambda weights: {**weights, "conv1.bias": torch.ones(8) * 1j}, "conv1.bias: sparse, quantised, complex or"),
+        (lambda weights: {**weights, "a\nTraceback": torch.ones(1)}, r"unknown: 'a\\nTraceback'$"),
+        (lambda weights: {**weights, "a" * 5000: torch.ones(1)}, r"unknown: a{80}\.\.\.$"),
     ],
 )
 def test_tensors_of_another_network_are_named_and_change_nothing(
@@ -123,6 +158,9 @@ class Evil:
         pytest.param(pickle.dumps(Evil()), "a pickle of more than tensors", id="pickle"),
         pytest.param(b"garbage\n", "not a file of weights, or a damaged one", id="text"),
         pytest.param(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "no weights, but an image", id="image"),
+        pytest.param(b"\xef\xbb\xbf<!doctype html>", "no weights, but a page of the web", id="html of a Windows"),
+        pytest.param(b"<!-- 404 --><HTML>", "no weights, but a page of the web", id="html after a comment"),
+        pytest.param(b"\0" * 7 + b"\x10{}", "not a file of weights, or a damaged one", id="header without an end"),
     ],
 )
 def test_a_file_that_is_no_weights_is_refused_with_what_it_is(

@@ -378,6 +378,14 @@ def test_a_network_can_weight_its_supervised_outputs() -> None:
     assert first_loss((0.5, 0.5)) == pytest.approx(first_loss(()), rel=1e-6)
 
 
+def test_another_number_of_weights_than_of_supervised_outputs_is_refused_with_both() -> None:
+    one_step = settings(steps=1)
+    run = Run(one_step, weight=None)
+    run.state = TrainingState(_Supervised(tuple, (1.0, 0.5, 0.5)), PenaltyWeight(0.0), one_step, run.worker)
+    with pytest.raises(ValueError, match="network: 3 output_weights for 2 supervised outputs: give one each"):
+        run.start()
+
+
 class _Announced:
     """Says when it has drawn the batch of a step."""
 
@@ -394,7 +402,7 @@ def test_a_validation_does_not_stop_the_drawing_of_batches() -> None:
 
     class Waiting(Run):
         def _validate(self, network: nn.Module) -> Metrics:
-            found.append(all(event.wait(60) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
+            found.append(all(event.wait(300) for event in sampler.drawn[:5]))  # of steps 2 to 5, while step 1 validates
             return {}
 
     Waiting(settings(validate_every=1, steps=5), sampler=sampler).start()

@@ -94,7 +94,7 @@ class Hosts:
         if host == "B" and self.hidden:  # each command of a namespace has mounts of its own
             command = ["sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(self.hidden), *command]
         started = subprocess.run(
-            self._on(host, command), env=self.environment(), capture_output=True, text=True, timeout=90
+            self._on(host, command), env=self.environment(), capture_output=True, text=True, timeout=300
         )
         assert started.returncode == 0, started.stdout + started.stderr
 

@@ -78,11 +78,11 @@ class OwnCluster:
         for process in alive:
             process.kill()
         psutil.wait_procs(alive, timeout=10)
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=300)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _wait(self, dashboard: bool) -> None:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             if self._process.poll() is not None:
                 break

@@ -108,7 +108,7 @@ class Session:
             return
         children = psutil.Process(self.process.pid).children(recursive=True)
         try:
-            output, _ = self.process.communicate("", timeout=60)
+            output, _ = self.process.communicate("", timeout=300)
             if output:  # a Ray that ends on a busy machine may end the process before it tells
                 self.left: dict[str, str | None] = json.loads(output)
         except subprocess.TimeoutExpired:
@@ -203,7 +203,7 @@ def test_a_local_session_refuses_who_has_not_its_token(session: Session) -> None
         (try_with({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}), True),
     ]
     for process, is_let_in in tries:
-        output, complaint = process.communicate(timeout=120)
+        output, complaint = process.communicate(timeout=300)
         assert (process.returncode == 0 and output.strip() == "1") == is_let_in, complaint
         assert is_let_in or "token" in complaint.lower()
 
@@ -218,6 +218,6 @@ def test_workers_start_with_a_python_whose_path_a_shell_would_split(tmp_path: Pa
     code = _SESSION[: _SESSION.index("    me = ")].replace("WORK", work)
     environment = base_environment(tmp_path / "home") | {"PYTHONUTF8": "1"}
     done = subprocess.run(
-        [python, "-c", code, "none"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180
+        [python, "-c", code, "none"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == str(python), done.stderr

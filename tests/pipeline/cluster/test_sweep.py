@@ -149,7 +149,7 @@ def test_whatever_is_killed_the_sweep_ends_and_ends_the_same(
     running = trial_processes(first.pid)
     first.kill()
     reader.join()
-    _, alive = psutil.wait_procs(running, timeout=30)
+    _, alive = psutil.wait_procs(running, timeout=300)
     assert (len(running), alive) == (1, [])
     killed = trials_of(workspace, "broken")
     assert [trial.state.name for trial in killed] == ["COMPLETE", "RUNNING"]

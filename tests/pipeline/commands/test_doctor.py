@@ -156,6 +156,19 @@ def test_validation_images_are_used_where_they_are_large_enough(model: str, caps
     assert "3 random smooth images of 32x32 pixels" in capsys.readouterr().out
 
 
+def test_a_named_network_of_several_inputs_does_not_see_the_stacks_of_another_task(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A grey image with the mask of its holes has the two channels of a grey image with its noise level."""
+    folder = Path("data/packed/val")
+    folder.mkdir(parents=True)
+    write_pack(
+        folder, [Entry("a", "a", 16, 16)], [np.zeros((1, 16, 16), np.uint8)], [np.zeros((2, 16, 16), np.float32)]
+    )
+    doctor("ffdnet", 16, "C4")
+    assert "3 random smooth images of 16x16 pixels" in capsys.readouterr().out
+
+
 def test_inputs_that_are_smaller_than_their_targets_are_left_out(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

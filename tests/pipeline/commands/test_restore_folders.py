@@ -124,7 +124,7 @@ def test_a_run_that_was_killed_goes_on_and_leaves_restored_images_alone(model: s
     arguments = ["in", "out", "--model", model, "--self-ensemble", "8"]
     command = [sys.executable, "-m", "pipeline.cli", "restore", *arguments]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not Path("out").is_dir() or len(_written("out")) < 2:
         assert process.poll() is None
         assert time.monotonic() < end

@@ -419,6 +419,19 @@ def test_a_number_is_a_range_of_one_value() -> None:
             ["preprocess.pairs: pairs of image files have no noise_level, which network ffdnet needs: use none"],
         ),
         (
+            {"task": "ct_mar", "network": {"name": "acdnet", "maps": 8}},
+            ["network.dual_channels + 1: 33 channels do not divide by 4", "use dual_channels + 1 = 32, or"],
+        ),
+        (
+            {"equivariance.layers": "eqreg-t"},
+            ["layers: 'eqreg-t': use auto or a mapping (network unet has no choice eqreg-t, as ", "restormer"],
+        ),
+        (
+            {"equivariance.layers": "eqregt", "network": {"name": "restormer"}},
+            ["equivariance.layers: 'eqregt': use auto, eqreg-t or a mapping; did you mean eqreg-t?"],
+        ),
+        ({"equivariance.layers": 3}, ["equivariance.layers: 3: use auto or a mapping"]),
+        (
             {"task": "super_resolution", "network": {"name": "swinir", "upsampler": "none"}},
             ["network.upsampler: 'none' does not fit scale 2: use pixelshuffle or pixelshuffledirect, or auto"],
         ),
@@ -579,3 +592,14 @@ def test_a_run_that_ends_within_its_warm_up_is_told_what_it_reaches(steps: int) 
 
 def test_the_sizes_of_a_self_ensemble_are_those_that_restoring_has() -> None:
     assert SELF_ENSEMBLES == ENSEMBLES
+
+
+def test_settings_that_are_lists_reach_the_network_and_the_printed_params_as_lists() -> None:
+    changes = {"encoder_blocks": [1, 1], "middle_blocks": 1, "decoder_blocks": [1, 1]}
+    params = _checked({"network": {"name": "nafnet", "width": 8, **changes}})
+    assert params.network_settings.encoder_blocks == (1, 1)
+    assert params.resolved["network"] == {"name": "nafnet", "width": 8, **changes}
+    assert _refusal({"network": {"name": "nafnet", "encoder_blocks": 2}}) == "network.encoder_blocks: 2: use a list"
+    assert "decoder_blocks: [2, 2, 2, 2]: use as many levels as encoder_blocks has, 1" in _refusal(
+        {"network": {"name": "nafnet", "encoder_blocks": [2]}}
+    )

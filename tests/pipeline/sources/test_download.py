@@ -173,7 +173,7 @@ def test_a_folder_is_not_filled_by_two_at_once_and_is_free_when_the_other_ends(t
     else:
         assert other.stdin is not None
         other.stdin.close()
-    other.wait(timeout=30)
+    other.wait(timeout=300)
     assert download(folder, folder.listing(), tmp_path / "cache", "here", MIB)[0].path.read_bytes() == b"a"
 
 

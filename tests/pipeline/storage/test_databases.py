@@ -64,7 +64,7 @@ def test_the_lock_of_a_database_excludes_others_of_its_purpose_until_its_block_e
         with (tmp_path / "new/x.db.lock").open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         order.append("first")
-    waiting.join(10)
+    waiting.join(300)
     assert order == ["first", "second"]
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"x.db.lock", "x.db.tables.lock"}
 

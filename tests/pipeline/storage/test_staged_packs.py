@@ -174,7 +174,7 @@ def test_of_several_processes_of_a_node_one_fetches(bucket: Bucket, proxy: Proxy
     proxy.requests.clear()
     proxy.bytes_per_second = 300e3  # so that the others come while it is under way
     (tmp_path / "go").touch()
-    folders = {process.communicate(timeout=60)[0].strip() for process in processes}
+    folders = {process.communicate(timeout=300)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0] * 5
     assert folders == {str(tmp_path / "cache" / "packs" / staged.hash)}
     fetched = [line for line in proxy.requests if line.startswith("GET") and "safetensors" in line]

@@ -108,7 +108,7 @@ def started(function: Any, *arguments: Any) -> Any:
 def test_two_drivers_at_once_run_each_trial_once(database: str) -> None:
     both = [started(run_trials, database, 9, 0.1) for _ in range(2)]
     for process in both:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     study = open_study(database)
     trials = study.trials()
@@ -144,7 +144,7 @@ def test_what_a_killed_driver_ran_is_taken_over_with_the_same_params(
 
 def test_a_driver_that_dies_while_it_chooses_leaves_a_trial_for_the_next(database: str) -> None:
     process = started(die_while_choosing, database)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     with open_study(database) as study:
         taken = [study.claim_next(1), study.claim_next(1)]

@@ -454,7 +454,7 @@ def _meet(folder: Path, uri: str, number: int = 8) -> list[tuple[int, str, str]]
             assert time.monotonic() < end
             time.sleep(0.01)
         (folder / "go").touch()
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         outputs = [each.communicate(timeout=end - time.monotonic()) for each in started]
     finally:
         for each in started:

@@ -138,7 +138,7 @@ def _check(reader: str, good: Path, paths: list[Path], folder: Path) -> dict[str
         reader,
         str(folder / "list.json"),
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[4])
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[4])
     assert run.returncode == 0, run.stderr[-2000:]
     result = json.loads(run.stdout)
     for path, error, message, seconds in result["outcomes"]:

@@ -41,20 +41,20 @@ def test_of_two_threads_the_last_one_to_leave_lets_warnings_be_heard_again(is_fi
 
     def other() -> None:
         with no_warnings:
-            inside.wait(20)
-            may_leave.wait(20)
+            inside.wait(300)
+            may_leave.wait(300)
 
     thread = Thread(target=other)
     with no_warnings:
         thread.start()
-        inside.wait(20)
+        inside.wait(300)
         if not is_first_to_leave:
-            may_leave.wait(20)
+            may_leave.wait(300)
             thread.join()
         assert not _is_heard()
     if is_first_to_leave:
         assert not _is_heard()
-        may_leave.wait(20)
+        may_leave.wait(300)
         thread.join()
     assert _is_heard()
 

@@ -99,7 +99,7 @@ def run_check(
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-c", (STOPPING if stopped else "") + CHECK, *(str(each.pid) for each in stopped)]
     process = hosts.start("A", command, project.folder, variables)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
@@ -138,7 +138,7 @@ def test_each_problem_of_a_host_is_one_line_with_its_remedy(hosts: Hosts, projec
     # A host's mounts are its own here.
     mount = f"mount -t tmpfs tmpfs {shared} && exec {ray} --temp-dir={records} --disable-usage-stats"
     started = hosts.start("B", ["sh", "-c", mount], tmp_path, {**os.environ, "PYTHONPATH": str(other)})
-    output, _ = started.communicate(timeout=90)
+    output, _ = started.communicate(timeout=300)
     assert started.returncode == 0, output
     server = hosts.start("A", [sys.executable, "-c", SERVER, "127.0.0.1", "5999"], tmp_path, dict(os.environ))
     try:
@@ -202,7 +202,7 @@ def test_a_real_mlflow_server_is_reached(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 300
         while time.monotonic() < end and server.poll() is None:
             try:
                 requests.get(f"http://127.0.0.1:{port}/health", timeout=1)

@@ -75,7 +75,7 @@ def _start(call: str, sender: Workspace, environment: dict[str, str]) -> subproc
 def _run(call: str, sender: Workspace, environment: dict[str, str]) -> tuple[int, str, str]:
     process = _start(call, sender, environment)
     try:
-        out, errors = process.communicate(timeout=240)
+        out, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -164,7 +164,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_with_its_processes(
         assert line, printed
         printed += line
     os.killpg(process.pid, signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (130, "")
     job = printed.split(":")[0]
     assert f"--follow {job}" in out
@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_with_its_processes(
     code, out, errors = _run(f"stop({job!r}, {cluster.url!r})", endless, environment)
     assert (code, errors) == (0, "")
     assert out == f"{job}: stopped\n"
-    log, errors = follower.communicate(timeout=60)
+    log, errors = follower.communicate(timeout=300)
     assert "waiting" in log
     assert "cleared up" in log
     assert follower.returncode not in (0, None)

@@ -415,7 +415,7 @@ def test_a_password_of_netrc_is_used_and_never_written(
     monkeypatch.setenv("NETRC", str(netrc))
     site.files["/a.png"] = b"a"
     process = start_fetch(project, f"{site.address}/a.png")
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert all(request["Authorization"].startswith("Basic ") for request in site.requests)
     assert "hush" not in output

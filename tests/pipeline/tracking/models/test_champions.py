@@ -170,7 +170,7 @@ def test_two_processes_that_promote_at_once_leave_one_champion_and_a_history_tha
             assert all(process.poll() is None for process in started), started[0].communicate()
         Path("go").touch()
         for process in started:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
     finally:
         for process in started:
@@ -196,12 +196,12 @@ def test_without_a_lock_as_on_a_server_both_moves_are_recorded_and_the_winner_is
     point = Registry.point
 
     def point_in_order(self: Registry, alias: str, version: str) -> None:
-        both_have_read.wait(20)
+        both_have_read.wait(300)
         if version == winner:
-            loser_has_moved.wait(20)
+            loser_has_moved.wait(300)
         point(self, alias, version)
         if version != winner:
-            loser_has_moved.wait(20)
+            loser_has_moved.wait(300)
 
     with monkeypatch.context() as patch:
         patch.setattr(champions, "_one_at_a_time", lambda registry: nullcontext())

@@ -86,7 +86,7 @@ def _promote_at_once(registry: Registry, versions: Sequence[str], number: int) -
         Path("go").touch()
         told = {}
         for version, process in started.items():
-            printed, errors = process.communicate(timeout=120)
+            printed, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
             told[version] = printed.splitlines()
         return told
@@ -130,16 +130,16 @@ def _between(registry: Registry, monkeypatch: pytest.MonkeyPatch, before: Sequen
             move_champion(registry, version_of_others, "promote", "theirs")
         point(self, alias, version)
         reached.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
 
     monkeypatch.setattr(Registry, "point", point_slowly)
     thread = Thread(target=lambda: moved.append(move_champion(slow, "2", "promote", "ours")))
     thread.start()
-    assert reached.wait(60)
+    assert reached.wait(300)
     for version in after:
         move_champion(registry, version, "promote", "theirs")
     go_on.set()
-    thread.join(60)
+    thread.join(300)
     return moved[0]
 
 
