@@ -109,13 +109,17 @@ def _penalty_allows_its_settings(params: Params) -> str | None:
 
 
 def _network_fits_task(params: Params) -> str | None:
-    """The task gives the images that the network needs, and the network gives what the task wants."""
+    """The task gives the images that the network needs, and the network with its settings what the task wants."""
     task, name = params.build_task(), params.network_name
 
     def why(other: str) -> str | None:
         return why_unfit(network_class(other), task.can_give, task.scale, task.is_classification)
 
     if (reason := why(name)) is None:
+        try:
+            params.network_settings.check_scale(task.scale)
+        except ValueError as error:
+            return f"network.{error}"
         return None
     others = [other for other in NETWORKS if why(other) is None]
     because = f" ({name} {reason})" if reason else ""

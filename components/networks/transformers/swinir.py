@@ -189,7 +189,7 @@ def check_upsampler(upsampler: str, scale: int) -> None:
 
 def _mean_colour(images: Tensor) -> Tensor:
     """What is subtracted from images ``(B, C, H, W)``: ``(B, C, 1, 1)``, without naming a device."""
-    pixels = images[:, :, :1, :1]
+    pixels = images[:, :, 0, 0, None, None]  # (B, C, 1, 1)
     if images.shape[1] != len(MEAN_COLOUR):
         return torch.zeros_like(pixels)
     return torch.cat([torch.full_like(pixels[:, :1], value) for value in MEAN_COLOUR], dim=1)
@@ -318,6 +318,16 @@ class SwinIRForm(RestorationNetwork, SwinIR):
             """The channels of the maps. Heads may have any number: it limits their fields, and refuses no penalty."""
             return {"width": self.width}
 
+        def check_scale(self, scale: int) -> None:
+            """Check that the upsampler gives the scale; the arguments are those of the base class."""
+            check_upsampler(self.upsampler_of(scale), scale)
+
+        def upsampler_of(self, scale: int) -> Upsampler:
+            """The upsampler for a scale."""
+            if self.upsampler == "auto":
+                return "none" if scale == 1 else "pixelshuffle"
+            return self.upsampler
+
     def __init__(
         self,
         settings: Settings,
@@ -327,7 +337,6 @@ class SwinIRForm(RestorationNetwork, SwinIR):
         scale: int = 1,
         inputs: Sequence[str] = ("image",),
     ) -> None:
-        automatic: Upsampler = "none" if scale == 1 else "pixelshuffle"
         SwinIR.__init__(
             self,
             scale,
@@ -339,7 +348,7 @@ class SwinIRForm(RestorationNetwork, SwinIR):
             settings.window,
             settings.expansion,
             settings.image_range,
-            automatic if settings.upsampler == "auto" else settings.upsampler,
+            settings.upsampler_of(scale),
             settings.drop_path_rate,
         )
         self.describe(in_channels, out_channels, scale, inputs)
