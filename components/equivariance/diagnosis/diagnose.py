@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
-from ..layers.spec import LayerSpec, check_patterns, match_patterns, named_layers
+from ..layers.spec import LayerSpec, channels_incompatibility, check_patterns, match_patterns, named_layers
 from ..layers.tracing import Call, Trace, tracing
 from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
@@ -312,8 +312,8 @@ class _Examination:
             return None, str(error)
 
     def _field(self, spec: LayerSpec) -> FieldType:
-        """The field that "auto" gives, but trivial if the channels do not divide."""
-        return "trivial" if spec.channels % self.group.order else spec.field
+        """The field that "auto" gives, but trivial if the channels do not divide into fields."""
+        return "trivial" if channels_incompatibility(spec, self.group) else spec.field
 
     def _sizes(self) -> tuple[dict[str | None, list[float]], set[str]]:
         """The sizes of all images, elements and calls by layer name (None: the output), and the layers that stay 0."""

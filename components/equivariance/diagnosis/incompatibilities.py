@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from ..groups import Group
 from ..layers.grid import Window
 from ..layers.layouts import Layout, Windows
-from ..layers.spec import LayerSpec
+from ..layers.spec import LayerSpec, channels_incompatibility
 from ..layers.tracing import Call
 from .operations import Spatial
 
-FIELD_LIMITS = ("channels", "channel groups", "heads")
+FIELD_LIMITS = ("channels", "channel groups", "heads", "split")
 """The kinds of incompatibilities that still allow trivial fields at a layer."""
 
 
@@ -37,7 +37,12 @@ class Incompatibility:
 
 
 def layer_incompatibilities(
-    spec: LayerSpec, calls: Sequence[Call], layout: Layout | None, head_width: int | None, group: Group, breaks: bool
+    spec: LayerSpec,
+    calls: Sequence[Call],
+    layout: Layout | None,
+    head_width: int | None,
+    group: Group,
+    breaks: bool,
 ) -> Iterator[Incompatibility]:
     """What prevents or limits equivariance of a layer, other than an output without maps.
 
@@ -77,6 +82,8 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
     if head_width and head_width % t:
         reason = f"attention heads of {head_width} channels cut through regular fields of {t}"
         yield Incompatibility("heads", reason, f"heads of a multiple of {t} channels")
+    if spec.channels % t == 0 and (split := channels_incompatibility(spec, group)):
+        yield Incompatibility("split", f"{split}, only trivial ones fit", f"parts of a multiple of {t} channels")
 
 
 def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) -> Iterator[Incompatibility]:

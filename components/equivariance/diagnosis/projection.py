@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import FieldType, Group, group_named, permute_fields
-from ..layers.spec import LayerSpec, kernel_input_field
+from ..layers.spec import LayerSpec, channels_incompatibility, kernel_input_field
 from ..layers.tracing import Unshuffled, tracing
 from .equivariance_error import evaluation_mode, specs_of
 from .operations import OperationRecorder
@@ -64,7 +64,7 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     is_transposed = {call.name: bool(call.window and call.window.is_transposed) for call in trace.calls}
     for name, spec in specs.items():
         field: FieldType = "trivial"
-        if fields == "auto" and spec.channels % chosen.order == 0:
+        if fields == "auto" and channels_incompatibility(spec, chosen) is None:
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
         weight, bias = parameters.get(f"{prefix}weight", parameters.get(name)), parameters.get(f"{prefix}bias")

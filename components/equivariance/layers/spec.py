@@ -100,6 +100,7 @@ class LayerSpec:
         reads_image: whether its input is the image, not features.
         writes_image: whether its output is the image.
         unshuffled: its input channels that come from PixelUnshuffle.
+        cuts: the numbers of channels before each cut, where its output is split into parts.
         has_trivial_input: whether its input channels are trivial fields, because only trivial fields are declared.
         has_no_place: whether its output is one vector for each image, as class scores are.
     """
@@ -113,6 +114,7 @@ class LayerSpec:
     reads_image: bool = False
     writes_image: bool = False
     unshuffled: tuple[Unshuffled, ...] = ()
+    cuts: tuple[int, ...] = ()
     has_trivial_input: bool = False
     has_no_place: bool = False
 
@@ -145,6 +147,7 @@ class LayerSpec:
             joins_unshuffled=call.joins_unshuffled,
             reads_image=any(each.reads_image for each in calls),
             unshuffled=call.unshuffled,
+            cuts=tuple(sorted({cut for each in calls for cut in each.cuts})),
             has_no_place=len(call.output_shape) == 2,
         )
 
@@ -164,6 +167,24 @@ class LayerSpec:
         return self.outputs // self.factor**2
 
 
+def channels_incompatibility(spec: LayerSpec, group: Group) -> str | None:
+    """Why the output of this layer cannot be a regular field, because of its channels; or None.
+
+    Parts into which it is split, as the halves of a gate, must be whole fields: the gate multiplies channel by channel.
+
+    Args:
+        spec: of the layer.
+        group: the group.
+    """
+    if spec.channels % group.order:
+        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
+        return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
+    if inside := [cut for cut in spec.cuts if cut % (group.order * spec.factor**2)]:
+        places = " and ".join(map(str, inside))
+        return f"{spec.outputs} output channels are split at {places}, inside regular fields of {group.order}"
+    return None
+
+
 def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> str | None:
     """Why no weights can make the output of this layer a field of this type, at any image size; or None.
 
@@ -172,9 +193,8 @@ def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> st
         field: "trivial" or "regular".
         group: the group.
     """
-    if field == "regular" and spec.channels % group.order:
-        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
-        return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
+    if field == "regular" and (reason := channels_incompatibility(spec, group)):
+        return reason
     return spec.window.incompatibility(group.needs_squares) if spec.window else None
 
 

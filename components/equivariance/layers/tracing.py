@@ -6,9 +6,10 @@ programs, because it records calls of functions, not of modules. It changes noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .grid import Window
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_SPLITS = ("chunk", "split", "split_with_sizes", "tensor_split")
 _KINDS = {"conv2d": "convolution", "conv_transpose2d": "convolution", "linear": "linear"}
 
 
@@ -49,6 +51,8 @@ class Call:
         joins_unshuffled: whether it is added to what PixelUnshuffle gave.
         reads_image: whether no layer comes before it.
         unshuffled: the channels of the input that come from PixelUnshuffle, if no operation between mixes channels.
+        cuts: the numbers of channels before each cut, if the output is split into parts, as into the halves of a gate.
+        feeding: of a depthwise convolution the calls whose outputs it reads: its channels are theirs.
     """
 
     name: str
@@ -63,6 +67,14 @@ class Call:
     joins_unshuffled: bool = False
     reads_image: bool = False
     unshuffled: tuple[Unshuffled, ...] = ()
+    cuts: tuple[int, ...] = ()
+    feeding: tuple[Call, ...] = ()
+
+    def cut(self, places: Iterable[int]) -> None:
+        """Note that the channels of the output are split at these places."""
+        self.cuts = tuple(sorted({*self.cuts, *places}))
+        for call in self.feeding:
+            call.cut(places)
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,8 @@ class _Tracer(TorchFunctionMode):
             tensors = [part for part in result if isinstance(part, Tensor)] if isinstance(result, tuple | list) else []
             for part in tensors:  # results of chunk, split and unbind
                 self._tags[part] = self._inherited(args, kwargs, part)
+            if name in _SPLITS and len(tensors) > 1:
+                self._note_cuts(args[0] if args else kwargs["input"], tensors)
         return result
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
@@ -191,10 +205,11 @@ class _Tracer(TorchFunctionMode):
         order += ["output_padding", "groups", "dilation"] if transposed else ["dilation", "groups"]
         given = dict(zip(order, args, strict=False)) | kwargs
         maps, weight = given["input"], given["weight"]
-        window, groups = None, 1
+        window, groups, is_depthwise = None, 1, False
         if name != "linear":
             defaults = (given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1))
             window, groups = Window.of_call(weight.shape[2:], *defaults, transposed), int(given.get("groups", 1))
+            is_depthwise = groups == maps.shape[-3] == result.shape[-3]
         parameter = self._tag(weight).parameter or ""  # also of a weight that is computed from one parameter
         layer = self._module or parameter.removesuffix(".weight").removesuffix("weight")
         incoming = self._tag(maps)
@@ -209,6 +224,7 @@ class _Tracer(TorchFunctionMode):
             incoming.shift,
             reads_image=not incoming.is_feature,
             unshuffled=incoming.unshuffled,
+            feeding=incoming.calls if is_depthwise else (),
         )
         self.trace.calls.append(call)
         if self._on_call:
@@ -231,6 +247,14 @@ class _Tracer(TorchFunctionMode):
             next((tag.unshuffled for tag in same if tag.unshuffled), ()),
             parameters[0] if parameters and all(parameters) else None,
         )
+
+    def _note_cuts(self, maps: Tensor, parts: list[Tensor]) -> None:
+        """Note where the channels of layers' outputs are split."""
+        for call in self._tag(maps).calls:
+            axis = maps.ndim - (1 if call.kind == "linear" else 3)
+            sizes = [part.shape[axis] for part in parts]
+            if sum(sizes) == maps.shape[axis]:
+                call.cut(list(accumulate(sizes[:-1])))
 
     def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int) -> tuple[Unshuffled, ...]:
         """The unshuffled channels of maps that are concatenated along their channels; of the first along other axes."""
