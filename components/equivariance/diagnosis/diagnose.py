@@ -103,7 +103,7 @@ class Diagnosis:
         group: the name of the group.
         size: (H, W) of the images.
         layers: in order of execution.
-        findings: pools, resizes, paddings, position tables and unknown causes.
+        findings: pools, resizes, paddings, crops, position tables and unknown causes.
         untied: the parameters that differ inside regular fields, the most unequal first.
         output: "image", or "no place" for an output without position, which can only be invariant.
         output_residual: the current relative residual of the output.
@@ -112,7 +112,7 @@ class Diagnosis:
         fitting_size: if the output cannot be equivariant at this size, the nearest (H, W) at which it can, apart from
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
-        depends_on_size: whether there are strides, pools and the like, so that other sizes may not fit.
+        depends_on_size: whether there are strides, pools, PixelUnshuffle and the like, so that other sizes may not fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -282,7 +282,8 @@ class _Examination:
             structure.residual,
             self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
             can_be_exact,
-            any(window and max(window.stride) > 1 for window in self._windows()),
+            any(window and max(window.stride) > 1 for window in self._windows())
+            or any(call.unshuffled for call in self.calls),
         )
 
     # ------------------------------------------------------------------------------------------------- running
@@ -523,7 +524,7 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
 
 
 def _place_of(operation: Spatial) -> str:
-    """A pool, resize or padding in words."""
+    """A pool, resize, padding or crop in words."""
     words = operation.kind
     if operation.window:
         words = f"{operation.details} {by(operation.window.kernel_size)} stride {operation.window.stride[0]}"

@@ -87,10 +87,10 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
 
 
 def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) -> Iterator[Incompatibility]:
-    """What prevents equivariance of a pool, a resize or a padding.
+    """What prevents equivariance of a pool, a resize, a padding or a crop.
 
     Args:
-        operation: the pool, resize or padding.
+        operation: the pool, resize, padding or crop.
         group: a group on the grid.
         breaks: whether something in the network prevents an equivariant output.
     """
@@ -100,6 +100,12 @@ def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) ->
             yield Incompatibility("pool", reason, "a square window", breaks)
         for incompatibility in _alignment(operation.window, *sizes, breaks):
             yield Incompatibility("pool", incompatibility.reason, incompatibility.hint, breaks)
+    elif operation.details in ("rows", "columns"):
+        axis = ("rows", "columns").index(operation.details)
+        before, after = (f"{size[axis]} {operation.details}" for size in sizes)
+        verb = {"padding": "extended to", "crop": "cropped to"}.get(operation.kind, "resized to")
+        hint = "the same on both sides, or sizes that need none"
+        yield Incompatibility(operation.kind, f"{before} are {verb} {after}, more on one side", hint, breaks)
     elif operation.kind == "resize" and operation.details == "nearest":
         if any(out % size for size, out in zip(*sizes, strict=True)):
             reason = f"nearest neighbours from {by(sizes[0])} to {by(sizes[1])} are picked from one side"

@@ -36,15 +36,16 @@ def plain_name(function: Any) -> str:
 
 @dataclass(frozen=True)
 class Spatial:
-    """A pool, a resize or a padding.
+    """A pool, a resize, a padding or a crop.
 
     Attributes:
-        kind: "pool", "resize" or "padding".
+        kind: "pool", "resize", "padding" or "crop".
         after: the last layer that was called before it; empty if there was none.
         input_size: ``(H, W)``.
         output_size: ``(H, W)``.
         window: of a pool.
-        details: the function of a pool, the mode of a resize, or the widths of a padding as ``F.pad`` takes them.
+        details: the function of a pool, the mode of a resize, or the widths of a padding as ``F.pad`` takes them. Where
+            indices pick them, "rows" or "columns".
     """
 
     kind: str
@@ -158,6 +159,8 @@ class OperationRecorder(TorchFunctionMode):
             self._add("resize", args[0], result, details=mode)
         elif name == "pad":
             self._add("padding", args[0], result, details=tuple(args[1] if len(args) > 1 else kwargs["pad"]))
+        elif name == "index_select":
+            self._note_selection(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
         elif name in _PRODUCTS:
             self._attends_after = len(self._trace.calls)
             self._note_heads(args[0] if args else kwargs["query"])
@@ -176,6 +179,23 @@ class OperationRecorder(TorchFunctionMode):
         stride = kernel if stride is None or stride == [] else stride
         window = Window.of_call(kernel, stride, given.get("padding", 0), given.get("dilation", 1), False)
         self._add("pool", given["input"], result, window=window, details=name)
+
+    def _note_selection(self, given: dict[str, Any], result: Tensor) -> None:
+        """Record a choice of rows or columns by their indices, unless it is the same from both sides."""
+        maps, index = given["input"], given["index"]
+        axis = given["dim"] % maps.ndim - maps.ndim
+        if maps.ndim != 4 or axis < -2 or not index.numel():
+            return
+        size = maps.shape[axis]
+        if bool((index + index.flip(0) == size - 1).all()):
+            return
+        whole = torch.arange(size, device=index.device)
+        kind = "resize"
+        if len(index) >= size and bool((index.unfold(0, size, 1) == whole).all(dim=1).any()):
+            kind = "padding"
+        elif bool((index.diff() == 1).all()):
+            kind = "crop"
+        self._add(kind, maps, result, details=("rows", "columns")[axis + 2])
 
     def _note_heads(self, queries: Any) -> None:
         """Record the width of attention heads, from queries ``(B, heads, N, width)`` or ``(B, heads, width, N)``."""

@@ -259,6 +259,41 @@ def test_pools_resizes_and_padding_are_named_where_they_are_not_symmetric(
         assert healthy.output_residual < TOLERANCE
 
 
+def _picked(maps: Tensor, *places: int) -> Tensor:
+    """Rows and columns at these places."""
+    index = torch.tensor(places)
+    return maps.index_select(-2, index).index_select(-1, index)
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "reason"),
+    [
+        ((0, 1, 2, 3, 2), "padding", "are extended to"),
+        ((1, 0, 1, 2, 3), "padding", "are extended to"),
+        ((0, 1, 2), "crop", "are cropped to"),
+        ((0, 0, 1, 1, 2), "resize", "are resized to"),
+    ],
+)
+def test_rows_and_columns_that_indices_pick_unevenly_are_named(places: tuple[int, ...], kind: str, reason: str) -> None:
+    diagnosis = diagnose(_between(lambda maps: _picked(maps, *places)), random_images(1, 3, 4, 4))
+    assert [(each.where, each.incompatibility.kind) for each in diagnosis.findings] == [
+        (f"{kind} after first", kind)
+    ] * 2
+    expected = [f"4 {axis} {reason} {len(places)} {axis}, more on one side" for axis in ("rows", "columns")]
+    assert [each.incompatibility.reason for each in diagnosis.findings] == expected
+    assert all(each.incompatibility.is_fatal for each in diagnosis.findings)
+    assert diagnosis.can_be_exact is False
+
+
+@pytest.mark.parametrize("places", [(1, 0, 1, 2, 3, 2), (1, 2), (0, 0, 1, 1, 2, 2, 3, 3)])
+def test_rows_and_columns_that_indices_pick_evenly_are_no_finding(places: tuple[int, ...]) -> None:
+    network = _between(lambda maps: _picked(maps, *places))
+    diagnosis = diagnose(network, random_images(1, 3, 4, 4))
+    assert diagnosis.findings == ()
+    assert diagnosis.can_be_exact
+    assert relative_error(network, 1, random_images(1, 3, 4, 4)) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     "operation",
     [
