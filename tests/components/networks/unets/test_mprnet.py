@@ -119,7 +119,9 @@ def test_the_whole_image_in_stage_2_can_be_exact_at_sizes_that_need_no_extension
 
 
 def test_the_regulariser_compares_every_layer_on_the_whole_image() -> None:
-    """All but those whose channels do not divide: inside the attentions, and the images of the stages."""
+    """All but those whose channels do not divide, inside the attentions and at the images of the stages, and but for
+    the attentions of the bands: two bands have two means, above each other.
+    """
     network = random("mprnet").train()
     regularizer = EquivarianceRegularizer(network, pairing="append", pair_fraction=1.0)
     images = stack(network, 16, 16, batch=2)
@@ -128,11 +130,17 @@ def test_the_regulariser_compares_every_layer_on_the_whole_image() -> None:
         network(batch.inputs)
         regularizer.penalty()
     layers = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
-    left_out = {name for name in layers if name.endswith("CA.conv_du.0") and "level3" not in name}
-    left_out |= {"sam12.conv2", "sam23.conv2"}
-    assert set(regularizer.skipped) == left_out
-    assert all("do not divide by 4" in reason for reason in regularizer.skipped.values())
-    assert set(regularizer.layer_penalties()) == layers - left_out
+    undivided = {name for name in layers if name.endswith("CA.conv_du.0") and "level3" not in name}
+    undivided |= {"sam12.conv2", "sam23.conv2"}
+    of_bands = {name for name in layers - undivided if "CA.conv_du" in name and name.startswith(BANDS)}
+    assert of_bands
+    reasons = regularizer.skipped
+    assert {name for name, reason in reasons.items() if "do not divide by 4" in reason} == undivided
+    assert {name for name, reason in reasons.items() if reason.startswith("its maps of square images are 2x1")} == (
+        of_bands
+    )
+    assert set(reasons) == undivided | of_bands
+    assert set(regularizer.layer_penalties()) == layers - undivided - of_bands
 
 
 def test_without_reduction_every_block_has_a_channel_in_its_attention() -> None:
