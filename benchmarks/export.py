@@ -40,6 +40,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "redcnn": ("denoise", {"name": "redcnn"}),
     "ffdnet": ("denoise", {"name": "ffdnet"}),
     "acdnet": ("ct_mar", {"name": "acdnet", "inputs": ["li", "image", "metal_mask"]}),
+    "nafnet": ("denoise", {"name": "nafnet"}),
+    "drunet": ("denoise", {"name": "drunet"}),
+    "restormer": ("derain", {"name": "restormer"}),
 }
 """Model -> its task and the settings of its network."""
 

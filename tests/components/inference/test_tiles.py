@@ -230,6 +230,20 @@ def test_a_network_that_cuts_the_image_into_patches_differs_in_tiles() -> None:
     assert (restore(network, image, tile=128, overlap=64) - whole).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["nafnet", "restormer"])
+def test_attention_between_channels_is_that_of_the_tile(name: str) -> None:
+    """Its weights are means and products over all pixels that the network sees."""
+    network = small.random(name).float()
+    image = torch.rand(3, 64, 128)
+    image[:, :, 64:] *= 0.1  # a dark side
+    with torch.no_grad():
+        whole, half = network(image[None])[0], network(image[None, :, :, :64])[0]
+    assert torch.equal(restore(network, image, tile=128, overlap=32), whole)
+    tiled = restore(network, image, tile=64, overlap=32)
+    assert (tiled - whole).abs().max() > 1e-3
+    torch.testing.assert_close(tiled[..., :32], half[..., :32], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(300, 177), (64, 65), (129, 1000)])
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 48), (64, 16), (128, 0)])
 def test_every_pixel_lies_half_the_overlap_from_the_inner_edges_of_its_tile(

@@ -133,6 +133,14 @@ def test_ffdnet_sees_an_image_of_a_few_pixels_with_its_last_row_and_column_repea
     torch.testing.assert_close(network(inputs), expected, rtol=0, atol=0)
 
 
+def test_ffdnet_has_its_published_settings_for_colours() -> None:
+    """12 convolutions, of 13 maps to 96 channels first and of 96 to 12 maps last: 3 colours of 4 sub-pixels each."""
+    network = build_network("ffdnet", width=96, depth=12, in_channels=4, out_channels=3)
+    shapes = [tuple(value.shape) for name, value in network.named_parameters() if name.endswith("weight")]
+    assert shapes == [(96, 13, 3, 3), *[(96, 96, 3, 3)] * 10, (12, 96, 3, 3)]
+    assert network(torch.rand(1, 4, 9, 7)).shape == (1, 3, 9, 7)
+
+
 @pytest.mark.parametrize("size", [(5, 9), (8, 12), (24, 6)])
 def test_nafnet_gives_what_the_published_module_gives(size: tuple[int, int]) -> None:
     """But for a side of at most 4 pixels, which the form extends further."""
