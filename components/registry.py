@@ -71,10 +71,12 @@ def build_settings(kind: type[S], given: Mapping[str, Any]) -> S:
     Raises:
         ValueError: a field is unknown or missing, or its value is impossible.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in given:
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{name}: unknown{nearest(name, known)}")
+            raise ValueError(f"{name}: unknown{nearest(name, list(known))}")
+        if isinstance(known[name].default, bool) and not isinstance(value, bool):  # any word would count as true
+            raise ValueError(f"{name}: {value!r}: use true or false")
     try:
         return kind(**given)
     except TypeError as error:  # a field without a default is missing

@@ -14,7 +14,7 @@ from components.brief import first_line
 from components.formats import KEY, NewerFormatError, check_format
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 FORMAT = 1
 """Version of the metadata of a model file."""
@@ -23,7 +23,8 @@ FORMAT = 1
 def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None:
     """Writes the weights of a network, and the settings to build it again, to a safetensors file.
 
-    The file must be a function of data, params and code. The metadata must therefore hold no commit, time or path.
+    A tensor with several names, as one that several layers share, is written under each of them. The file must be a
+    function of data, params and code. The metadata must therefore hold no commit, time or path.
     Settings that decide the initial weights alone, as the path of a file of them, are left out.
 
     Args:
@@ -37,7 +38,13 @@ def save_model(path: Path, network: nn.Module, metadata: dict[str, Any]) -> None
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, value in network.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in memory else tensor  # safetensors takes no two tensors in one memory
+        memory.add(place)
     initial = getattr(getattr(network, "Settings", None), "initial", ())
     settings = {name: value for name, value in metadata["network"].items() if name not in initial}
     try:

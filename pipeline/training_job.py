@@ -6,8 +6,8 @@ caller passes the functions that receive reports and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from components.data.packs import Pack, read_auxiliary
 from components.data.randomness import Stream, torch_generator
 from components.data.sampler import LabelledSampler, PatchSampler
 from components.equivariance import BalancedWeight, EquivarianceRegularizer, PenaltyWeight
+from components.equivariance.layers.spec import Layers
 from components.evaluation.crops import compared_crop
-from components.networks import build_network, network_class, takes_named_inputs
+from components.networks import build_network, layer_choices, network_class, takes_named_inputs
 from components.tasks import Task
 from components.training.global_batch import WorkerBatch, count_pairs, worker_batch
 from components.training.loop import HINT, Metrics, Sampler, TrainingCallbacks, TrainingDivergedError, train
@@ -134,7 +135,15 @@ class TrainingJob:
         chosen = self.params.equivariance
         if chosen.pairing == "none" and not chosen.weight:
             return None
-        return EquivarianceRegularizer(network, chosen.config)
+        return EquivarianceRegularizer(network, replace(chosen.config, layers=self.layers))
+
+    @property
+    def layers(self) -> Layers:
+        """``equivariance.layers`` as the regulariser takes it: the name patterns of a choice that the network owns."""
+        chosen = self.params.equivariance.layers
+        if isinstance(chosen, Mapping):
+            return chosen
+        return "auto" if chosen == "auto" else layer_choices(network_class(self.params.network_name))[chosen]
 
     def penalty_weight(self) -> PenaltyWeight | BalancedWeight:
         """The object that computes the factor of the penalty at each step.

@@ -41,7 +41,7 @@ from .groups import (
     rotate_by,
     shift_channels,
 )
-from .layers.layouts import ChannelsLast, Maps, SubPixel, Tokens, Windows
+from .layers.layouts import ChannelsLast, Maps, Patches, SubPixel, Tokens, Windows
 from .layers.weights import GeometricProfile
 from .options import NonFiniteFeaturesError
 from .pairing import PairedBatch
@@ -74,6 +74,7 @@ __all__ = [
     "Maps",
     "NonFiniteFeaturesError",
     "PairedBatch",
+    "Patches",
     "Penalty",
     "PenaltyWeight",
     "SubPixel",

@@ -63,9 +63,9 @@ def restore(
     Every pixel is taken from a tile in which it has a distance of at least ``overlap / 2`` from each edge inside the
     image. The result equals that of the whole image up to rounding under two conditions: an output pixel depends only
     on input pixels at most ``overlap / 2`` away, and it depends on their position only through the grid of 16 x 16
-    blocks (up to 4 poolings). A network with a larger receptive field gives a different image than in one pass.
-    Examples are attention, instance normalisation, and resizing by a factor that depends on the size, as in a U-Net
-    whose poolings do not divide the size.
+    blocks (up to 4 poolings, windows of a side that divides 16). A network with a larger receptive field gives a
+    different image than in one pass. Examples are attention, instance normalisation, and resizing by a factor that
+    depends on the size, as in a U-Net whose poolings do not divide the size.
 
     Args:
         network: in evaluation mode, on ``device``.

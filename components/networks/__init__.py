@@ -39,6 +39,7 @@ from components.members import NETWORKS
 from components.networks.build import (
     build_network,
     has_batch_statistics,
+    layer_choices,
     network_class,
     network_settings,
     takes_named_inputs,
@@ -49,6 +50,7 @@ __all__ = [
     "NETWORKS",
     "build_network",
     "has_batch_statistics",
+    "layer_choices",
     "network_class",
     "network_settings",
     "takes_named_inputs",

@@ -38,6 +38,16 @@ class NetworkSettings(Settings):
         """Name of a setting -> number of channels, which regular fields of the group must divide."""
         return {}
 
+    def check_scale(self, scale: int) -> None:
+        """Check that a network with these settings can have a scale that its class has.
+
+        Args:
+            scale: size of the output / size of the input.
+
+        Raises:
+            ValueError: it cannot; the text begins with the name of the setting.
+        """
+
 
 def check_restoration(name: str, in_channels: int, out_channels: int, scale: int) -> None:
     """Check the shape of a restoration network.

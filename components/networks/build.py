@@ -106,6 +106,16 @@ def takes_named_inputs(network: Any) -> bool:
     return getattr(network, "needs", None) is not None
 
 
+def layer_choices(network: Any) -> dict[str, tuple[str, ...]]:
+    """Return the choices of layers that a network, or its class, owns: name -> name patterns of its layers.
+
+    Example:
+        >>> {name: list(layer_choices(network_class(name))) for name in ("restormer", "unet")}
+        {'restormer': ['eqreg-t'], 'unet': []}
+    """
+    return dict(getattr(network, "layer_choices", {}))
+
+
 def why_unfit(network: Any, gives: Sequence[str], scale: int, is_classification: bool) -> str | None:
     """Return why a network's class does not fit a task, in words that follow the network's name; None if it does.
 

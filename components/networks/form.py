@@ -10,7 +10,7 @@ Legend: B images, C channels of the restored image, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import ClassVar, Literal
 
@@ -36,6 +36,8 @@ class RestorationNetwork(nn.Module):
             missing; "noise_level", in each pixel the standard deviation of the noise in the units of the image. None:
             the network takes the whole stack of any task and corrects the first image of it.
         scales: the sizes of the output / size of the input that it can have.
+        layer_choices: choices of layers that ``equivariance.layers`` can name, each as the name patterns of its layers.
+            "eqreg-t" has those that the released code of EQ-Reg for transformers penalises.
         published_class: the published module, if the network is a subclass of one; None if its own form is published.
         output_weights: weights of the losses of the supervised images in training; empty for equal weights.
         in_channels: channels of the stack.
@@ -46,6 +48,7 @@ class RestorationNetwork(nn.Module):
     is_classifier: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...] | None] = None
     scales: ClassVar[tuple[int, ...]] = SCALES
+    layer_choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     published_class: ClassVar[type[nn.Module] | None] = None
     output_weights: tuple[float, ...] = ()
 
@@ -124,7 +127,7 @@ def _channels(inputs: Sequence[str], out_channels: int) -> dict[str, int]:
     return {each: out_channels if each in COLOURED else 1 for each in inputs}
 
 
-def extend(images: Tensor, least: int) -> Tensor:
+def extend(images: Tensor, least: int, multiple: int = 1) -> Tensor:
     """Extend images to a least height and width by reflection, as many pixels before as after, or one more after.
 
     The extension commutes with quarter turns if the missing number of pixels is even or 0. It uses indices: an exported
@@ -133,15 +136,35 @@ def extend(images: Tensor, least: int) -> Tensor:
     Args:
         images: ``(B, C, H, W)``, of at least one pixel.
         least: height and width of the result at least, in pixels.
+        multiple: height and width of the result are multiples of it.
 
     Example:
         >>> extend(torch.arange(3.0).view(1, 1, 1, 3), 6)[0, 0, 0]
         tensor([1., 0., 1., 2., 1., 0.])
+        >>> extend(torch.zeros(1, 1, 20, 9), 8, multiple=8).shape
+        torch.Size([1, 1, 24, 16])
     """
-    if not torch.compiler.is_exporting() and min(images.shape[-2:]) >= least:
+    height, width = images.shape[-2:]
+    if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0 and min(height, width) >= least:
         return images
-    rows, columns = _reflected(images[0, 0, :, 0], least), _reflected(images[0, 0, 0, :], least)
-    return images.index_select(-2, rows).index_select(-1, columns)
+    for axis, line in ((-2, images[0, 0, :, 0]), (-1, images[0, 0, 0, :])):
+        missing = _missing(line, least, multiple)
+        images = images.index_select(axis, _reflected(line, missing // 2, missing - missing // 2))
+    return images
+
+
+def surround(images: Tensor, width: int) -> Tensor:
+    """Surround images by their reflection, so many pixels wide: ``(B, C, H, W) -> (B, C, H + 2 width, W + 2 width)``.
+
+    The images may be of any size: a small one is reflected to and fro.
+
+    Example:
+        >>> surround(torch.arange(2.0).view(1, 1, 1, 2), 2)[0, 0, 2]
+        tensor([0., 1., 0., 1., 0., 1.])
+    """
+    for axis, line in ((-2, images[0, 0, :, 0]), (-1, images[0, 0, 0, :])):
+        images = images.index_select(axis, _reflected(line, width, width))
+    return images
 
 
 def extend_to_multiple(images: Tensor, multiple: int, mode: Extension, least: int = 1) -> Tensor:
@@ -183,18 +206,18 @@ def _next_multiple(side: int, multiple: int, least: int) -> int:
     return torch.sym_max(found, least) if least > multiple else found
 
 
-def crop(extended: Tensor, images: Tensor, least: int) -> Tensor:
+def crop(extended: Tensor, images: Tensor, least: int, multiple: int = 1) -> Tensor:
     """Return the part of what `extend` gave, or of maps of that size, where the images lie: ``(B, C', H, W)``."""
     if not torch.compiler.is_exporting() and extended.shape[-2:] == images.shape[-2:]:
         return extended
-    rows, columns = (positions(line) + _missing(line, least) // 2 for line in (images[0, 0, :, 0], images[0, 0, 0, :]))
-    return extended.index_select(-2, rows).index_select(-1, columns)
+    for axis, line in ((-2, images[0, 0, :, 0]), (-1, images[0, 0, 0, :])):
+        extended = extended.index_select(axis, positions(line) + _missing(line, least, multiple) // 2)
+    return extended
 
 
-def _missing(line: Tensor, least: int) -> int:
+def _missing(line: Tensor, least: int, multiple: int) -> int:
     """Number of pixels that a line ``(N,)`` lacks."""
-    missing: int = torch.sym_max(least - line.shape[0], 0)
-    return missing
+    return _next_multiple(torch.sym_max(line.shape[0], least), multiple, 1) - line.shape[0]
 
 
 def positions(line: Tensor) -> Tensor:
@@ -205,11 +228,9 @@ def positions(line: Tensor) -> Tensor:
     return torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1
 
 
-def _reflected(line: Tensor, least: int) -> Tensor:
-    """Positions in a line ``(N,)`` of the pixels of its extension by `extend`, ``(max(N, least),)``."""
-    missing = _missing(line, least)
-    before = missing // 2
-    return _mirrored(positions(F.pad(line, (before, missing - before))) - before, line)
+def _reflected(line: Tensor, before: int, after: int) -> Tensor:
+    """Positions in a line ``(N,)`` of the pixels of its extension by reflection, ``(before + N + after,)``."""
+    return _mirrored(positions(F.pad(line, (before, after))) - before, line)
 
 
 def _mirrored(places: Tensor, line: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ _LONGEST = 80  # characters of the name of a tensor in a message
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a file of published weights into the published module of a network; every parameter must be there.
 
-    Tensors that the published module names in its attribute ``computed`` are left out: it computes them from others.
+    Tensors that the published module computes itself (its attribute ``computed`` has the ends of their names) may be in
+    the file or not. Those that it holds, too, must have its values.
 
     Args:
         network: of ``build_network``; its weights are replaced, all or none.
@@ -53,11 +54,17 @@ def load_weights(network: nn.Module, path: Path) -> None:
         8.0
     """
     published = getattr(network, "published", network)
-    computed = getattr(published, "computed", ())
-    weights = {name: value for name, value in read_weights(path).items() if name not in computed}
     own: dict[str, Tensor] = published.state_dict()
-    # Only a count of training steps may be missing: old files have none, and no output depends on it.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    weights = {
+        name: value for name, value in read_weights(path).items() if name in own or not _is_computed(name, published)
+    }
+    # Of the other tensors only a count of training steps may be missing: old files have none, and no output depends on
+    # it.
+    missing = [
+        name
+        for name in own
+        if name not in weights and not name.endswith("num_batches_tracked") and not _is_computed(name, published)
+    ]
     unknown = [name for name in weights if name not in own]
     if missing or unknown:
         raise ValueError(
@@ -71,6 +78,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         for name, value in weights.items()
         if value.shape != own[name].shape
     ]
+    constants = [name for name in weights if _is_computed(name, published)]
+    other = other or [name for name in constants if not torch.equal(weights[name].to(own[name]), own[name])]
     if other:
         raise ValueError(f"{path}: weights of other settings; {_listed(other)}")
     # As they are stored here: a number of float64 can be too large for float32.
@@ -157,6 +166,12 @@ def _is_plain(value: Tensor) -> bool:
     """Whether a tensor holds real numbers, one for each place of its shape, on the CPU."""
     is_dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
     return is_dense and not (value.is_quantized or value.is_complex())
+
+
+def _is_computed(name: str, published: nn.Module) -> bool:
+    """Whether the published module computes the tensor of this name from its settings or from other tensors."""
+    ends: tuple[str, ...] = getattr(published, "computed", ())
+    return any(f".{name}".endswith(f".{end}") for end in ends)
 
 
 def _listed(names: list[str]) -> str:

@@ -61,7 +61,8 @@ class TrainingCallbacks:
 class _Run:
     """What the steps of a run share.
 
-    ``network`` is ``state.network``, wrapped for several workers, and ``branches`` are those that it leaves out at times.
+    ``network`` is ``state.network``, wrapped for several workers, and ``branches`` are those that it leaves out for
+    some images.
     """
 
     network: nn.Module

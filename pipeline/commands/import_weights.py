@@ -153,7 +153,7 @@ def _values(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting}: write SETTING=VALUE")
         try:
             found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # the latter of an impossible date
             raise UserError(f"--set {setting}: the value is no YAML") from None
         if isinstance(found[key], dict):
             raise UserError(f"--set {setting}: a value is a number or a word")

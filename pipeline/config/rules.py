@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from components.equivariance.groups import group_named
 from components.members import LOSSES, NETWORKS
-from components.networks import network_class, why_unfit
-from components.registry import find
+from components.networks import layer_choices, network_class, why_unfit
+from components.registry import find, nearest, similar
 from components.training.global_batch import count_pairs, worker_batch
 
 if TYPE_CHECKING:
@@ -56,6 +56,18 @@ def _fields_divide_channels(params: Params) -> str | None:
     return None
 
 
+def _network_has_the_layers(params: Params) -> str | None:
+    """``equivariance.layers`` is auto, a mapping, or a choice of layers that the network owns."""
+    chosen, name = params.equivariance.layers, params.network_name
+    known = ["auto", *layer_choices(network_class(name))]
+    if not isinstance(chosen, str) or chosen in known:
+        return None
+    message = f"equivariance.layers: {chosen!r}: use {', '.join(known)} or a mapping"
+    if owners := [other for other in NETWORKS if chosen in layer_choices(network_class(other))]:
+        return f"{message} (network {name} has no choice {chosen}, as {' and '.join(owners)} have)"
+    return message + (nearest(chosen, known) if similar(chosen, known) else "")
+
+
 def _balance_has_a_gradient(params: Params) -> str | None:
     """``equivariance.balance`` needs pairs, a gradient at the outputs, no sweep, and a cap that is large enough."""
     chosen, tune = params.equivariance, params.tune
@@ -97,13 +109,17 @@ def _penalty_allows_its_settings(params: Params) -> str | None:
 
 
 def _network_fits_task(params: Params) -> str | None:
-    """The task gives the images that the network needs, and the network gives what the task wants."""
+    """The task gives the images that the network needs, and the network with its settings what the task wants."""
     task, name = params.build_task(), params.network_name
 
     def why(other: str) -> str | None:
         return why_unfit(network_class(other), task.can_give, task.scale, task.is_classification)
 
     if (reason := why(name)) is None:
+        try:
+            params.network_settings.check_scale(task.scale)
+        except ValueError as error:
+            return f"network.{error}"
         return None
     others = [other for other in NETWORKS if why(other) is None]
     because = f" ({name} {reason})" if reason else ""
@@ -217,6 +233,7 @@ RULES: tuple[Callable[[Params], str | None], ...] = (
     _network_fits_task,
     _weight_needs_pairs,
     _fields_divide_channels,
+    _network_has_the_layers,
     _balance_has_a_gradient,
     _penalty_allows_its_settings,
     _loss_fits_task,

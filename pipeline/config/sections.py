@@ -21,6 +21,7 @@ from pipeline.config.value_types import (
     FieldType,
     FolderName,
     GroupName,
+    LayerChoice,
     LayerWeights,
     NotNegative,
     Objectives,
@@ -119,7 +120,7 @@ class Equivariance(Section):
     balance: Annotated[float, Field(gt=0, lt=1)] | None
     penalty: PenaltyName
     group: GroupName
-    layers: Auto | dict[str, FieldType]
+    layers: LayerChoice | dict[str, FieldType]
     layer_weights: LayerWeights
     sample_layers: Annotated[float, Field(gt=0)] | None
     sample_fields: Annotated[float, Field(gt=0, le=1)] | None

@@ -114,6 +114,8 @@ Objectives = Annotated[list[Objective], Field(min_length=1), AfterValidator(_che
 StudyStorage = Annotated[str, AfterValidator(_check_study_storage)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_check_place)]
 FieldType = Literal["regular", "trivial"]
+LayerChoice = Annotated[str, Field(json_schema_extra={"expected": "auto"})]
+"""auto, or a choice of layers that the network owns: a rule checks the name, because the network tells its choices."""
 LayerWeights = Annotated[dict[str, Any], AfterValidator(_check_layer_weights)]
 FolderName = Annotated[
     str,

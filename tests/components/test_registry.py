@@ -93,3 +93,12 @@ def test_a_list_of_numbers_is_checked_and_kept_as_a_tuple(blocks: Any, message: 
         build_settings(Levels, {"blocks": blocks})
     assert build_settings(Levels, {"blocks": [3, 1]}) == Levels(blocks=(3, 1))
     assert build_settings(Levels, {"blocks": [3, 1]}).blocks == (3, 1)
+
+
+@pytest.mark.parametrize("value", ["no", "maybe", 0, 1, None])
+def test_what_is_neither_true_nor_false_switches_nothing(value: object) -> None:
+    """Any word, "no" too, counts as true in Python."""
+    kind = network_class("prenet").Settings
+    with pytest.raises(ValueError, match=f"shared_blocks: {value!r}: use true or false"):
+        build_settings(kind, {"shared_blocks": value})
+    assert build_settings(kind, {"shared_blocks": True}).shared_blocks

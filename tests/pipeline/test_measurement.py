@@ -137,6 +137,16 @@ def test_a_network_that_gives_no_numbers_is_refused(project: Project, packed: Pa
         measure_rows(_job(project, packed), network)
 
 
+def test_a_choice_of_layers_that_the_network_owns_reaches_the_regulariser(project: Project, packed: Path) -> None:
+    changes = {"network__name": "restormer", "network__width": 8, "network__blocks": [1, 1, 1, 1]}
+    changes |= {"network__refinement_blocks": 1, "network__heads": [1, 1, 1, 1], "network__hidden_multiple": 4}
+    job = _job(project, packed, **changes, equivariance__layers="eqreg-t")
+    everywhere = _job(project, packed, **changes, equivariance__layers="auto")
+    assert {"patch_embed.proj", "latent.0.ffn.project_in"} <= set(layer_names(job)) < set(layer_names(everywhere))
+    left_out = {name.rpartition(".")[2] for name in set(layer_names(everywhere)) - set(layer_names(job))}
+    assert left_out == {"qkv", "qkv_dwconv", "dwconv", "output"}
+
+
 def test_layers_that_are_not_asked_for_are_not_named(project: Project, packed: Path) -> None:
     """A sweep and an ablation name the same layers: the ones of equivariance.layers that the penalty can reach."""
     changes = {"network__name": "dncnn", "network__depth": 4, "equivariance__penalty": "channel"}

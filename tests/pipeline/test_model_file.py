@@ -36,6 +36,22 @@ def test_another_weight_or_setting_is_another_model(tmp_path: Path) -> None:
     assert len(hashes) == 3
 
 
+def test_a_weight_that_layers_share_is_written_under_each_of_its_names(tmp_path: Path) -> None:
+    """MPRNet has one slope for all activations; published files hold it under each name."""
+    settings = {"name": "mprnet", "width": 4, "unet_growth": 0, "orsnet_growth": 0, "orsnet_blocks": 1}
+    network = build_network(**settings)
+    slopes = [name for name, value in network.state_dict().items() if value.numel() == 1]
+    network.get_parameter(slopes[0]).data.fill_(0.125)
+    save_model(tmp_path / "a", network, {"network": settings, "task": "derain"})
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+        assert [file.get_tensor(name).tolist() for name in slopes] == [[0.125]] * len(slopes)
+    loaded, _ = load_model(tmp_path / "a")
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
+    assert len({id(dict(loaded.named_parameters(remove_duplicate=False))[name]) for name in slopes}) == 1
+    assert len(slopes) > 30
+
+
 def test_a_file_of_a_newer_format_is_refused_by_name_and_one_without_a_format_is_read(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     with safe_open(tmp_path / "a", framework="pt") as file:

@@ -194,7 +194,8 @@ class LayerRecorder:
             # In a call that began with gradients, they may be off: then reentrant checkpointing recomputes that part.
             if step is None or not (self._is_recording() or (self._depth and self._network.training)):
                 return None
-            call = LayerCall(name, step.enter(name), arguments, keywords, output)
+            patches = self._trace.latest_patches(name) if self._trace else None
+            call = LayerCall(name, step.enter(name), arguments, keywords, output, patches)
             layouts = self._layouts.of(step.batch, call)
             if layouts.incompatibility is not None:
                 step.incompatibilities[name] = layouts.incompatibility

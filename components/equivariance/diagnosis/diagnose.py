@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
-from ..layers.spec import LayerSpec, check_patterns, match_patterns, named_layers
+from ..layers.spec import LayerSpec, channels_incompatibility, check_patterns, match_patterns, named_layers
 from ..layers.tracing import Call, Trace, kernels_in, tracing
 from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
@@ -35,6 +35,7 @@ from .structure import (
     Structure,
     act_on_inputs,
     first_break,
+    tied_sub_pixels,
     tolerance,
     try_symmetric_weights,
 )
@@ -102,7 +103,7 @@ class Diagnosis:
         group: the name of the group.
         size: (H, W) of the images.
         layers: in order of execution.
-        findings: pools, resizes, paddings, position tables and unknown causes.
+        findings: pools, resizes, paddings, crops, position tables and unknown causes.
         untied: the parameters that differ inside regular fields, the most unequal first.
         output: "image", or "no place" for an output without position, which can only be invariant.
         output_residual: the current relative residual of the output.
@@ -112,8 +113,8 @@ class Diagnosis:
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
         is_exact: whether the output and every layer are equivariant now, up to rounding.
-        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may not
-            fit.
+        depends_on_size: whether there are strides, pools, windows of attention, PixelUnshuffle and the like, so that
+            other sizes may not fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -243,6 +244,7 @@ class _Examination:
         self.images = list(zip(*(value.split(1) for value in inputs), strict=True))
         self.first = self._run(self.images[0])
         self.calls = self.first.trace.calls
+        self.tied = tied_sub_pixels(network, self.first.operations)
         check_patterns("layouts", list(dict.fromkeys(call.name for call in self.calls)), layouts)
         self.spec = specs_of(self.first.trace)
         self.fields = {name: self._field(each) for name, each in self.spec.items()}
@@ -256,7 +258,8 @@ class _Examination:
         sizes, zeros = self._sizes()
         operations = self.first.operations
         inputs = self.images[0]
-        structure = try_symmetric_weights(self.network, inputs, self.group, self.calls, operations.table_sums)
+        sums = operations.table_sums
+        structure = try_symmetric_weights(self.network, inputs, self.group, self.calls, sums, self.tied)
         breaks = structure.residual_without_tables > self.tolerance
         layers = [self._layer(name, sizes, breaks, name in zeros) for name in self.spec]
         findings = [*self._spatial_findings(breaks), *self._table_findings(structure), *self._unseen_layers()]
@@ -267,9 +270,14 @@ class _Examination:
             if incompatibility.is_fatal
         ]
         fatal += [finding.incompatibility.kind for finding in findings if finding.incompatibility.is_fatal]
+        # Rows of patches are others than columns of patches at every size.
+        are_bands = self.group.needs_squares and any(len(set(call.patches)) > 1 for call in self.calls)
         is_named = any(kind != "position table" for kind in fatal)
         if (breaks and not is_named) or (structure.residual > self.tolerance and not fatal):
             findings.append(self._unnamed(structure))
+        # Windows that are shifted by another number of pixels than half their side fit no size.
+        lopsided = any(attention.is_lopsided for attention in operations.attentions.values())
+        may_fit = not (are_bands or lopsided)
         can_be_exact: bool | None = False if fatal else None
         if structure.residual <= self.tolerance and not fatal:
             can_be_exact = True
@@ -284,11 +292,12 @@ class _Examination:
             "image" if self.first.output.ndim == 4 else "no place",
             output_residual,
             structure.residual,
-            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks else None,
+            self._fitting_size(MAX_DISTANCE if is_named else MAX_DISTANCE // 4) if breaks and may_fit else None,
             can_be_exact,
             max(residuals) <= self.tolerance,
             any(window and max(window.stride) > 1 for window in self._windows())
-            or any(attention.window for attention in operations.attentions.values()),
+            or any(attention.window for attention in operations.attentions.values())
+            or any(call.unshuffled for call in self.calls),
         )
 
     # ------------------------------------------------------------------------------------------------- running
@@ -318,8 +327,8 @@ class _Examination:
             return None, str(error)
 
     def _field(self, spec: LayerSpec) -> FieldType:
-        """The field that "auto" gives, but trivial if the channels do not divide."""
-        return "trivial" if spec.channels % self.group.order else spec.field
+        """The field that "auto" gives, but trivial if the channels do not divide into fields."""
+        return "trivial" if channels_incompatibility(spec, self.group) else spec.field
 
     def _sizes(self) -> tuple[dict[str | None, list[float]], set[str]]:
         """The sizes of all images, elements and calls by layer name (None: the output), and the layers that stay 0."""
@@ -420,7 +429,7 @@ class _Examination:
     def _unnamed(self, structure: Structure) -> Finding:
         layouts = [self._layout(call)[0] for call in self.calls]
         sums = self.first.operations.table_sums
-        before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, layouts)
+        before, after = first_break(self.network, self.images[0], self.group, self.calls, sums, self.tied, layouts)
         where = f"between {before or 'the image'} and {after or 'the output'}"
         has = f"has a residual of {structure.residual:.2g}"
         has = "has another shape if the image is turned, or no finite values" if math.isinf(structure.residual) else has
@@ -442,13 +451,13 @@ class _Examination:
             call = next(call for call in self.calls if call.name == name)
             # A bias with fewer values, as one for each field, is no value for each channel.
             if bias is not None and bias.numel() == spec.outputs and self._layout(call)[0]:
-                maps = bias[None, :, None, None]  # (C) -> (1, C, 1, 1); before PixelShuffle(r) -> (1, C / r^2, r, r)
-                maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps
+                maps = _as_maps(bias, spec.factor)
                 if not (spec.factor == 1 and self.fields[name] == "trivial"):
                     yield from self._if_untied(f"{name}.bias".removeprefix("network."), maps, self.fields[name])
-        for name, (value, after) in self.first.operations.channel_parameters.items():
-            if value.numel() % self.group.order == 0 and after != last:
-                yield from self._if_untied(name, value.reshape(1, -1, 1, 1), "regular")
+        for name, found in self.first.operations.channel_parameters.items():
+            maps = _as_maps(found.value, found.factor)
+            if maps.shape[1] % self.group.order == 0 and found.after != last:
+                yield from self._if_untied(name, maps, "regular")
 
     def _if_untied(self, name: str, maps: Tensor, field: FieldType) -> Iterator[UntiedParameter]:
         mean = torch.stack([self.group.act(maps, element, field) for element in range(self.group.order)]).mean(dim=0)
@@ -485,10 +494,16 @@ class _Examination:
             windows += [(each.window, each.input_size, each.output_size) for each in watch.seen.spatial]
             if any(window and window.alignment_incompatibility(*sizes) for window, *sizes in windows):
                 return False
-            found = try_symmetric_weights(self.network, inputs, self.group, trace.calls, sums)
+            found = try_symmetric_weights(self.network, inputs, self.group, trace.calls, sums, self.tied)
         except Exception:  # a network may raise anything at a size for which it is not made
             return False
         return found.residual_without_tables <= self.tolerance
+
+
+def _as_maps(values: Tensor, factor: int) -> Tensor:
+    """The values of single channels as maps, (C) -> (1, C, 1, 1); those of r^2 sub-pixels -> (1, C / r^2, r, r)."""
+    maps = values.reshape(1, -1, 1, 1)
+    return torch.pixel_shuffle(maps, factor) if factor > 1 else maps
 
 
 def _square(value: Tensor, side: int, height: int) -> Tensor:
@@ -515,10 +530,15 @@ def _kind(spec: LayerSpec) -> str:
 
 
 def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[str]:
-    if spec.factor > 1:
+    if spec.joins_unshuffled:
+        r = spec.factor
+        yield f"added to maps from PixelUnshuffle({r}), so compared as sub-pixels, too: after PixelShuffle({r})"
+    elif spec.factor > 1:
         yield f"compared after PixelShuffle({spec.factor})"
     for rows, columns in dict.fromkeys(call.shift for call in calls if any(call.shift)):
         yield f"compared with its window shift ({abs(rows)}, {abs(columns)}) undone"
+    for rows, columns in dict.fromkeys(call.patches for call in calls if call.patches != (1, 1)):
+        yield f"runs on {rows}x{columns} patches of each image, which are joined to be compared"
     if spec.reads_unshuffled:
         yield "its input comes from PixelUnshuffle, whose channels are no regular fields"
     if len(calls) > 1:
@@ -528,9 +548,9 @@ def _notes(spec: LayerSpec, calls: Sequence[Call], is_zero: bool) -> Iterator[st
 
 
 def _place_of(operation: Spatial) -> str:
-    """A pool, resize or padding in words."""
+    """A pool, resize, padding or crop in words."""
     words = operation.kind
-    if operation.window:
+    if words == "pool" and operation.window:
         words = f"{operation.details} {by(operation.window.kernel_size)} stride {operation.window.stride[0]}"
     return f"{words} after {operation.after or 'the input'}"
 

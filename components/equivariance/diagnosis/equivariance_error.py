@@ -137,7 +137,8 @@ def call_layout(
     """
     is_linear = call.kind == "linear"
     factor = call.sub_pixel or 1
-    return layout_of(call.output_shape, num_images, declared, is_linear, call.shift, factor, image_size)
+    shape, shift, patches = call.output_shape, call.shift, call.patches
+    return layout_of(shape, num_images, declared, is_linear, shift, factor, image_size, patches)
 
 
 @contextmanager

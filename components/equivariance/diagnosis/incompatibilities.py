@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from ..groups import Group
 from ..layers.grid import Window
 from ..layers.layouts import Layout, Windows
-from ..layers.spec import LayerSpec, through_fields
+from ..layers.spec import LayerSpec, channels_incompatibility, through_fields
 from ..layers.tracing import Call
 from .operations import Attention, Spatial
 
-FIELD_LIMITS = ("channels", "channel groups", "heads", "cut")
+FIELD_LIMITS = ("channels", "channel groups", "heads", "cut", "split")
 """The kinds of incompatibilities that still allow trivial fields at a layer."""
 
 
@@ -60,6 +60,10 @@ def layer_incompatibilities(
     for call in calls:
         if call.window:
             yield from _alignment(call.window, call.input_shape[-2:], call.output_shape[-2:], breaks)
+        rows, columns = call.patches
+        if rows != columns and group.needs_squares:
+            reason = f"{rows}x{columns} patches of each image are others on a turned image"
+            yield Incompatibility("patches", reason, "as many rows of patches as columns, or whole images", breaks)
     of_layout = Attention(0, layout.size, layout.shift) if isinstance(layout, Windows) else None
     for windows in (of_layout, attention):
         if windows and windows.is_lopsided:
@@ -81,6 +85,8 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
         after = ", ".join(str(cut) for cut in cuts)
         reason = f"its channels are sliced, or joined with others, after {after}, through regular fields of {t}"
         yield Incompatibility("cut", reason, f"parts of a multiple of {t} channels; trivial fields fit as it is")
+    elif split := channels_incompatibility(spec, group):
+        yield Incompatibility("split", f"{split}, only trivial ones fit", f"parts of a multiple of {t} channels")
     of_group = spec.inputs // spec.num_groups
     if spec.num_groups > 1 and of_group > 1 and of_group % t:
         reason = f"groups of {of_group} channels cut through regular fields of {t}"
@@ -91,15 +97,15 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
 
 
 def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) -> Iterator[Incompatibility]:
-    """What prevents equivariance of a pool, a resize or a padding.
+    """What prevents equivariance of a pool, a resize, a padding or a crop.
 
     Args:
-        operation: the pool, resize or padding.
+        operation: the pool, resize, padding or crop.
         group: a group on the grid.
         breaks: whether something in the network prevents an equivariant output.
     """
     sizes = (operation.input_size, operation.output_size)
-    if operation.window:
+    if operation.kind == "pool" and operation.window:
         if reason := operation.window.incompatibility(group.needs_squares):
             yield Incompatibility("pool", reason, "a square window", breaks)
         for incompatibility in _alignment(operation.window, *sizes, breaks):
@@ -108,11 +114,19 @@ def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) ->
         if any(out % size for size, out in zip(*sizes, strict=True)):
             reason = f"nearest neighbours from {by(sizes[0])} to {by(sizes[1])} are picked from one side"
             yield Incompatibility("resize", reason, "a whole factor, or bilinear", breaks)
-    elif operation.kind == "padding":
-        widths = operation.details
+    elif operation.details in ("rows", "columns"):
+        axis = ("rows", "columns").index(operation.details)
+        before, after = (f"{size[axis]} {operation.details}" for size in sizes)
+        yield Incompatibility("resize", f"{before} are resized to {after}, more on one side", "a whole factor", breaks)
+    elif operation.kind in ("padding", "crop"):
+        kind, widths, of = operation.kind, operation.details, ""
         if any(widths[axis] != widths[axis + 1] for axis in range(0, len(widths) - 1, 2)):
-            reason = f"padding {widths} is on one side only"
-            yield Incompatibility("padding", reason, "equal padding on both sides, or sizes that need none", breaks)
+            hint = f"equal {kind} on both sides, or sizes that need none"
+            if operation.window:
+                hint = " or ".join(other_windows(operation.window, *sizes)) or hint
+                of = f" of a transposed convolution {by(operation.window.kernel_size)}"
+                of += f" with stride {operation.window.stride[0]}"
+            yield Incompatibility(kind, f"{kind} {widths}{of} is on one side only", hint, breaks)
 
 
 def _alignment(

@@ -1,4 +1,4 @@
-"""What a network does between its layers: pools, resizes, padding, position tables, parameters of single channels.
+"""What a network does between its layers: pools, resizes, padding, crops, tables, parameters of single channels.
 
 As in `tracing`, functions are recorded, not modules, so this works for exported programs, too.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..groups import Group
 from ..layers.grid import Window
-from ..layers.tracing import Trace
+from ..layers.tracing import Trace, Unshuffled
 from ..penalties import EPSILON
 
 LAYERS = ("conv2d", "conv_transpose2d", "linear")
@@ -27,6 +27,7 @@ _POOLS = {
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode"),
 }
+_CROPS = ("getitem", "slice", "narrow")
 
 
 def plain_name(function: Any) -> str:
@@ -36,15 +37,16 @@ def plain_name(function: Any) -> str:
 
 @dataclass(frozen=True)
 class Spatial:
-    """A pool, a resize or a padding.
+    """A pool, a resize, a padding or a crop.
 
     Attributes:
-        kind: "pool", "resize" or "padding".
+        kind: "pool", "resize", "padding" or "crop".
         after: the last layer that was called before it; empty if there was none.
-        input_size: ``(H, W)``.
+        input_size: ``(H, W)``; of a crop with a window, that of the layer's input.
         output_size: ``(H, W)``.
-        window: of a pool.
-        details: the function of a pool, the mode of a resize, or the widths of a padding as ``F.pad`` takes them.
+        window: of a pool, or of the transposed convolution whose output is cropped.
+        details: the function of a pool, the mode of a resize, the widths of a padding as ``F.pad`` takes them, or those
+            of a crop in the same order.
     """
 
     kind: str
@@ -93,23 +95,44 @@ class Attention:
         return self.window is not None and any(2 * shift % self.window for shift in self.shift)
 
 
+class ChannelParameter(NamedTuple):
+    """A parameter or buffer with one value per channel, as first used.
+
+    Attributes:
+        value: the parameter, or a view of it.
+        after: the last layer that was called before.
+        unshuffled: the channels of the features that come from PixelUnshuffle.
+    """
+
+    value: Tensor
+    after: str
+    unshuffled: tuple[Unshuffled, ...] = ()
+
+    @property
+    def factor(self) -> int:
+        """r, if the channels are the r^2 sub-pixels of finer maps, all of them; else 1."""
+        whole = [each.factor for each in self.unshuffled if each.number == self.value.numel()]
+        return whole[0] if whole else 1
+
+
 @dataclass
 class Operations:
     """The operations that were recorded in one forward.
 
     Attributes:
-        spatial: pools, resizes and paddings, in order.
+        spatial: pools, resizes, paddings and crops, in order. A pool along one axis and another along the other axis,
+            at once after it, are one pool.
         tables: parameter name -> the table in the first sum that adds it.
         table_sums: the sums that add a table: number of the sum among all sums -> number of the table's argument.
         channel_parameters: name -> parameter or buffer with one value per channel that is combined with features of so
-            many channels, and the last layer that was called before.
+            many channels.
         attentions: layer -> the attention that follows.
     """
 
     spatial: list[Spatial] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
     table_sums: dict[int, int] = field(default_factory=dict)
-    channel_parameters: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
+    channel_parameters: dict[str, ChannelParameter] = field(default_factory=dict)
     attentions: dict[str, Attention] = field(default_factory=dict)
 
 
@@ -126,6 +149,7 @@ class OperationRecorder(TorchFunctionMode):
         self._trace = trace
         self._sums = 0
         self._attends_after = -1  # how many layers had been called before the last matrix product
+        self._pools = WeakTensorKeyDictionary()  # output -> number in `seen.spatial`
         self._names = WeakTensorKeyDictionary()  # of parameters, buffers and what is computed only from them
         for name, tensor in (*network.named_buffers(), *network.named_parameters()):
             self._names[tensor] = name
@@ -159,11 +183,13 @@ class OperationRecorder(TorchFunctionMode):
             self._add("resize", args[0], result, details=mode)
         elif name == "pad":
             self._add("padding", args[0], result, details=tuple(args[1] if len(args) > 1 else kwargs["pad"]))
+        elif name in _CROPS:
+            self._note_crop(name, args, kwargs, result)
         elif name in _PRODUCTS:
             self._attends_after = len(self._trace.calls)
             self._note_attention(args[0] if args else kwargs["query"])
         elif name == "index_select":
-            self._note_extension(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
+            self._note_selection(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
         self._note_parameters(name, (*args, *kwargs.values()), result)
 
     def _add(self, kind: str, maps: Any, result: Tensor, **more: Any) -> None:
@@ -178,14 +204,45 @@ class OperationRecorder(TorchFunctionMode):
         stride = given.get("stride")
         stride = kernel if stride is None or stride == [] else stride
         window = Window.of_call(kernel, stride, given.get("padding", 0), given.get("dilation", 1), False)
-        self._add("pool", given["input"], result, window=window, details=name)
+        maps = given["input"]
+        number = self._pools.get(maps)
+        first = self.seen.spatial[number] if number is not None else None
+        if first and first.window and first.details == name and (both := joined_windows(first.window, window)):
+            self.seen.spatial[number] = replace(first, output_size=tuple(result.shape[-2:]), window=both)
+        else:
+            self._add("pool", maps, result, window=window, details=name)
+        self._pools[result] = len(self.seen.spatial) - 1
 
-    def _note_extension(self, given: dict[str, Any], result: Tensor) -> None:
-        """Record a padding of ``(B, C, H, W)`` that picks its pixels by their positions, as one by reflection."""
+    def _note_crop(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        """Record a part of maps ``(B, C, H, W)`` that an index, a slice or ``narrow`` takes."""
+        maps, *index = args or (None,)
+        if not (isinstance(maps, Tensor) and maps.ndim == result.ndim == 4):
+            return
+        widths = _widths(_slices(name, index, kwargs, maps.ndim), maps.shape)
+        if not widths or not any(widths):
+            return
+        call = self._trace.calls[-1] if self._trace.calls else None
+        if call and call.window and call.window.is_transposed and call.output_shape == tuple(maps.shape):
+            sizes = (call.input_shape[-2:], tuple(result.shape[-2:]))
+            self.seen.spatial.append(Spatial("crop", self._after, *sizes, window=call.window, details=widths))
+        else:
+            self._add("crop", maps, result, details=widths)
+
+    def _note_selection(self, given: dict[str, Any], result: Tensor) -> None:
+        """Record what picks rows or columns of ``(B, C, H, W)`` by their positions: a padding, a crop or a resize."""
         maps, axis, index = given["input"], given["dim"], given["index"]
-        if maps.ndim != 4 or axis % 4 < 2 or result.numel() <= maps.numel():
+        if maps.ndim != 4 or axis % 4 < 2 or not len(index):
             return
         length = maps.shape[axis]
+        if len(index) <= length:
+            if torch.equal(index.flip(0), length - 1 - index):
+                return
+            if bool((index.diff() == 1).all()):
+                widths = (int(index[0]), length - 1 - int(index[-1]))
+                self._add("crop", maps, result, details=widths if axis % 4 == 3 else (0, 0, *widths))
+            else:
+                self._add("resize", maps, result, details="columns" if axis % 4 == 3 else "rows")
+            return
         own, found = torch.arange(length, device=index.device), index.unfold(0, length, 1)  # (M - N + 1, N)
         starts = (found == own).all(dim=1).nonzero().flatten().tolist()
         if length == 1 or not starts:  # copies of one pixel commute with turns; without the image it is no padding
@@ -228,7 +285,8 @@ class OperationRecorder(TorchFunctionMode):
         for tensor in named:
             wide = [size for size in tensor.shape if size > 1]
             if len(wide) == 1 and wide[0] in channels and tensor.is_floating_point() and self._trace.calls:
-                self.seen.channel_parameters.setdefault(self._names[tensor], (tensor, self._after))
+                found = ChannelParameter(tensor, self._after, self._trace.unshuffled(result))
+                self.seen.channel_parameters.setdefault(self._names[tensor], found)
 
     def _note_sum(self, args: tuple[Any, ...], found: dict[str, tuple[int, ...]]) -> None:
         for parameter, shape in found.items():
@@ -240,6 +298,56 @@ class OperationRecorder(TorchFunctionMode):
                     self.seen.tables.setdefault(parameter, table)
                     self.seen.table_sums[self._sums] = number
                     break
+
+
+def joined_windows(first: Window, second: Window) -> Window | None:
+    """The window of two pools along one axis each, one after the other; None if they are not.
+
+    Example:
+        >>> along_rows = Window((3, 1), (1, 1), (1, 0), (1, 1))
+        >>> joined_windows(along_rows, Window((1, 3), (1, 1), (0, 1), (1, 1))).kernel_size
+        (3, 3)
+    """
+    axes = []
+    for axis in (0, 1):
+        of_axis = [
+            tuple(getattr(window, option)[axis] for option in ("kernel_size", "stride", "padding", "dilation"))
+            for window in (first, second)
+        ]
+        pooling = [each for each in of_axis if each[:3] != (1, 1, 0)]
+        if len(pooling) != 1:
+            return None
+        axes.append(pooling[0])
+    kernel_size, stride, padding, dilation = zip(*axes, strict=True)
+    return Window(kernel_size, stride, padding, dilation)
+
+
+def _slices(name: str, index: list[Any], kwargs: dict[str, Any], ndim: int) -> dict[int, slice] | None:
+    """Axis -> slice of an index, ``aten.slice`` or ``narrow``; None if the index has something else."""
+    if name == "getitem":
+        parts = list(index[0]) if isinstance(index[0], tuple) else [index[0]]
+        if any(part is not Ellipsis and not isinstance(part, slice) for part in parts):
+            return None
+        if Ellipsis in parts:
+            place = parts.index(Ellipsis)
+            parts[place : place + 1] = [slice(None)] * (ndim + 1 - len(parts))
+        return dict(enumerate(parts))
+    order = ("dim", "start", "length") if name == "narrow" else ("dim", "start", "end", "step")
+    given = dict(zip(order, index, strict=False)) | kwargs
+    start = given.get("start")
+    end = start + given["length"] if name == "narrow" else given.get("end")
+    return {int(given.get("dim", 0)) % ndim: slice(start, end, given.get("step"))}
+
+
+def _widths(slices: dict[int, slice] | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """How much slices cut off on the left, on the right, at the top and at the bottom; None if they skip pixels."""
+    widths: list[int] = []
+    for axis in (3, 2):
+        start, stop, step = (slices or {}).get(axis, slice(None)).indices(shape[axis])
+        if slices is None or step != 1:
+            return None
+        widths += (start, shape[axis] - stop)
+    return tuple(widths)
 
 
 def table_asymmetry(value: Tensor, group: Group) -> float | None:

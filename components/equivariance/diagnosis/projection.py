@@ -11,6 +11,7 @@ Legend: O, I output and input channels of a kernel; r factor of a sub-pixel laye
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Literal
 
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import FieldType, Group, group_named, permute_fields
-from ..layers.spec import LayerSpec, kernel_input_field, through_fields
-from ..layers.tracing import kernels_in, tracing
+from ..layers.spec import LayerSpec, channels_incompatibility, kernel_input_field, through_fields
+from ..layers.tracing import Unshuffled, kernels_in, tracing
 from .equivariance_error import evaluation_mode, specs_of
 from .operations import OperationRecorder
 
@@ -71,10 +72,11 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     cut = {name for name, spec in specs.items() if through_fields(spec.cuts, chosen)}
     for name, spec in specs.items():
         field: FieldType = "trivial"
-        if fields == "auto" and spec.channels % chosen.order == 0 and name not in cut:
+        if fields == "auto" and channels_incompatibility(spec, chosen) is None and name not in cut:
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
-        if f"{prefix}weight" not in parameters and isinstance(getattr(_module(copy, name), "weight", None), Tensor):
+        own = getattr(_module(copy, name), "weight", None)
+        if isinstance(own, Tensor) and not isinstance(own, nn.Parameter):
             raise ValueError(
                 f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
@@ -87,20 +89,28 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         for kernel in () if weight is None else kernels_in(weight, call_of[name]):
             kernel.copy_(_averaged(kernel, call_of[name].is_transposed, into, field, spec, chosen))
         if bias is not None and bias.numel() == spec.outputs:
-            maps = bias[None, :, None, None]  # (O) -> (1, O, 1, 1)
-            maps = torch.pixel_shuffle(maps, spec.factor) if spec.factor > 1 else maps  # -> (1, O / r^2, r, r)
-            mean = torch.stack([chosen.act(maps, element, field) for element in range(chosen.order)]).mean(dim=0)
-            bias.copy_((torch.pixel_unshuffle(mean, spec.factor) if spec.factor > 1 else mean).flatten())
-    for name, (value, after) in watch.seen.channel_parameters.items():
-        if fields == "auto" and value.numel() % chosen.order == 0 and after != last and after not in cut:
-            own = copy.get_parameter(name) if name in parameters else copy.get_buffer(name)
-            own.copy_(own.reshape(-1, chosen.order).mean(dim=1).repeat_interleave(chosen.order).view_as(own))
+            bias.copy_(_averaged_channels(bias, spec.factor, field, chosen))
+    tensors = dict(copy.named_buffers()) | parameters
+    for name, found in watch.seen.channel_parameters.items():
+        if found.after != last:
+            number = found.value.numel() // found.factor**2
+            regular = fields == "auto" and number % chosen.order == 0 and found.after not in cut
+            own = tensors[name]
+            own.copy_(_averaged_channels(own, found.factor, "regular" if regular else "trivial", chosen))
     return copy.eval()
 
 
 def _module(network: nn.Module, name: str) -> nn.Module | None:
     """The module of a layer; None for a layer that is called after a parameter."""
     return dict(network.named_modules()).get("" if name == "network" else name)
+
+
+def _averaged_channels(values: Tensor, factor: int, field: FieldType, group: Group) -> Tensor:
+    """The mean over the group of values of single channels, in their own shape; of r^2 sub-pixels if r is above 1."""
+    maps = values.reshape(1, -1, 1, 1)
+    maps = torch.pixel_shuffle(maps, factor) if factor > 1 else maps  # (1, C, 1, 1) -> (1, C / r^2, r, r)
+    mean = torch.stack([group.act(maps, element, field) for element in range(group.order)]).mean(dim=0)
+    return (torch.pixel_unshuffle(mean, factor) if factor > 1 else mean).reshape(values.shape)
 
 
 def _averaged(
@@ -116,20 +126,30 @@ def _averaged(
     fine = weight.unflatten(0, (-1, r, r))  # (O, I, a, b) -> (O / r^2, r, r, I, a, b)
     turned = []
     for element in range(group.order):
-        moved = fine
-        for regular, dim in ((field_out, 0), (field_in, 3)):
-            if regular == "regular":
-                moved = permute_fields(moved, group.sources(element), dim)
-        if spec.reads_unshuffled and field_in == "trivial":
-            moved = _with_turned_sub_pixels(moved, element, *spec.unshuffled, group)
+        moved = permute_fields(fine, group.sources(element), 0) if field_out == "regular" else fine
+        moved = _with_moved_inputs(moved, element, field_in, spec.unshuffled, group)
         moved = group.spatial(moved, element)
         turned.append(group.spatial(moved.movedim((1, 2), (-2, -1)), element).movedim((-2, -1), (1, 2)))
     mean = torch.stack(turned).mean(dim=0).flatten(0, 2)  # (O, I, a, b)
     return (mean.transpose(0, 1) if is_transposed else mean).reshape(shape)
 
 
-def _with_turned_sub_pixels(kernel: Tensor, element: int, number: int, factor: int, group: Group) -> Tensor:
-    """Transform the order of the first ``number`` inputs of ``(..., I, a, b)``: r^2 sub-pixels of each fine channel."""
-    fine = kernel[..., :number, :, :].unflatten(-3, (-1, factor, factor))  # (..., I / r^2, r, r, a, b)
-    turned = group.spatial(fine.movedim((-4, -3), (-2, -1)), element).movedim((-2, -1), (-4, -3))
-    return torch.cat((turned.flatten(-5, -3), kernel[..., number:, :, :]), dim=-3)
+def _with_moved_inputs(
+    kernel: Tensor, element: int, field: FieldType, unshuffled: Sequence[Unshuffled], group: Group
+) -> Tensor:
+    """Transform the inputs of a kernel ``(O, r, r, I, a, b)``: fields of channels, and sub-pixels of fields of them."""
+    parts, end = [], 0
+    for start, number, factor in (*unshuffled, Unshuffled(kernel.shape[3], 0, 1)):
+        parts += [_with_moved_fields(kernel[:, :, :, end:start], element, field, group)]
+        end = start + number
+        fine = kernel[:, :, :, start:end].unflatten(3, (-1, factor, factor))  # (O, r, r, I / f^2, f, f, a, b)
+        fine = group.spatial(fine.movedim((4, 5), (-2, -1)), element).movedim((-2, -1), (4, 5))
+        parts += [_with_moved_fields(fine, element, field, group).flatten(3, 5)]
+    return torch.cat(parts, dim=3)
+
+
+def _with_moved_fields(kernel: Tensor, element: int, field: FieldType, group: Group) -> Tensor:
+    """Permute the input channels, axis 3, inside their fields, if they are regular and divide into fields."""
+    if field == "trivial" or kernel.shape[3] % group.order:
+        return kernel
+    return permute_fields(kernel, group.sources(element), 3)

@@ -1,10 +1,11 @@
 """A test of whether the structure of a network allows an equivariant output, whatever its weights.
 
 Every convolution and linear layer runs with random weights that no element of the group changes: kernels averaged over
-the group, the same weight for all sub-pixels of a pixel, no biases. Then every map of every layer is a trivial field,
-and norms, activations, sums and attention preserve this. So a remaining residual must come from something else: an
-asymmetric grid, a position table, or a crop or padding on one side. If no residual remains, these weights are an
-example of an exactly equivariant network of this structure.
+the group, the same weight for all sub-pixels of a pixel, no biases. What scales or shifts single channels is the same
+for all sub-pixels, too. Then every map of every layer is a trivial field, and norms, activations, sums and attention
+preserve this. So a remaining residual must come from something else: an asymmetric grid, a position table, or a crop or
+padding on one side. If no residual remains, these weights are an example of an exactly equivariant network of this
+structure.
 
 Legend: O, I output and input channels of a kernel; r factor of a sub-pixel layer.
 """
@@ -24,7 +25,7 @@ from ..groups import Group
 from ..layers.layouts import Layout
 from ..layers.tracing import Call, tracing
 from ..penalties import EPSILON, act_on_kernel, mean_square
-from .operations import LAYERS, SUMS, plain_name
+from .operations import LAYERS, SUMS, Operations, plain_name
 
 _SEED = 0
 _GAINS = (1.0, 0.3, 0.1)
@@ -71,6 +72,7 @@ def try_symmetric_weights(
     group: Group,
     calls: Sequence[Call],
     table_sums: Mapping[int, int],
+    tied: Mapping[int, Tensor],
 ) -> Structure:
     """Run the network with symmetric weights on noise of the inputs' shapes.
 
@@ -80,14 +82,36 @@ def try_symmetric_weights(
         group: a group on the grid.
         calls: of the network's layers, in order.
         table_sums: which sums add a table, from `Operations`.
+        tied: of `tied_sub_pixels`.
     """
     noise = tuple(_noise_like(value, seed) for seed, value in enumerate(inputs))
     # An unrolled algorithm, with many sums and no norms, overflows or gives zeros with weights of the usual size.
     for gain in _GAINS:
-        residual = _residual(network, noise, group, calls, {}, gain)
+        residual = _residual(network, noise, group, calls, {}, tied, gain)
         if math.isfinite(residual):
             break
-    return Structure(residual, _residual(network, noise, group, calls, table_sums, gain) if table_sums else residual)
+    if not table_sums:
+        return Structure(residual, residual)
+    return Structure(residual, _residual(network, noise, group, calls, table_sums, tied, gain))
+
+
+def tied_sub_pixels(network: nn.Module, operations: Operations) -> dict[int, Tensor]:
+    """Values for the parameters of single channels that scale or shift sub-pixels: one for those of the same pixel.
+
+    Args:
+        network: that was recorded.
+        operations: what was recorded.
+
+    Returns:
+        ``id`` of the parameter or buffer -> the value to use in its place.
+    """
+    tensors = dict(network.named_buffers()) | dict(network.named_parameters())
+    tied = {}
+    for name, parameter in operations.channel_parameters.items():
+        if parameter.factor > 1:
+            own = tensors[name]
+            tied[id(own)] = _equal_in_groups(own.detach().flatten(), 0, parameter.factor**2).view_as(own)
+    return tied
 
 
 def _noise_like(value: Tensor, seed: int) -> Tensor:
@@ -106,6 +130,7 @@ def first_break(
     group: Group,
     calls: Sequence[Call],
     table_sums: Mapping[int, int],
+    tied: Mapping[int, Tensor],
     layouts: Sequence[Layout | None],
 ) -> tuple[str, str]:
     """Find between which layers the maps cease to be equivariant, with symmetric weights and without tables.
@@ -116,6 +141,7 @@ def first_break(
         group: a group on the grid.
         calls: of the network's layers, in order.
         table_sums: which sums add a table, from `Operations`.
+        tied: of `tied_sub_pixels`.
         layouts: of each call's output for one image, None if it has none.
 
     Returns:
@@ -127,7 +153,7 @@ def first_break(
         with (
             torch.no_grad(),
             tracing(network, lambda call, result: raw.append(result.clone())),
-            _SymmetricWeights(group, calls, table_sums),
+            _SymmetricWeights(group, calls, table_sums, tied),
         ):
             network(*values)
         return raw
@@ -150,12 +176,13 @@ def _residual(
     group: Group,
     calls: Sequence[Call],
     table_sums: Mapping[int, int],
+    tied: Mapping[int, Tensor],
     gain: float,
 ) -> float:
     """The largest relative residual over the generators, of the output and of its difference to the image."""
 
     def run(values: Sequence[Tensor]) -> Tensor:
-        with torch.no_grad(), _SymmetricWeights(group, calls, table_sums, gain):
+        with torch.no_grad(), _SymmetricWeights(group, calls, table_sums, tied, gain):
             output: Tensor = network(*values)
         return output
 
@@ -195,10 +222,15 @@ class _SymmetricWeights(TorchFunctionMode):
     """Replaces the weights of layers, skips batch norms and sets tables to 0, while a network runs inside."""
 
     def __init__(
-        self, group: Group, calls: Sequence[Call], table_sums: Mapping[int, int], gain: float = _GAINS[0]
+        self,
+        group: Group,
+        calls: Sequence[Call],
+        table_sums: Mapping[int, int],
+        tied: Mapping[int, Tensor],
+        gain: float = _GAINS[0],
     ) -> None:
         super().__init__()
-        self._gain = gain
+        self._gain, self._tied = gain, tied
         self._group, self._calls, self._table_sums = group, calls, table_sums
         self._layers = self._sums = 0
 
@@ -206,6 +238,9 @@ class _SymmetricWeights(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, name = kwargs or {}, plain_name(func)
+        if self._tied:
+            args = tuple(self._tied.get(id(value), value) for value in args)
+            kwargs = {key: self._tied.get(id(value), value) for key, value in kwargs.items()}
         if name in LAYERS:
             args, kwargs = self._with_other_weights(name, args, kwargs)
             self._layers += 1
@@ -229,10 +264,9 @@ class _SymmetricWeights(TorchFunctionMode):
         out, into = (1, 0) if name == "conv_transpose2d" else (0, 1)
         if call and call.sub_pixel:
             other = _equal_in_groups(other, out, call.sub_pixel**2)
-        if call and call.unshuffled[0]:
-            number, factor = call.unshuffled
-            parts = other.split((number, other.shape[into] - number), dim=into)
-            other = torch.cat((_equal_in_groups(parts[0], into, factor**2), parts[1]), dim=into)
+        for start, number, factor in call.unshuffled if call else ():
+            before, part, after = other.tensor_split((start, start + number), dim=into)
+            other = torch.cat((before, _equal_in_groups(part, into, factor**2), after), dim=into)
         if other.ndim == 4 and (other.shape[2] == other.shape[3] or not self._group.needs_squares):
             elements = range(self._group.order)
             turned = [act_on_kernel(other, element, "trivial", "trivial", self._group) for element in elements]

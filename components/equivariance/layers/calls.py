@@ -26,6 +26,7 @@ class LayerCall:
         arguments: the positional arguments.
         keywords: the keyword arguments.
         output: ``(B, ...)``.
+        patches: into which the images are cut, in a first forward, of which the planning knows nothing; else None.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerCall:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     output: Tensor
+    patches: tuple[int, int] | None = None
 
     @property
     def hidden(self) -> Tensor:
@@ -89,12 +91,13 @@ class CallLayouts:
     def _computed(self, batch: PairedBatch, call: LayerCall) -> OutputLayouts:
         terms = self._terms(call.name)
         try:
-            layout = self._planning.layout(call.name, call.index, call.output.shape, batch)
+            layout = self._planning.layout(call.name, call.index, call.output.shape, batch, call.patches)
         except ValueError as error:
             return OutputLayouts({}, str(error))
         window, incompatibility = self._planning.spec[call.name].window, None
         if window and any(term != "channel" for term in terms):
             incompatibility = window.alignment_incompatibility(call.hidden.shape[-2:], call.output.shape[-2:])
+            incompatibility = incompatibility or self._planning.oblong_maps(layout, call.output.shape, batch)
         by_term = {term: layout for term in terms if term == "channel" or not incompatibility}
         return OutputLayouts(by_term, incompatibility)
 

@@ -75,7 +75,7 @@ class Window:
         Convolution: the windows start at ``-p, s - p, ...``. They reach both borders equally only if
         ``(N + 2p - span) mod s = 0``. Transposed convolution: the full output is ``(N - 1) s + span`` wide; p is cut
         off at the start and ``p - o`` at the end. So the output padding ``o = N_out - ((N - 1) s + span - 2p)`` must be
-        0.
+        0. A negative one is a crop by the module itself at the end.
 
         Args:
             input_size: ``(H, W)`` of the layer's input.
@@ -88,7 +88,8 @@ class Window:
             if self.is_transposed:
                 extra = output_size[axis] - ((size - 1) * stride + self.span(axis) - 2 * padding)
                 if extra:
-                    return f"output padding {extra} at input size {tuple(input_size)} is on one side only, must be 0"
+                    what = f"output padding {extra}" if extra > 0 else f"a crop by {-extra}"
+                    return f"{what} at input size {tuple(input_size)} is on one side only, must be 0"
             elif left_over := (size + 2 * padding - self.span(axis)) % stride:
                 return (
                     f"(size + 2 padding - kernel) mod stride = {left_over} at input size "

@@ -199,6 +199,40 @@ class Windows:
         return windows.flatten(3, 4).flatten(0, 2)  # (B H/s W/s, s s, C)
 
 
+@dataclass(frozen=True)
+class Patches:
+    """The layout ``(B R S, C, h, w)`` of convolutions on R x S patches of each image, as images of their own.
+
+    Patches are ordered by image, then by their row, then by their column.
+
+    Attributes:
+        rows: R, the number of patches above each other.
+        columns: S, the number of patches beside each other.
+
+    Example:
+        >>> layout, raw = Patches(2, 2), torch.rand(3 * 4, 8, 5, 6)
+        >>> layout.to_maps(raw).shape
+        torch.Size([3, 8, 10, 12])
+        >>> torch.equal(layout.from_maps(layout.to_maps(raw)), raw)
+        True
+    """
+
+    rows: int
+    columns: int
+
+    def to_maps(self, raw: Tensor) -> Tensor:
+        """Join the patches to ``(B, C, R h, S w)``."""
+        patches = raw.unflatten(0, (-1, self.rows, self.columns))  # (B, R, S, C, h, w)
+        return (
+            patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        )  # -> (B, C, R, h, S, w) -> (B, C, R h, S w)
+
+    def from_maps(self, maps: Tensor) -> Tensor:
+        """Cut ``(B, C, R h, S w)`` into patches ``(B R S, C, h, w)``."""
+        patches = maps.unflatten(3, (self.columns, -1)).unflatten(2, (self.rows, -1))  # (B, C, R, h, S, w)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # -> (B, R, S, C, h, w) -> (B R S, C, h, w)
+
+
 def _rolled(maps: Tensor, shift: tuple[int, int], sign: int) -> Tensor:
     """Maps ``(B, C, H, W)`` rolled cyclically by ``sign * shift``."""
     return torch.roll(maps, (sign * shift[0], sign * shift[1]), dims=(2, 3)) if any(shift) else maps
@@ -212,11 +246,12 @@ def layout_of(
     shift: tuple[int, int],
     factor: int,
     image_size: tuple[int, int] | None = None,
+    patches: tuple[int, int] = (1, 1),
 ) -> Layout:
     """The layout of a layer's output: the declared one, completed, or an inferred one.
 
-    Inferred layouts are maps, sub-pixels, channels last ``(B, H, W, C)``, tokens ``(B, N, C)`` of maps with the image's
-    aspect ratio and, if there are more entries than images, square windows of such maps.
+    Inferred layouts are maps, patches of maps, sub-pixels, channels last ``(B, H, W, C)``, tokens ``(B, N, C)`` of maps
+    with the image's aspect ratio and, if there are more entries than images, square windows of such maps.
 
     Args:
         shape: of the output.
@@ -226,11 +261,18 @@ def layout_of(
         shift: the cyclic roll (rows, columns) that the output has undergone.
         factor: r of the PixelShuffle that follows; 1 for none.
         image_size: (H, W) of the image; without it the image is taken to be square.
+        patches: (rows, columns) of the patches into which a trace saw the images cut; (1, 1) for whole images.
 
     Raises:
         ValueError: the output has none of these layouts; the message says what to declare.
     """
     entries, ndim = shape[0], len(shape)
+    if declared is None and not is_linear and factor == 1 and entries == num_images * math.prod(patches) != num_images:
+        declared = Patches(*patches)
+    if isinstance(declared, Patches):
+        if ndim != 4 or entries != num_images * declared.rows * declared.columns:
+            raise ValueError(f"its output {tuple(shape)} of {num_images} images is not laid out as {declared}")
+        return declared
     if entries != num_images and not (is_linear or isinstance(declared, Windows)):
         raise ValueError(f"its output has {entries} entries on the batch axis, the paired batch {num_images} images")
     if isinstance(declared, Windows):
@@ -261,6 +303,8 @@ def transposed(layout: Layout) -> Layout:
     """The declared layout for an image whose height and width are swapped."""
     if isinstance(layout, Tokens | Windows):
         return replace(layout, height=layout.width, width=layout.height)
+    if isinstance(layout, Patches):
+        return Patches(layout.columns, layout.rows)
     return layout
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from ..groups import ChannelGroup, FieldType, Group
 from ..pairing import PairedBatch, entries_of
 from ..penalties import Measure, Size
-from .layouts import Layout, layout_of
+from .layouts import Layout, Patches, layout_of
 from .sampling import inclusion_probabilities
 from .spec import Comparison, LayerPlan, LayerSpec, Term, plan_layers
 from .tracing import Call, Layer, Trace
@@ -60,7 +60,7 @@ class LayerPlanning:
         self._probabilities: tuple[set[str], dict[str, float]] | None = None  # with the layers that were incompatible
         self._layouts = layouts
         self._order: list[str] = []
-        self._shifts: dict[str, list[tuple[int, int]]] = {}
+        self._calls: dict[str, list[Call]] = {}
         # If every declared field is trivial, the fields between the layers are trivial, too.
         is_trivial = bool(requested) and all(field == "trivial" for field in requested.values())
         self.spec = {n: replace(LayerSpec.of(module), has_trivial_input=is_trivial) for n, module in modules.items()}
@@ -118,15 +118,17 @@ class LayerPlanning:
         for name, spec in self.spec.items():
             if name in calls:
                 self.spec[name] = replace(spec.seen_in(*calls[name]), writes_image=name == executed[-1])
-                self._shifts[name] = [call.shift for call in calls[name]]
             else:
                 self.spec[name] = replace(spec, reads_image=name == executed[0], writes_image=name == executed[-1])
+        self._calls |= calls
         self._order = list(dict.fromkeys(executed))
         self._probabilities = None
         self.has_learned = True
         self.plan = self._planned(self.spec, self.requested)
 
-    def layout(self, name: str, index: int, shape: Sequence[int], batch: PairedBatch) -> Layout:
+    def layout(
+        self, name: str, index: int, shape: Sequence[int], batch: PairedBatch, patches: tuple[int, int] | None = None
+    ) -> Layout:
         """The layout of a layer's output in one of its calls.
 
         Args:
@@ -134,16 +136,34 @@ class LayerPlanning:
             index: of the call among the layer's calls.
             shape: of the output.
             batch: the paired batch.
+            patches: into which the images are cut; None for those of the first forward.
 
         Raises:
             ValueError: the output has no layout with a position for each entry; the message says why.
         """
         spec = self.spec[name]
-        shifts = self._shifts.get(name) or [(0, 0)]
-        shift = shifts[min(index, len(shifts) - 1)]
+        calls = self._calls.get(name)
+        call = calls[min(index, len(calls) - 1)] if calls else None
+        shift = call.shift if call else (0, 0)
+        patches = patches or (call.patches if call else (1, 1))
         sizes = [(entry.shape[-2], entry.shape[-1]) for entry in entries_of(batch.inputs) if entry.ndim == 4]
         declared, is_linear, size = self._layouts.get(name), spec.window is None, sizes[0] if sizes else None
-        return layout_of(shape, batch.num_images, declared, is_linear, shift, spec.factor, size)
+        return layout_of(shape, batch.num_images, declared, is_linear, shift, spec.factor, size, patches)
+
+    def oblong_maps(self, layout: Layout, shape: Sequence[int], batch: PairedBatch) -> str | None:
+        """Why the maps of a convolution on square images have no counterparts on turned images, or None.
+
+        Args:
+            layout: of its output.
+            shape: of its output.
+            batch: the paired batch.
+        """
+        rows, columns = (layout.rows, layout.columns) if isinstance(layout, Patches) else (1, 1)
+        height, width = rows * shape[-2], columns * shape[-1]
+        are_square = all(entry.shape[-2] == entry.shape[-1] for entry in entries_of(batch.inputs) if entry.ndim == 4)
+        if height == width or not are_square or not self.options.group.needs_squares:
+            return None
+        return f"its maps of square images are {height}x{width}: a quarter turn would make them {width}x{height}"
 
     def _planned(self, spec: Mapping[str, LayerSpec], requested: Mapping[str, FieldType | None]) -> LayerPlan:
         options = self.options

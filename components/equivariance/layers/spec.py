@@ -12,7 +12,7 @@ from torch import nn
 from ..groups import ChannelGroup, FieldType, Group
 from ..options import check_choice, nearest
 from .grid import Window
-from .tracing import LAYER_TYPES, Call, Layer
+from .tracing import LAYER_TYPES, Call, Layer, Unshuffled
 
 Layers = Literal["auto"] | Sequence[str] | Mapping[str, FieldType]
 """All layers; or name patterns (with the fields of "auto"); or name patterns with the field of each."""
@@ -95,14 +95,16 @@ class LayerSpec:
         outputs: the number of output channels.
         num_groups: the number of channel groups of a convolution.
         window: of a convolution.
-        factor: r, if PixelShuffle(r) follows; else 1.
+        factor: r, if its output consists of the r^2 sub-pixels of finer maps, as before PixelShuffle(r); else 1.
+        joins_unshuffled: whether its output is added to what PixelUnshuffle gave.
         reads_image: whether its input is the image, not features.
         writes_image: whether its output is the image.
-        unshuffled: (number of its first input channels that come from PixelUnshuffle(r), r); (0, 1) for none.
+        unshuffled: its input channels that come from PixelUnshuffle.
         has_trivial_input: whether its input channels are trivial fields, because only trivial fields are declared.
         has_no_place: whether its output is one vector for each image, as class scores are.
         cuts: positions among its output channels at which they are sliced or joined with others.
         input_cuts: the same of its input channels.
+        splits: positions among its output channels at which they are split into parts, as into the halves of a gate.
     """
 
     inputs: int
@@ -110,13 +112,15 @@ class LayerSpec:
     num_groups: int = 1
     window: Window | None = None
     factor: int = 1
+    joins_unshuffled: bool = False
     reads_image: bool = False
     writes_image: bool = False
-    unshuffled: tuple[int, int] = (0, 1)
+    unshuffled: tuple[Unshuffled, ...] = ()
     has_trivial_input: bool = False
     has_no_place: bool = False
     cuts: tuple[int, ...] = ()
     input_cuts: tuple[int, ...] = ()
+    splits: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: Layer) -> LayerSpec:
@@ -144,19 +148,23 @@ class LayerSpec:
         return replace(
             self,
             factor=call.sub_pixel or 1,
+            joins_unshuffled=call.joins_unshuffled,
             reads_image=any(each.reads_image for each in calls),
             unshuffled=call.unshuffled,
             has_no_place=len(call.output_shape) == 2,
             cuts=_united(each.cuts for each in calls),
+            splits=_united(each.splits for each in calls),
             input_cuts=_united(
-                cuts for each in calls for cuts in (each.input_cuts, *(source.cuts for source in each.sources))
+                cuts
+                for each in calls
+                for cuts in (each.input_cuts, *(source.cuts | source.splits for source in each.sources))
             ),
         )
 
     @property
     def reads_unshuffled(self) -> bool:
-        """Whether its input, or the first part of it, comes from PixelUnshuffle."""
-        return self.unshuffled[0] > 0
+        """Whether its input, or a part of it, comes from PixelUnshuffle."""
+        return bool(self.unshuffled)
 
     @property
     def field(self) -> FieldType:
@@ -178,6 +186,24 @@ def through_fields(cuts: Iterable[int], group: Group) -> list[int]:
     return [cut for cut in cuts if cut % group.order]
 
 
+def channels_incompatibility(spec: LayerSpec, group: Group) -> str | None:
+    """Why the output of this layer cannot be a regular field, because of its channels; or None.
+
+    Parts into which it is split, as the halves of a gate, must be whole fields: the gate multiplies channel by channel.
+
+    Args:
+        spec: of the layer.
+        group: the group.
+    """
+    if spec.channels % group.order:
+        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
+        return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
+    if inside := [place for place in spec.splits if place % (group.order * spec.factor**2)]:
+        places = " and ".join(map(str, inside))
+        return f"{spec.outputs} output channels are split at {places}, inside regular fields of {group.order}"
+    return None
+
+
 def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> str | None:
     """Why no weights can make the output of this layer a field of this type, at any image size; or None.
 
@@ -186,9 +212,8 @@ def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> st
         field: "trivial" or "regular".
         group: the group.
     """
-    if field == "regular" and spec.channels % group.order:
-        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
-        return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
+    if field == "regular" and (reason := channels_incompatibility(spec, group)):
+        return reason
     return spec.window.incompatibility(group.needs_squares) if spec.window else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,27 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .grid import Window
+from .layouts import Patches
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 ADJOINT = " (adjoint)"
 """After the name of a weight, for its calls as a transposed convolution, if it is also that of a convolution."""
 
+_SPLITS = ("chunk", "split", "split_with_sizes", "tensor_split")
 _KINDS = {"conv2d": "convolution", "conv_transpose2d": "convolution", "linear": "linear"}
+_REARRANGEMENTS = (
+    "view", "reshape", "unsafe_view", "flatten", "unflatten", "permute", "transpose", "movedim", "contiguous", "clone",
+)  # fmt: skip
+"""Operations whose result has the values of its first argument, in another order or another shape."""
+
+
+class Unshuffled(NamedTuple):
+    """Neighbouring channels that come from PixelUnshuffle: channel ``r^2 c + p`` is sub-pixel p of fine channel c."""
+
+    start: int
+    number: int
+    factor: int
 
 
 @dataclass(eq=False)
@@ -41,14 +55,18 @@ class Call:
         num_groups: the number of channel groups of a convolution.
         window: of a convolution.
         shift: the cyclic roll (rows, columns) that the input has undergone.
-        sub_pixel: r, if PixelShuffle(r) follows and no operation between mixes channels.
+        sub_pixel: r, if the output consists of the r^2 sub-pixels of finer maps: PixelShuffle(r) follows, or what
+            PixelUnshuffle(r) gave is added, and no operation between mixes channels.
+        joins_unshuffled: whether it is added to what PixelUnshuffle gave.
         reads_image: whether no layer comes before it.
-        unshuffled: (number of first channels of the input that come from PixelUnshuffle(r), r), if no operation between
-            mixes channels; (0, 1) for none.
+        unshuffled: the channels of the input that come from PixelUnshuffle, if no operation between mixes channels.
+        patches: (rows, columns) of the patches of each image that lie on the batch axis; (1, 1) for whole images.
         parameter: the name of the parameter that is the weight, or from which it is computed; empty if there is none.
         cuts: positions among the channels at which the output, or what is added to it, is sliced or joined with others.
         input_cuts: those of the input that are known before the call.
         sources: the calls from whose outputs the input comes by pointwise operations.
+        splits: positions among the channels at which the output is split into parts, as into the halves of a gate.
+        feeding: of a depthwise convolution the calls whose outputs it reads: its channels are theirs.
     """
 
     name: str
@@ -60,12 +78,22 @@ class Call:
     window: Window | None = None
     shift: tuple[int, int] = (0, 0)
     sub_pixel: int | None = None
+    joins_unshuffled: bool = False
     reads_image: bool = False
-    unshuffled: tuple[int, int] = (0, 1)
+    unshuffled: tuple[Unshuffled, ...] = ()
+    patches: tuple[int, int] = (1, 1)
     parameter: str = ""
     cuts: set[int] = field(default_factory=set)
     input_cuts: tuple[int, ...] = ()
     sources: tuple[Call, ...] = ()
+    splits: set[int] = field(default_factory=set)
+    feeding: tuple[Call, ...] = ()
+
+    def split(self, places: Iterable[int]) -> None:
+        """Note that the channels of the output are split at these positions."""
+        self.splits.update(places)
+        for call in self.feeding:
+            call.split(places)
 
     @property
     def is_transposed(self) -> bool:
@@ -73,7 +101,7 @@ class Call:
         return bool(self.window and self.window.is_transposed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Tag:
     """What the trace knows about a tensor.
 
@@ -81,8 +109,10 @@ class _Tag:
         is_feature: whether a layer comes before it.
         calls: the calls whose outputs it comes from by pointwise operations.
         shift: its cyclic roll (rows, columns).
-        unshuffled: (number of first channels that come from PixelUnshuffle(r) by pointwise operations, r).
+        unshuffled: the channels that come from PixelUnshuffle by pointwise operations.
         parameter: the name of the first parameter, if the tensor is computed from parameters and buffers only.
+        patches: (rows, columns) of the patches of each image on its batch axis.
+        source: the maps ``(B, C, H, W)`` whose values it has, while it is on the way to other maps.
         is_constant: whether it is computed from buffers only.
         cuts: positions at which parts of it were joined along the channels.
     """
@@ -90,8 +120,10 @@ class _Tag:
     is_feature: bool = False
     calls: tuple[Call, ...] = ()
     shift: tuple[int, int] = (0, 0)
-    unshuffled: tuple[int, int] = (0, 1)
+    unshuffled: tuple[Unshuffled, ...] = ()
     parameter: str | None = None
+    patches: tuple[int, int] = (1, 1)
+    source: Tensor | None = None
     is_constant: bool = False
     cuts: tuple[int, ...] = ()
 
@@ -109,6 +141,15 @@ class Trace:
     position_tables: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _sums: dict[tuple[Call, ...], None] = field(default_factory=dict, repr=False, compare=False)
     _tags: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False, compare=False)
+
+    def unshuffled(self, tensor: Tensor) -> tuple[Unshuffled, ...]:
+        """The channels of a tensor that come from PixelUnshuffle by pointwise operations."""
+        tag: _Tag = self._tags.get(tensor, _Tag())
+        return tag.unshuffled
+
+    def latest_patches(self, name: str) -> tuple[int, int] | None:
+        """The patches of the latest call, if it is one of the layer called ``name``."""
+        return self.calls[-1].patches if self.calls and self.calls[-1].name == name else None
 
     def take_for(self, tensor: Tensor, other: Tensor) -> None:
         """Give a tensor the tag of another tensor that it replaces."""
@@ -191,10 +232,8 @@ class _Tracer(TorchFunctionMode):
             tensors = [part for part in result if isinstance(part, Tensor)] if isinstance(result, tuple | list) else []
             for part in tensors:  # results of chunk, split and unbind
                 self._tags[part] = self._inherited(args, kwargs, part)
-            if tensors and args and isinstance(args[0], Tensor) and name in ("chunk", "split", "split_with_sizes"):
-                sizes = [part.shape[1] for part in tensors if part.ndim > 1]
-                if _axis(args[0].ndim, kwargs.get("dim", args[2] if len(args) > 2 else 0)) == 1:
-                    self._cut(args[0], accumulate(sizes))
+            if name in _SPLITS and len(tensors) > 1:
+                self._note_splits(args[0] if args else kwargs["input"], tensors)
         return result
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
@@ -208,17 +247,21 @@ class _Tracer(TorchFunctionMode):
                 call.sub_pixel = factor
         elif name == "pixel_unshuffle":
             factor = int(args[1] if len(args) > 1 else kwargs["downscale_factor"])
-            tag = replace(tag, unshuffled=(result.shape[-3], factor))
-        elif name == "cat" and args and result.shape[-2:] == args[0][0].shape[-2:]:
-            tag = replace(tag, unshuffled=self._tag(args[0][0]).unshuffled)  # the first part keeps its channels
-            if _axis(result.ndim, kwargs.get("dim", args[1] if len(args) > 1 else 0)) == 1:
-                tag = replace(tag, cuts=self._joined(args[0]))
+            tag = replace(tag, unshuffled=(Unshuffled(0, result.shape[-3], factor),))
+        elif name == "cat" and result.ndim >= 3:
+            tag = replace(tag, unshuffled=self._joined(args, kwargs, result.ndim))
+            if args and result.shape[-2:] == args[0][0].shape[-2:]:
+                dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+                tag = replace(tag, cuts=self._joined_cuts(args[0]) if _axis(result.ndim, dim) == 1 else tag.cuts)
         elif name in ("getitem", "slice", "narrow"):
             self._cut(args[0], _slice_of_channels(name, args, kwargs))
         elif name == "roll":
             tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
+        elif name in _REARRANGEMENTS and args and isinstance(args[0], Tensor):
+            tag = self._rearranged(args[0], result, tag)
         elif name in ("add", "iadd", "radd"):
             self._look_for_position_table(args, result)
+            self._look_for_sub_pixels(args, result)
         self._tags[result] = tag
 
     def _called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
@@ -246,14 +289,26 @@ class _Tracer(TorchFunctionMode):
             incoming.shift,
             reads_image=not incoming.is_feature,
             unshuffled=incoming.unshuffled,
+            patches=incoming.patches,
             parameter=parameter,
             input_cuts=incoming.cuts if name != "linear" else (),
             sources=incoming.calls if name != "linear" else (),
+            feeding=incoming.calls if name != "linear" and groups == maps.shape[-3] == result.shape[-3] else (),
         )
         self.trace.calls.append(call)
         if self._on_call:
             self._on_call(call, result)
-        return _Tag(True, (call,), incoming.shift)
+        return _Tag(True, (call,), incoming.shift, patches=incoming.patches)
+
+    def _rearranged(self, tensor: Tensor, result: Tensor, tag: _Tag) -> _Tag:
+        """The tag of a rearrangement's result, with the patches that the images are cut into or joined from."""
+        before = self._tag(tensor)
+        source = tensor if tensor.ndim == 4 else before.source
+        if source is None or result.ndim != 4:
+            return replace(tag, source=source, patches=before.patches)
+        if result.shape[0] == source.shape[0]:
+            return replace(tag, patches=before.patches)
+        return replace(tag, patches=_patches(source, result, before.patches))
 
     def _inherited(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> _Tag:
         """The tag of an operation's result: rolls are kept; calls and unshuffling only while the shape stays."""
@@ -275,11 +330,46 @@ class _Tracer(TorchFunctionMode):
             any(tag.is_feature for tag in tags),
             calls,
             next((tag.shift for tag in tags if any(tag.shift)), (0, 0)) if not _mixed_rolls(tags) else (0, 0),
-            next((tag.unshuffled for tag in same if tag.unshuffled[0]), (0, 1)),
+            next((tag.unshuffled for tag in same if tag.unshuffled), ()),
             variable[0].parameter if variable and all(tag.parameter for tag in variable) else None,
-            bool(numbers) and not variable,
-            cuts,
+            next((tag.patches for tag, t in zip(tags, tensors, strict=True) if _are_alike(t, result)), (1, 1)),
+            is_constant=bool(numbers) and not variable,
+            cuts=cuts,
         )
+
+    def _joined(self, args: tuple[Any, ...], kwargs: dict[str, Any], ndim: int) -> tuple[Unshuffled, ...]:
+        """The unshuffled channels of maps that are concatenated along their channels; of the first along other axes."""
+        parts = args[0] if args else kwargs["tensors"]
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        if dim % ndim != ndim - 3:
+            return self._tag(parts[0]).unshuffled if dim % ndim < ndim - 3 else ()
+        found, start = [], 0
+        for part in parts:
+            found += [each._replace(start=each.start + start) for each in self._tag(part).unshuffled]
+            start += part.shape[-3]
+        return tuple(found)
+
+    def _look_for_sub_pixels(self, args: tuple[Any, ...], result: Tensor) -> None:
+        """Note the layers whose outputs are added to what PixelUnshuffle gave: they have the same channels.
+
+        An element of the group permutes the sub-pixels among these channels. So it does in the summand, or the sum has
+        no field.
+        """
+        if result.ndim < 3:
+            return
+        tags = [self._tag(value) for value in args if isinstance(value, Tensor) and value.shape == result.shape]
+        for whole in (tag.unshuffled[0] for tag in tags if len(tag.unshuffled) == 1):
+            if whole.number == result.shape[-3]:
+                for call in (call for tag in tags if not tag.unshuffled for call in tag.calls):
+                    call.sub_pixel, call.joins_unshuffled = whole.factor, True
+
+    def _note_splits(self, maps: Tensor, parts: list[Tensor]) -> None:
+        """Note where the channels of layers' outputs are split."""
+        for call in self._tag(maps).calls:
+            axis = maps.ndim - (1 if call.kind == "linear" else 3)
+            sizes = [part.shape[axis] for part in parts]
+            if sum(sizes) == maps.shape[axis]:
+                call.split(list(accumulate(sizes[:-1])))
 
     def _cut(self, maps: Any, positions: Iterable[int]) -> None:
         """Note that maps ``(B, C, H, W)`` of convolutions are cut at positions among their channels."""
@@ -289,7 +379,7 @@ class _Tracer(TorchFunctionMode):
             for call in calls:
                 call.cuts.update(inner)
 
-    def _joined(self, parts: Sequence[Tensor]) -> tuple[int, ...]:
+    def _joined_cuts(self, parts: Sequence[Tensor]) -> tuple[int, ...]:
         """The cuts of maps that are joined along their channels, which are those of each part, too."""
         if any(part.ndim != 4 for part in parts):
             return ()
@@ -317,6 +407,38 @@ class _Tracer(TorchFunctionMode):
             return _Tag(is_constant=True)
         tag: _Tag = self._tags.get(tensor, _Tag())
         return tag
+
+
+def _are_alike(tensor: Tensor, result: Tensor) -> bool:
+    """Whether both are maps of the same images or patches."""
+    return tensor.ndim == result.ndim == 4 and tensor.shape[0] == result.shape[0]
+
+
+def _patches(source: Tensor, result: Tensor, before: tuple[int, int]) -> tuple[int, int]:
+    """The patches of the images in rearranged maps ``(B', C, H', W')`` of maps ``(B, C, H, W)``.
+
+    Args:
+        source: the maps before.
+        result: the maps after; each of its entries is a patch of one before, or is joined from several.
+        before: (rows, columns) of the patches of the images in the maps before.
+
+    Returns:
+        (1, 1) if they are no patches in the order of `layouts.Patches`.
+    """
+    is_cut = len(result) > len(source)
+    fine, coarse = (result, source) if is_cut else (source, result)
+    (rows, rest), (columns, other) = (divmod(coarse.shape[axis], fine.shape[axis]) for axis in (2, 3))
+    if rest or other or len(fine) != len(coarse) * rows * columns or fine.shape[1] != coarse.shape[1]:
+        return (1, 1)
+    if not torch.equal(Patches(rows, columns).to_maps(fine.detach()), coarse.detach()):
+        return (1, 1)
+    # Patches of patches are in the order of all patches only if one of both cuts is into rows or columns alone.
+    if is_cut:
+        return (before[0] * rows, before[1] * columns) if before[1] == 1 or rows == 1 else (1, 1)
+    are_neighbours = rows == 1 or columns == before[1]
+    if not are_neighbours or before[0] % rows or before[1] % columns:
+        return (1, 1)
+    return (before[0] // rows, before[1] // columns)
 
 
 def _axis(ndim: int, dim: Any) -> int | None:

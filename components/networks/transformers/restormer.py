@@ -34,9 +34,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -240,6 +240,17 @@ class RestormerForm(RestorationNetwork, Restormer):
 
     needs = ("image",)
     scales = (1,)
+    layer_choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "eqreg-t": (
+            "patch_embed.proj",
+            "*.attn.project_out",
+            "*.ffn.project_in",
+            "*.ffn.project_out",
+            "down*.body.0",
+            "up*.body.0",
+            "reduce_chan_level*",
+        )
+    }
     published_class = Restormer
 
     @dataclass(frozen=True, kw_only=True)

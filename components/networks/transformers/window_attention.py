@@ -148,10 +148,8 @@ class WindowAttention(nn.Module):
         windows = grid.cut(self.qkv(maps)).unflatten(2, (3, self.heads, -1))  # (B n m, N, 3, h, d)
         queries, keys, values = windows.permute(2, 0, 3, 1, 4).unbind(0)  # each (B n m, h, N, d)
         weights = (float(queries.shape[-1]) ** -0.5 * queries) @ keys.transpose(-2, -1)  # (B n m, h, N, N)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(
-            2, 0, 1
-        )  # (N, N, h) -> (h, N, N)
-        weights = weights + bias
+        bias = self.relative_position_bias_table[self.relative_position_index]  # (N, N, h)
+        weights = weights + bias.permute(2, 0, 1)
         if is_shifted:
             weights = weights + grid.mask
         attended = (weights.softmax(-1) @ values).transpose(1, 2).flatten(2)  # (B n m, h, N, d) -> (B n m, N, C)

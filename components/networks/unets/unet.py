@@ -2,9 +2,12 @@
 
 Source: Jin, McCann, Froustey, Unser, *Deep Convolutional Neural Network for Inverse Problems in Imaging*, IEEE TIP
 2017 (arXiv 1611.03679): a U-Net (Ronneberger et al. 2015) with zero padding and the input added to the output. The
-published network has the default settings. Up-sampling here repeats each pixel 2x2 and then
-applies a 3x3 convolution, which has the same parameters as a 3x3 transposed convolution. At an odd size the last row or
-column is pooled alone. Its repetition is cut off again after up-sampling, so pixels keep their position at every size.
+default settings are those of the published network, which is itself in `components.networks.unets.fbpconvnet` and into
+which published weights load. What differs there: the first level has three convolutions on the way down, up-sampling is
+a 3x3 transposed convolution with a normalisation and a ReLU, which moves pixels, and images are extended to multiples
+of 16. Up-sampling here repeats each pixel 2x2 and then applies a 3x3 convolution, which has the same parameters as a
+3x3 transposed convolution. At an odd size the last row or column is pooled alone. Its repetition is cut off again after
+up-sampling, so pixels keep their position at every size.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class OSCNet(nn.Module):
     """
 
     computed: ClassVar[tuple[str, ...]] = ("fcnn.filter", "fcnn.bias")
-    """Tensors in the state_dict of the reference that are computed from others."""
+    """Ends of the names of tensors in the state_dict of the reference that are computed from others."""
 
     def __init__(
         self,

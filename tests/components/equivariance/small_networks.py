@@ -399,6 +399,44 @@ class SubPixelNetwork(SmallNetwork):
         return self
 
 
+class UnshuffledResidualNetwork(SmallNetwork):
+    """Restormer-like: what PixelUnshuffle gave is scaled, read, concatenated, and added to by a layer.
+
+    first; unshuffle to x; h = relu(body(scale x)); x + back(relu(merge(cat(h, x)))); shuffle, ReLU, last: output of the
+    input's size.
+    """
+
+    def __init__(self, channels: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        self.channels = channels
+        with seeded(seed):
+            self.first = nn.Conv2d(3, channels, 3, padding=1)
+            self.scale = nn.Parameter(1 + torch.rand(4 * channels))
+            self.body = nn.Conv2d(4 * channels, channels, 3, padding=1)
+            self.merge = nn.Conv2d(5 * channels, channels, 1)
+            self.back = nn.Conv2d(channels, 4 * channels, 1)
+            self.last = nn.Conv2d(channels, 3, 3, padding=1)
+        self.double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.pixel_unshuffle(self.first(images), 2)  # (B, C, 2h, 2w) -> (B, 4C, h, w)
+        hidden = F.relu(self.body(maps * self.scale[:, None, None]))
+        hidden = F.relu(self.merge(torch.cat((hidden, maps), dim=1)))  # (B, C, h, w), (B, 4C, h, w) -> (B, C, h, w)
+        return self.last(F.relu(F.pixel_shuffle(maps + self.back(hidden), 2)))
+
+    def make_exact(self, seed: int = 100) -> Self:
+        set_lifting(self.first, seed)
+        turned = [self.scale.data[turned_channels(len(self.scale), "unshuffled regular", n)] for n in range(ORDER)]
+        self.scale.data.copy_(torch.stack(turned).mean(0))
+        set_averaged(self.body, "unshuffled regular", "regular", seed + 1)
+        set_averaged(self.merge, "regular", "regular", seed + 2)
+        unshuffled = random_images(self.channels, 4 * self.channels, 1, 1, seed=seed + 3)
+        self.merge.weight.data[:, self.channels :] = averaged_kernel(unshuffled, "unshuffled regular", "regular")
+        set_averaged(self.back, "regular", "unshuffled regular", seed + 4)
+        set_projection(self.last, seed + 5)
+        return self
+
+
 # ---------------------------------------------------------------------------------------------------------- strides
 
 

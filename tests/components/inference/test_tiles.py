@@ -94,10 +94,18 @@ def test_no_network_shows_a_seam_at_any_offset_of_the_size_that_its_poolings_div
 @pytest.mark.parametrize("offset", range(16))
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("prenet", {"stages": 2}), ("redcnn", {}), ("rcdnet", {"form": "simple", "stages": 2})],
+    [
+        ("prenet", {"stages": 2}),
+        ("redcnn", {}),
+        ("rcdnet", {"form": "simple", "stages": 2}),
+        ("swinir", {"window": 8}),
+    ],
 )
 def test_no_published_network_shows_a_seam_at_any_offset(name: str, settings: dict[str, Any], offset: int) -> None:
-    """They see 26, 20 and 29 pixels around each."""
+    """They see 26, 20, 29 and 15 pixels around each.
+
+    Windows of a side that divides 16 lie in a tile as in the image.
+    """
     network = small.random(name, **settings).float()
     image = torch.rand(int(network.in_channels), 130 + offset, 117 + (offset + 5) % 16)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -142,6 +150,84 @@ def test_a_network_that_weighs_the_whole_image_differs_in_tiles() -> None:
         whole = network(scan[None])[0]
     assert torch.equal(restore(network, scan, tile=512, overlap=64), whole)
     assert (restore(network, scan, tile=128, overlap=64) - whole).abs().max() > 1e-4
+
+
+def difference_in_tiles(network: nn.Module, image: Tensor, tile: int, overlap: int) -> float:
+    """The largest change of an image by tiles, relative to its correction."""
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    return float((restore(network, image, tile=tile, overlap=overlap) - whole).abs().max() / (whole - image).std())
+
+
+def test_the_windows_of_jpeg_lie_elsewhere_in_tiles_than_in_the_image() -> None:
+    """Their side is 7, and tiles begin at multiples of 16; an image in one tile has its own windows."""
+    network, image = small.random("swinir", window=7), torch.rand(3, 70, 300, dtype=torch.float64)
+    assert difference_in_tiles(network, image, tile=512, overlap=64) == 0
+    assert difference_in_tiles(network, image, tile=112, overlap=64) > 1e-2
+    assert difference_in_tiles(small.random("swinir", window=8), image, tile=112, overlap=64) < 1e-12
+
+
+@pytest.mark.parametrize(("groups", "overlap"), [(6, 304), (4, 208)])
+def test_swinir_at_its_published_depth_needs_an_overlap_of_twice_what_it_sees(groups: int, overlap: int) -> None:
+    """151 pixels, in the light network 103."""
+    network = small.random("swinir", width=4, heads=1, window=8, groups=groups, depth=6)
+    image = torch.rand(3, 16, 2 * overlap, dtype=torch.float64)
+    assert difference_in_tiles(network, image, tile=overlap + 16, overlap=overlap) < 1e-12
+    assert difference_in_tiles(network, image, tile=overlap + 16, overlap=32) > 1e-6
+
+
+@pytest.mark.parametrize("offset", range(16))
+def test_derainnet_shows_no_seam_at_any_offset_with_an_overlap_for_its_filter(offset: int) -> None:
+    """It sees 41 pixels around each: 30 by the guided filter."""
+    network = small.random("derainnet")
+    image = torch.rand(3, 225 + offset, 30, dtype=torch.float64)
+    image = image if offset % 2 else image.transpose(1, 2)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert (whole - image).abs().max() > 0.05
+    torch.testing.assert_close(restore(network, image, tile=160, overlap=96), whole, rtol=0, atol=1e-12)
+    difference = (restore(network, image, tile=96, overlap=64) - whole).abs().max()
+    assert 1e-9 < difference < 3e-3 * whole.abs().max()
+
+
+FBPCONVNET = {"levels": 3, "width": 8}
+"""It sees fewer than 32 pixels around each, in blocks of 4."""
+
+
+@pytest.mark.parametrize("upsampling", ["matconvnet", "pytorch_port", "in_place"])
+@pytest.mark.parametrize("offset", range(0, 16, 4))
+def test_fbpconvnet_shows_no_seam_at_any_size_that_needs_no_extension(upsampling: str, offset: int) -> None:
+    network = small.random("fbpconvnet", upsampling=upsampling, **FBPCONVNET)
+    image = torch.rand(1, 160 + offset, 144 + (offset + 4) % 16, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert (whole - image).abs().max() > 0.05
+    tiled = restore(network, image, tile=112, overlap=64)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-10 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 7, 14, 15])
+def test_fbpconvnet_pools_other_blocks_in_tiles_of_an_image_that_needs_an_extension(offset: int) -> None:
+    """The image is extended on all sides, so that its blocks begin outside, and those of a tile inside the image do
+    not; where no side of more than one pixel is added before, they are the same.
+    """
+    network = small.random("fbpconvnet", **FBPCONVNET)
+    image = torch.rand(1, 160 + offset, 160 + offset, dtype=torch.float64)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    missing = -offset % 4
+    difference = (restore(network, image, tile=112, overlap=64) - whole).abs().max() / whole.abs().max()
+    assert (difference > 1e-4) == (missing // 2 > 0)
+
+
+def test_a_network_that_cuts_the_image_into_patches_differs_in_tiles() -> None:
+    """MPRNet ends its patches in the middle of what it gets, and weighs channels over each: one tile holds an image."""
+    network = small.random("mprnet").float()
+    image = torch.rand(3, 130, 240)
+    with torch.no_grad():
+        whole = network(image[None])[0]
+    assert torch.equal(restore(network, image, tile=512, overlap=64), whole)
+    assert (restore(network, image, tile=128, overlap=64) - whole).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(300, 177), (64, 65), (129, 1000)])

@@ -29,6 +29,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "dicdnet": {"maps": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
     "oscnet": {"kernels": 1, "orientations": 4, "dual_channels": 3, "residual_blocks": 1, "stages": 2},
     "rcdnet": {"maps": 4, "dual_channels": 5, "residual_blocks": 1, "stages": 3},
+    "derainnet": {"width": 8},
+    "fbpconvnet": {"width": 4, "levels": 3},
+    "mprnet": {"width": 8, "unet_growth": 4, "orsnet_growth": 4, "orsnet_blocks": 1},
 }
 """Name -> settings with which a forward takes some milliseconds."""
 
@@ -40,8 +43,9 @@ OWN: dict[str, dict[str, Any]] = {
 """The same of the networks that take any task's stack, and of the classifier."""
 
 
-GAINS = {"nafnet": 0.5, "restormer": 0.5, "drunet": 0.5}
-"""Name -> the size of random weights relative to He's: sums and products of maps would grow from layer to layer."""
+GAINS = {"nafnet": 0.5, "restormer": 0.5, "drunet": 0.5, "mprnet": 0.5, "fbpconvnet": 2.0}
+"""Name -> the size of random weights relative to He's: sums and products of maps would grow from layer to layer, and
+the maps of projected kernels would fade, which are smaller."""
 
 OF_CHANNELS = {
     "weight": (0.5, 1.5),

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from components.equivariance import EquivarianceRegularizer, diagnose, equivariance_error, projected
 from components.equivariance.diagnosis.projection import Fields
+from components.equivariance.layers.spec import named_layers, requested_fields
 from components.members import NETWORKS
-from components.networks import build_network, network_class, network_settings
-from components.networks.form import Extension, crop, extend, extend_to_multiple
+from components.networks import build_network, layer_choices, network_class, network_settings
+from components.networks.form import Extension, crop, extend, extend_to_multiple, surround
 from tests.components.networks.fingerprints import fingerprint as fingerprints
 from tests.components.networks.small import SMALL, devices_in, random, stack
 
@@ -37,6 +38,13 @@ SIZES = [(1, 1), (1, 9), (2, 2), (5, 30), (21, 21), (22, 40), (23, 17)]
         ("acdnet", {"maps": 8, "dual_channels": 35}, "ACDNet_eqreg_width"),
         ("prenet", {"memory": "none", "shared_blocks": True}, "PRN_r"),
         ("ffdnet", {}, "FFDNet_gray"),
+        ("derainnet", {}, "DerainNet"),
+        ("fbpconvnet", {}, "FBPConvNet_matconvnet_crop"),
+        ("fbpconvnet", {"upsampling": "pytorch_port"}, "FBPConvNet_jonzhaocn"),
+        ("mprnet", {}, "MPRNet_derain"),
+        ("mprnet", {"stage2": "whole"}, "MPRNet_derain"),
+        ("mprnet", {"width": 80, "unet_growth": 48, "orsnet_growth": 32}, "MPRNet_denoise"),
+        ("mprnet", {"width": 96, "unet_growth": 48, "orsnet_growth": 32}, "MPRNet_deblur"),
         ("nafnet", {}, "NAFNet_SIDD_w32"),
         ("nafnet", SMALL["nafnet"], "NAFNet_tiny"),
         ("rcdnet", {}, "RCDNet"),
@@ -284,14 +292,38 @@ def test_an_extension_to_a_multiple_is_that_of_numpy_and_can_be_cropped(
     assert torch.equal(crop(extended, images, 1), images)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 16), (13, 10), (2, 3)])
+@pytest.mark.parametrize(("least", "multiple"), [(1, 4), (8, 4), (16, 8), (5, 3)])
+def test_an_extension_around_an_image_to_a_multiple_is_that_of_numpy_and_can_be_cropped(
+    size: tuple[int, int], least: int, multiple: int
+) -> None:
+    images = torch.rand(2, 3, *size)
+    missing = [-(-max(side, least) // multiple) * multiple - side for side in size]
+    around = [(0, 0), (0, 0), *((each // 2, each - each // 2) for each in missing)]
+    extended = extend(images, least, multiple)
+    assert torch.equal(extended, torch.from_numpy(np.pad(images.numpy(), around, mode="reflect")))
+    assert torch.equal(crop(extended, images, least, multiple), images)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (12, 7)])
+@pytest.mark.parametrize("width", [1, 10])
+def test_the_surroundings_of_an_image_are_those_of_numpy(size: tuple[int, int], width: int) -> None:
+    images = torch.rand(2, 3, *size)
+    around = [(0, 0), (0, 0), (width, width), (width, width)]
+    assert torch.equal(surround(images, width), torch.from_numpy(np.pad(images.numpy(), around, mode="reflect")))
+
+
 @pytest.mark.parametrize("side", [4, 6, 9])
 def test_extending_by_an_even_number_commutes_with_quarter_turns(side: int) -> None:
     images = torch.rand(1, 2, side, side)
     least = side + 4
     assert torch.equal(extend(images.rot90(1, (2, 3)), least), extend(images, least).rot90(1, (2, 3)))
+    assert torch.equal(extend(images.rot90(1, (2, 3)), 1, least), extend(images, 1, least).rot90(1, (2, 3)))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mprnet" else ()) for name in SMALL]
+)
 def test_an_exported_program_restores_what_the_module_restores_and_names_no_device(name: str) -> None:
     network = random(name).float()
     example = stack(network, 48, 33, batch=2).float()
@@ -362,10 +394,15 @@ STEPS = [
 
 @pytest.mark.parametrize(("name", "penalty"), STEPS)
 def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, penalty: Any) -> None:
-    settings = {"dncnn": {"width": 8, "depth": 4, "norm": "none"}, "acdnet": {"maps": 4}}.get(name, {})
+    settings = {
+        "dncnn": {"width": 8, "depth": 4, "norm": "none"},
+        "acdnet": {"maps": 4},
+        "swinir": {"width": 16},
+    }.get(name, {})
     network = random(name, **settings).float().train()
     regularizer = EquivarianceRegularizer(network, penalty=penalty, pairing="append", pair_fraction=1.0)
-    optimizer = torch.optim.Adam([value for value in network.parameters() if value.requires_grad], lr=2e-3)
+    rate = 2e-2 if name == "derainnet" else 2e-3  # the larger one where few layers have large weights
+    optimizer = torch.optim.Adam([value for value in network.parameters() if value.requires_grad], lr=rate)
     generator = torch.Generator().manual_seed(0)
     inputs = stack(network, 24, 24, batch=2).float()
     targets = inputs[:, : int(network.out_channels)]  # type: ignore[arg-type]
@@ -384,6 +421,30 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
     assert sum(values[-5:]) < sum(values[:5])
     regularizer.detach()
     assert all(bool(value.isfinite().all()) for value in network.parameters())
+
+
+def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises() -> None:
+    """The first layer, both ends of the feed-forward layers, the end of the attention, and what changes the size."""
+    network = build_network("restormer", width=16, blocks=(1, 1, 1, 1), refinement_blocks=1)
+    layers = layer_choices(network)["eqreg-t"]
+    of_blocks = ("attn.project_out", "ffn.project_in", "ffn.project_out")
+    places = [f"encoder_level{n}.0" for n in (1, 2, 3)] + ["latent.0"]
+    places += [f"decoder_level{n}.0" for n in (3, 2, 1)] + ["refinement.0"]
+    expected = {f"{place}.{layer}" for place in places for layer in of_blocks}
+    expected |= {f"{name}.body.0" for name in ("down1_2", "down2_3", "down3_4", "up4_3", "up3_2", "up2_1")}
+    expected |= {"patch_embed.proj", "reduce_chan_level3", "reduce_chan_level2"}
+    assert set(requested_fields(named_layers(network), layers)) == expected
+    regularizer = EquivarianceRegularizer(network.train(), layers=layers)
+    batch = regularizer.pair(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16))
+    network(batch.inputs)
+    regularizer.penalty()
+    assert set(regularizer.layer_penalties()) | set(regularizer.skipped) == expected
+    halves = {
+        f"{place}.ffn.project_in"
+        for place in places
+        if network.get_submodule(f"{place}.ffn.project_in").out_channels % 4
+    }
+    assert set(regularizer.skipped) == halves  # as published: 42, 85, ... hidden channels
 
 
 # ------------------------------------------------------------------------------------------- the oracle of a network
@@ -412,6 +473,15 @@ def test_twenty_regularised_steps_make_a_network_more_equivariant(name: str, pen
         ("dicdnet", {}, "auto"),
         ("dicdnet", {"dual_channels": 4, "maps": 6}, "trivial"),
         ("drunet", {}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8, "norm": "bias_free"}, "auto"),
+        ("restormer", {"hidden_multiple": 1}, "trivial"),
+        ("derainnet", {}, "auto"),
+        ("derainnet", {"activation": "tanh", "in_channels": 1, "out_channels": 1}, "auto"),
+        ("fbpconvnet", {"upsampling": "in_place", "width": 16}, "auto"),
+        ("mprnet", {"stage2": "whole"}, "auto"),
+        # As published, the gates of the feed-forward layers cut through fields, so these layers keep scalar fields.
+        ("restormer", {"width": 16, "hidden_multiple": 1}, "auto"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -466,6 +536,50 @@ def test_eight_orientations_are_no_regular_fields_of_quarter_turns() -> None:
     copy = projected(network, images, fields="trivial")
     assert equivariance_error(copy, images)["output"] < 1e-6  # the rounding of the basis to single precision
     assert diagnose(network, images).can_be_exact
+
+
+@pytest.mark.parametrize(("name", "side", "fitting"), [("nafnet", 21, 20), ("drunet", 21, 24), ("restormer", 21, 24)])
+def test_an_extension_on_one_side_is_named_with_a_size_that_needs_none(name: str, side: int, fitting: int) -> None:
+    network = random(name)
+    found = diagnose(network, stack(network, side, side))
+    assert {incompatibility.kind for _, incompatibility in found.fatal} == {"padding", "crop"}
+    assert (found.can_be_exact, found.fitting_size) == (False, (fitting, fitting))
+    images = stack(network, side, side)
+    assert equivariance_error(projected(network, images), images)["output"] > 1e-3
+    other = diagnose(network, stack(network, fitting, fitting))
+    assert other.can_be_exact
+    assert not any(layer.incompatibilities for layer in other.layers)
+    assert other.findings == ()
+
+
+def test_the_feed_forward_layers_of_the_published_restormer_limit_its_fields() -> None:
+    """127, 255, 510 and 1021 hidden channels, before the gate twice as many; 1020 divide by 4, their halves do not."""
+    network = random("restormer", width=48, heads=(1, 2, 4, 8), hidden_multiple=1).float()
+    found = diagnose(network, stack(network, 16, 16).float())
+    limits = {
+        (layer.name, each.kind, each.reason.partition(" channels")[0])
+        for layer in found.layers
+        for each in layer.incompatibilities
+    }
+    places = {"encoder_level1": 254, "encoder_level2": 510, "latent": 2042, "decoder_level2": 510}
+    places |= {"decoder_level1": 510, "refinement": 510}
+    layers = ("ffn.project_in", "ffn.dwconv")
+    expected = {(f"{place}.0.{layer}", "channels", str(number)) for place, number in places.items() for layer in layers}
+    whole = ("encoder_level3", "decoder_level3")
+    expected |= {(f"{place}.0.{layer}", "split", "1020 output") for place in whole for layer in layers}
+    assert limits == expected
+    assert found.can_be_exact
+    assert "only with trivial fields, so symmetric kernels, in 16 of 58 layers" in found.verdict
+
+
+def test_heads_that_cut_through_fields_are_named() -> None:
+    network = random("restormer", heads=(1, 8, 2, 2))  # 2 channels each at the second level
+    found = diagnose(network, stack(network, 16, 16))
+    kinds = {layer.name: [each.kind for each in layer.incompatibilities] for layer in found.layers}
+    assert {name for name, of_layer in kinds.items() if of_layer} == {
+        f"{place}.0.attn.qkv_dwconv" for place in ("encoder_level2", "decoder_level2")
+    }
+    assert kinds["encoder_level2.0.attn.qkv_dwconv"] == ["heads"]
 
 
 def test_projecting_does_not_touch_the_network_itself() -> None:
@@ -527,6 +641,15 @@ def test_a_group_off_the_grid_cannot_be_projected_on() -> None:
         ("restormer", {"norm": "BiasFree"}, "norm: 'BiasFree': use one of with_bias, bias_free"),
         ("restormer", {"hidden_multiple": 0}, "hidden_multiple: 0"),
         ("restormer", {"dual_pixel": True}, "dual_pixel: unknown"),
+        ("derainnet", {"activation": "gelu"}, "activation: 'gelu': use one of relu, tanh"),
+        ("derainnet", {"width": 0}, "width: 0"),
+        ("fbpconvnet", {"levels": 1}, "levels: 1: use a whole number of at least 2"),
+        ("fbpconvnet", {"upsampling": "bilinear"}, "upsampling: 'bilinear': use one of matconvnet, pytorch_port, in_p"),
+        ("fbpconvnet", {"in_channels": 3}, "image, which has 1 channels, got 3"),
+        ("mprnet", {"stage2": "quarters"}, "stage2: 'quarters': use one of bands, whole"),
+        ("mprnet", {"supervised": "first"}, "supervised: 'first': use one of last, all"),
+        ("mprnet", {"unet_growth": -1}, "unet_growth: -1: use a whole number of at least 0"),
+        ("mprnet", {"scale": 2}, "scale 2: use 1"),
     ],
 )
 def test_impossible_networks_are_refused_with_their_values(name: str, arguments: dict[str, Any], message: str) -> None:

@@ -13,13 +13,17 @@ from torch.nn import functional as F
 
 from components.equivariance.groups import C4, group_named
 from components.networks import build_network
+from components.networks.convolutional.derainnet import DerainNet, guided_filter
 from components.networks.convolutional.ffdnet import FFDNet
 from components.networks.convolutional.redcnn import REDCNN
+from components.networks.form import surround
 from components.networks.group.convolution import ComputedConvolution, GroupConvolution, LiftingConvolution
 from components.networks.transformers.restormer import Attention, FeedForward, Restormer
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import Perceptron, WindowAttention, WindowLayer
 from components.networks.unets.drunet import DRUNet
+from components.networks.unets.fbpconvnet import FBPConvNet
+from components.networks.unets.mprnet import MPRNet
 from components.networks.unets.nafnet import ChannelNorm, NAFNet
 from components.networks.unrolled.acdnet import ACDNet, ACDNetOutput
 from components.networks.unrolled.dicdnet import DICDNet
@@ -121,6 +125,15 @@ def oscnet(**settings: Any) -> OSCNet:
     return network
 
 
+def call_derainnet(network: nn.Module, image: Tensor) -> Any:
+    """The restored image, and the base layer of the image."""
+    return network(image), network.base_layer(image)  # type: ignore[operator]
+
+
+def mprnet_outputs(output: list[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(("stage3", "stage2", "stage1"), output, strict=True))
+
+
 def dncnn(channels: int, **settings: Any) -> nn.Module:
     return build_network("dncnn", in_channels=channels, out_channels=channels, **settings)
 
@@ -178,6 +191,14 @@ PUBLISHED = {
     "DRUNet_color": Published(DRUNet),
     "DRUNet_gray": Published(lambda: DRUNet(colours=1)),
     "Restormer_dual_pixel": Published(lambda: Restormer(dual_pixel=True)),
+    "DerainNet": Published(
+        DerainNet, lambda output: dict(zip(("out", "base_layer"), output, strict=True)), call_derainnet
+    ),
+    "FBPConvNet_matconvnet_crop": Published(FBPConvNet),
+    "FBPConvNet_jonzhaocn": Published(lambda: FBPConvNet(upsampling="pytorch_port")),
+    "MPRNet_derain": Published(MPRNet, mprnet_outputs),
+    "MPRNet_denoise": Published(lambda: MPRNet(80, 48, 32), mprnet_outputs),
+    "MPRNet_deblur": Published(lambda: MPRNet(96, 48, 32), mprnet_outputs),
 }
 """Name of the fingerprint -> how to compare."""
 
@@ -198,6 +219,11 @@ SLOW = {
     "Restormer_dual_pixel",
     "DRUNet_color",
     "DRUNet_gray",
+    "FBPConvNet_matconvnet_crop",
+    "FBPConvNet_jonzhaocn",
+    "MPRNet_derain",
+    "MPRNet_denoise",
+    "MPRNet_deblur",
 }
 """Fingerprints of networks that take seconds."""
 
@@ -411,9 +437,31 @@ def with_orientations_before_kernels() -> nn.Module:
     return network
 
 
+def with_a_narrower_filter() -> nn.Module:
+    network = DerainNet()
+    network.register_forward_hook(
+        lambda module, inputs, output: (
+            output + guided_filter(surround(inputs[0], 10), 14, 1.0)[..., 10:-10, 10:-10] - module.base_layer(inputs[0])
+        )
+    )
+    return network
+
+
 def with_the_dictionary_divided_by_ten() -> nn.Module:
     network = oscnet()
     network.fcnn.register_forward_hook(lambda _, inputs, kernels: kernels / 10)
+    return network
+
+
+def with_what_was_enlarged_first() -> nn.Module:
+    network = FBPConvNet()
+    network.get_submodule("block_1_2").register_forward_pre_hook(lambda _, inputs: inputs[0].roll(64, 1))
+    return network
+
+
+def with_the_largest_of_four_pixels() -> nn.Module:
+    network = MPRNet()
+    network.stage1_encoder.down23.down[0] = nn.MaxPool2d(2)
     return network
 
 
@@ -453,6 +501,32 @@ def with_the_dictionary_divided_by_ten() -> nn.Module:
         pytest.param("Restormer_tiny", with_an_approximate_gelu, set(), id="approximate gelu"),
         pytest.param("Restormer_tiny", with_heads_of_distant_channels, set(), id="heads of distant channels"),
         pytest.param("Restormer_tiny", without_temperature, {"out"}, id="no gradient of the temperature"),
+        pytest.param("DerainNet", lambda: DerainNet(activation="tanh"), {"base_layer"}, id="tanh for ReLU"),
+        pytest.param("DerainNet", with_a_narrower_filter, {"base_layer"}, id="radius 14 for 15"),
+        pytest.param(
+            "FBPConvNet_matconvnet_crop",
+            lambda: FBPConvNet(upsampling="pytorch_port"),
+            set(),
+            id="the first row cropped for the last",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "FBPConvNet_matconvnet_crop",
+            with_what_was_enlarged_first,
+            set(),
+            id="the enlarged maps before the others",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "MPRNet_derain", lambda: MPRNet(stage2="whole"), set(), id="whole for bands", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "MPRNet_derain",
+            with_the_largest_of_four_pixels,
+            set(),
+            id="largest of four pixels for their mean",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_altered_network_is_noticed(name: str, build: Callable[[], nn.Module], same: set[str]) -> None:

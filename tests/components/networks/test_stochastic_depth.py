@@ -67,7 +67,7 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
     branch = StochasticDepth(0.5)
     with pytest.raises(ValueError, match=r"\(2, 3\) numbers for 1 branches"), given_depths([branch], torch.rand(2, 3)):
         pass
-    with given_depths([branch], torch.rand(2, 1)), pytest.raises(ValueError, match="for 2 images, .* has 4"):
+    with given_depths([branch], torch.rand(2, 1)), pytest.raises(ValueError, match=r"for 2 images, .* has 4"):
         branch(torch.rand(4, 5))
 
 

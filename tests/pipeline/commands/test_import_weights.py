@@ -112,6 +112,10 @@ def test_a_setting_may_be_a_list(project: Project) -> None:
             ("resnet", "w.pth", "a.safetensors", "classify", ["classes=9999999999"]),
             "network resnet: classes: 9999999999: use a whole number of at most",
         ),
+        (
+            ("prenet", "w.pth", "a.safetensors", "derain", ["width=2020-13-45"]),
+            "--set width=2020-13-45: the value is no",
+        ),
         (("prenet", "w.pth", "/proc/a.safetensors", "derain", ["width=8"]), "--out /proc/a.safetensors: cannot be wri"),
     ],
 )

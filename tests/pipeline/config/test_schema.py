@@ -422,6 +422,25 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"task": "ct_mar", "network": {"name": "acdnet", "maps": 8}},
             ["network.dual_channels + 1: 33 channels do not divide by 4", "use dual_channels + 1 = 32, or"],
         ),
+        (
+            {"equivariance.layers": "eqreg-t"},
+            ["layers: 'eqreg-t': use auto or a mapping (network unet has no choice eqreg-t, as ", "restormer"],
+        ),
+        (
+            {"equivariance.layers": "eqregt", "network": {"name": "restormer"}},
+            ["equivariance.layers: 'eqregt': use auto, eqreg-t or a mapping; did you mean eqreg-t?"],
+        ),
+        ({"equivariance.layers": 3}, ["equivariance.layers: 3: use auto or a mapping"]),
+        (
+            {"task": "super_resolution", "network": {"name": "swinir", "upsampler": "none"}},
+            ["network.upsampler: 'none' does not fit scale 2: use pixelshuffle or pixelshuffledirect, or auto"],
+        ),
+        (
+            {"network": {"name": "swinir", "upsampler": "pixelshuffledirect"}},
+            ["network.upsampler: 'pixelshuffledirect' does not fit scale 1: use none, or auto"],
+        ),
+        ({"network": {"name": "swinir", "heads": 7}}, ["network.heads: 7 do not divide width 180", "175 or 182"]),
+        ({"network": {"name": "swinir", "width": 90}}, ["network.width: 90 channels do not divide by 4"]),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.equivariance import Diagnosis, Windows, diagnose, equivariance_error
+from components.equivariance import (
+    Diagnosis,
+    EquivarianceRegularizer,
+    Windows,
+    diagnose,
+    equivariance_error,
+    projected,
+)
 from components.equivariance.diagnosis.diagnose import LayerDiagnosis
 from components.equivariance.diagnosis.incompatibilities import other_windows
 from components.equivariance.layers.grid import Window
@@ -28,6 +35,7 @@ from tests.components.equivariance.small_networks import (
     StridedNetwork,
     SubPixelNetwork,
     TransposedAttentionNetwork,
+    UnshuffledResidualNetwork,
     WindowAttentionNetwork,
     relative_error,
     seeded,
@@ -50,6 +58,7 @@ HEALTHY: dict[str, tuple[Callable[[], SmallNetwork], tuple[int, int]]] = {
     "strided with kernel 2": (lambda: StridedNetwork(kernel=2, padding=0), (6, 8)),
     "shared": (SharedNetwork, (6, 5)),
     "two inputs": (AuxiliaryInputNetwork, (6, 5)),
+    "added to sub-pixels": (UnshuffledResidualNetwork, (6, 8)),
 }
 
 
@@ -234,14 +243,16 @@ def _between(operation: Callable[[Tensor], Tensor]) -> nn.Module:
         (lambda x: F.avg_pool2d(x, 2, stride=None), "pool", 7, 6),
         (lambda x: F.interpolate(x, size=(9, 9)), "resize", 6, 3),
         (lambda x: F.pad(x, (0, 1, 0, 1)), "padding", 6, None),
+        (lambda x: x[..., 1:, 1:], "crop", 8, None),
+        (lambda x: x[:, :, :-1].narrow(-1, 0, x.shape[-1] - 1), "crop", 8, None),
     ],
 )
-def test_pools_resizes_and_padding_are_named_where_they_are_not_symmetric(
+def test_pools_resizes_paddings_and_crops_are_named_where_they_are_not_symmetric(
     operation: Callable[[Tensor], Tensor], kind: str, size: int, fitting: int | None
 ) -> None:
     diagnosis = diagnose(_between(operation), random_images(1, 3, size, size))
-    (finding,) = diagnosis.findings
-    assert finding.incompatibility.kind == kind
+    finding = diagnosis.findings[0]
+    assert {each.incompatibility.kind for each in diagnosis.findings} == {kind}
     assert finding.incompatibility.is_fatal
     assert finding.where.endswith("after first")
     assert diagnosis.can_be_exact is False
@@ -250,6 +261,50 @@ def test_pools_resizes_and_padding_are_named_where_they_are_not_symmetric(
         healthy = diagnose(_between(operation), random_images(1, 3, fitting, fitting))
         assert healthy.can_be_exact
         assert healthy.output_residual < TOLERANCE
+
+
+class Cropped(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps[:, :, self.width : -self.width, self.width : -self.width]
+
+
+def _picked(maps: Tensor, *places: int) -> Tensor:
+    """Rows and columns at these places."""
+    index = torch.tensor(places)
+    return maps.index_select(-2, index).index_select(-1, index)
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "reason"),
+    [
+        ((0, 1, 2, 3, 2), "padding", "are extended to"),
+        ((1, 0, 1, 2, 3), "padding", "are extended to"),
+        ((0, 1, 2), "crop", "are cropped to"),
+        ((0, 0, 1, 1, 2), "resize", "are resized to"),
+    ],
+)
+def test_rows_and_columns_that_indices_pick_unevenly_are_named(places: tuple[int, ...], kind: str, reason: str) -> None:
+    diagnosis = diagnose(_between(lambda maps: _picked(maps, *places)), random_images(1, 3, 4, 4))
+    assert [(each.where, each.incompatibility.kind) for each in diagnosis.findings] == [
+        (f"{kind} after first", kind)
+    ] * 2
+    expected = [f"4 {axis} {reason} {len(places)} {axis}, more on one side" for axis in ("rows", "columns")]
+    assert [each.incompatibility.reason for each in diagnosis.findings] == expected
+    assert all(each.incompatibility.is_fatal for each in diagnosis.findings)
+    assert diagnosis.can_be_exact is False
+
+
+@pytest.mark.parametrize("places", [(1, 0, 1, 2, 3, 2), (1, 2), (0, 0, 1, 1, 2, 2, 3, 3)])
+def test_rows_and_columns_that_indices_pick_evenly_are_no_finding(places: tuple[int, ...]) -> None:
+    network = _between(lambda maps: _picked(maps, *places))
+    diagnosis = diagnose(network, random_images(1, 3, 4, 4))
+    assert diagnosis.findings == ()
+    assert diagnosis.can_be_exact
+    assert relative_error(network, 1, random_images(1, 3, 4, 4)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -261,6 +316,9 @@ def test_pools_resizes_and_padding_are_named_where_they_are_not_symmetric(
         nn.Upsample(scale_factor=2),
         nn.Upsample(scale_factor=1.5, mode="bilinear"),
         nn.ReflectionPad2d(1),
+        # A mean over squares, along one axis and then along the other one.
+        nn.Sequential(nn.AvgPool2d((3, 1), 1, (1, 0)), nn.AvgPool2d((1, 3), 1, (0, 1))),
+        nn.Sequential(nn.ZeroPad2d(2), Cropped(1)),
     ],
 )
 def test_what_is_symmetric_between_layers_is_no_finding(operation: nn.Module) -> None:
@@ -269,14 +327,47 @@ def test_what_is_symmetric_between_layers_is_no_finding(operation: nn.Module) ->
     assert diagnosis.can_be_exact
 
 
+def test_two_pools_that_make_no_square_are_named() -> None:
+    uneven = nn.Sequential(nn.AvgPool2d((3, 1), 1, (1, 0)), nn.AvgPool2d((1, 5), 1, (0, 2)))
+    diagnosis = diagnose(_between(uneven), random_images(1, 3, 8, 8))
+    (finding,) = diagnosis.findings
+    assert "(3, 5) is not square" in finding.incompatibility.reason
+    assert finding.where == "avg_pool2d 3x5 stride 1 after first"
+    twice = nn.Sequential(nn.AvgPool2d((3, 1), 1, (1, 0)), nn.AvgPool2d((3, 1), 1, (1, 0)))
+    diagnosis = diagnose(_between(twice), random_images(1, 3, 8, 8))
+    assert {incompatibility.kind for _, incompatibility in diagnosis.fatal} == {"pool"}
+    assert len(diagnosis.findings) == 1  # both say the same
+
+
+def test_a_transposed_convolution_whose_last_row_is_cropped_is_named_with_kernels_that_need_no_crop() -> None:
+    class Network(nn.Module):
+        def __init__(self, kernel: int, padding: int) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, padding=1)
+            self.up = nn.ConvTranspose2d(4, 3, kernel, stride=2, padding=padding)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.up(self.first(images))
+            return maps[..., :-1, :-1] if maps.shape[-1] % 2 else maps
+
+    diagnosis = diagnose(Network(3, 0).double(), random_images(1, 3, 6, 6))
+    ((where, incompatibility),) = diagnosis.fatal
+    assert (where, incompatibility.kind) == ("crop after up", "crop")
+    assert "(0, 1, 0, 1) of a transposed convolution 3x3 with stride 2 is on one side only" in incompatibility.reason
+    assert incompatibility.hint.startswith("kernel 2 with padding 0, output padding 0 or kernel 4 with padding 1")
+    assert (diagnosis.can_be_exact, diagnosis.fitting_size) == (False, None)
+    for kernel, padding in ((2, 0), (4, 1)):
+        assert diagnose(Network(kernel, padding).double(), random_images(1, 3, 6, 6)).can_be_exact
+
+
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda x: x[..., 1:, 1:],
+        lambda x: x.index_select(-1, torch.arange(1, x.shape[-1])),
         lambda x: x * torch.linspace(0, 1, x.shape[-1], dtype=x.dtype),
         lambda x: torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, ::2]], dim=1)[:, :8],
     ],
-    ids=["crop", "coordinates", "sub-pixels by hand"],
+    ids=["crop by indices", "coordinates", "sub-pixels by hand"],
 )
 def test_what_depends_on_place_without_being_known_is_found_and_located(operation: Callable[[Tensor], Tensor]) -> None:
     diagnosis = diagnose(_between(operation), random_images(1, 3, 8, 8))
@@ -432,6 +523,31 @@ def test_sub_pixel_layers_are_compared_after_the_shuffle() -> None:
     assert _kinds(diagnosis) == set()
 
 
+def test_layers_around_pixel_unshuffle_say_what_their_channels_are() -> None:
+    """A scale of sub-pixels may differ between channels of a field only together with their places."""
+    network = UnshuffledResidualNetwork().make_exact()
+    network.scale.data[:4] = torch.tensor([1.0, 2.0, 3.0, 4.0])  # the four sub-pixels of one channel of a field
+    diagnosis = diagnose(network, random_images(1, 3, 8, 8))
+    reads = "its input comes from PixelUnshuffle, whose channels are no regular fields"
+    assert {layer.name: layer.notes for layer in diagnosis.layers} == {
+        "first": (),
+        "body": (reads,),
+        "merge": (reads,),
+        "back": ("added to maps from PixelUnshuffle(2), so compared as sub-pixels, too: after PixelShuffle(2)",),
+        "last": (),
+    }
+    assert [each.name for each in diagnosis.untied] == ["scale"]
+    assert diagnosis.can_be_exact
+    assert diagnosis.output_residual > 1e-3
+
+
+def test_what_is_added_to_sub_pixels_in_too_few_channels_is_named() -> None:
+    diagnosis = diagnose(UnshuffledResidualNetwork(channels=6), random_images(1, 3, 8, 8))
+    (incompatibility,) = _layer(diagnosis, "back").incompatibilities
+    assert incompatibility.reason.startswith("6 channels after PixelShuffle(2) do not divide by 4")
+    assert diagnosis.can_be_exact
+
+
 def test_shifted_windows_are_compared_with_the_shift_undone() -> None:
     diagnosis = diagnose(WindowAttentionNetwork().make_exact(), random_images(1, 3, 8, 8))
     assert _layer(diagnosis, "blocks.1.attention.qkv").notes == ("compared with its window shift (2, 2) undone",)
@@ -507,6 +623,67 @@ def test_narrow_heads_are_named_and_not_fatal(network: nn.Module, name: str) -> 
     assert incompatibility.kind == "heads"
     assert "heads of 2 channels" in incompatibility.reason
     assert not incompatibility.is_fatal
+
+
+class Gated(nn.Module):
+    """Two halves of the channels are multiplied; ``as_tokens`` with a linear layer."""
+
+    def __init__(self, half: int, as_tokens: bool = False) -> None:
+        super().__init__()
+        self.half, self.as_tokens = half, as_tokens
+        with seeded(0):
+            self.first = nn.Conv2d(3, 8, 3, padding=1).double()
+            self.wide = (nn.Linear(8, 2 * half) if as_tokens else nn.Conv2d(8, 2 * half, 1)).double()
+            self.last = nn.Conv2d(half, 3, 3, padding=1).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        if self.as_tokens:  # (B, C, H, W) -> (B, H, W, C) and back
+            first, second = self.wide(maps.permute(0, 2, 3, 1)).sigmoid().split(self.half, dim=-1)
+            return self.last((first * second).permute(0, 3, 1, 2))
+        first, second = self.wide(maps).chunk(2, dim=1)
+        return self.last(F.gelu(first) * second)
+
+
+@pytest.mark.parametrize("as_tokens", [False, True])
+@pytest.mark.parametrize(("half", "kinds"), [(8, []), (6, ["split"]), (5, ["channels"])])
+def test_halves_of_a_gate_that_cut_through_fields_are_named(half: int, kinds: list[str], as_tokens: bool) -> None:
+    """12 channels divide by 4, and their halves do not."""
+    network, images = Gated(half, as_tokens), random_images(1, 3, 6, 6)
+    diagnosis = diagnose(network, images)
+    found = _layer(diagnosis, "wide").incompatibilities
+    assert [incompatibility.kind for incompatibility in found] == kinds
+    assert diagnosis.can_be_exact
+    assert ("only with trivial fields" in diagnosis.verdict) == bool(kinds)
+    if kinds == ["split"]:
+        assert found[0].reason.startswith("12 output channels are split at 6, inside regular fields of 4")
+        assert found[0].hint == "parts of a multiple of 4 channels"
+    copy = projected(network, images)
+    assert relative_error(copy, 1, images) < TOLERANCE < 1e-2 < relative_error(network, 1, images)
+    assert max(equivariance_error(copy, images).values()) < TOLERANCE
+    regularizer = EquivarianceRegularizer(network.train(), layers=["wide"] if not kinds else "auto")
+    network(regularizer.pair(images.repeat(4, 1, 1, 1), images.repeat(4, 1, 1, 1)).inputs)
+    regularizer.penalty()
+    assert list(regularizer.skipped) == (["wide"] if kinds else [])
+
+
+def test_a_cut_behind_a_depthwise_convolution_is_one_of_the_layer_before() -> None:
+    class DepthwiseGated(Gated):
+        def __init__(self, half: int) -> None:
+            super().__init__(half)
+            self.depthwise = nn.Conv2d(2 * half, 2 * half, 3, padding=1, groups=2 * half).double()
+
+        def forward(self, images: Tensor) -> Tensor:
+            first, second = self.depthwise(self.wide(self.first(images)).relu()).chunk(2, dim=1)
+            return self.last(first * second)
+
+    network, images = DepthwiseGated(6), random_images(1, 3, 6, 6)
+    diagnosis = diagnose(network, images)
+    for name in ("wide", "depthwise"):
+        assert [incompatibility.kind for incompatibility in _layer(diagnosis, name).incompatibilities] == ["split"]
+        assert _layer(diagnosis, name).field == "trivial"
+    assert relative_error(projected(network, images), 1, images) < TOLERANCE
+    assert not [kind for kind in _kinds(diagnose(DepthwiseGated(8), images)) if kind == "split"]
 
 
 def test_windows_that_are_not_square_are_fatal_for_quarter_turns_alone() -> None:

@@ -119,13 +119,15 @@ def deviations(
         mode: "eval" or "train".
 
     Returns:
-        The largest deviation of each output, and of the gradients; infinite where a shape differs, or where other
-        parameters have no gradient.
+        The largest deviation of each output, and of the gradients if they are stored; infinite where a shape differs,
+        or where other parameters have no gradient.
     """
     stored = dict(fingerprint["fingerprint"][mode])
-    stored_gradient = stored.pop(GRADIENT)
+    stored_gradient = stored.pop(GRADIENT, None)
     assert list(outputs) == list(stored), "an output has another name than in the fingerprint"
     found = {name: _of_output(stats(output), stored[name]) for name, output in outputs.items()}
+    if stored_gradient is None:  # of the largest networks
+        return found
 
     loss = next(iter(outputs.values())).square().mean()
     loss.backward()
