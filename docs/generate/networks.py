@@ -20,11 +20,22 @@ from docs.generate.markdown import code, first_paragraph, in_yaml, table, text
 SIDE = 32
 """Height and width of the images of the diagnosis, a size that all poolings divide."""
 
-VARIANTS: dict[str, dict[str, Any]] = {"acdnet": {"maps": 8, "dual_channels": 35}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "acdnet": {"maps": 8, "dual_channels": 35},
+    "dicdnet": {"dual_channels": 35},
+    "oscnet": {"kernels": 8, "orientations": 4, "dual_channels": 35},
+    "rcdnet": {"form": "simple", "dual_channels": 33},
+}
 """Network -> settings of a second line: those whose channels divide into regular fields."""
 
 
-REDUCED: dict[str, dict[str, Any]] = {"acdnet": {"stages": 2, "residual_blocks": 1}, "unet": {"width": 16}}
+REDUCED: dict[str, dict[str, Any]] = {
+    "acdnet": {"stages": 2, "residual_blocks": 1},
+    "dicdnet": {"stages": 2, "residual_blocks": 1},
+    "oscnet": {"stages": 2, "residual_blocks": 1},
+    "rcdnet": {"stages": 3, "residual_blocks": 1},
+    "unet": {"width": 16},
+}
 """Network -> settings of the diagnosis alone: fewer of the same layers, which take less time."""
 
 
