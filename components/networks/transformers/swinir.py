@@ -42,7 +42,7 @@ published variants for unknown degradations, with other upsampling and with grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -267,6 +267,9 @@ class SwinIRForm(RestorationNetwork, SwinIR):
     """
 
     needs = ("image",)
+    layer_choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "eqreg-t": ("conv_first", "*.attn.proj", "*.mlp.fc?", "layers.*.conv", "conv_after_body")
+    }
     published_class = SwinIR
 
     @dataclass(frozen=True, kw_only=True)
@@ -352,6 +355,10 @@ class SwinIRForm(RestorationNetwork, SwinIR):
             settings.drop_path_rate,
         )
         self.describe(in_channels, out_channels, scale, inputs)
+        if self.upsampler == "pixelshuffle":
+            enlarging = ("conv_before_upsample.0",) if scale == 3 else ("conv_before_upsample.0", "upsample.*")
+            patterns = (*type(self).layer_choices["eqreg-t"], *enlarging)
+            self.layer_choices = {"eqreg-t": patterns}  # type: ignore[misc]
 
     def forward(self, stack: Tensor) -> Tensor:
         """Restore a batch of stacks."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from components.equivariance import diagnose, equivariance_error, projected
-from components.networks import build_network, network_settings
+from components.equivariance.layers.spec import named_layers, requested_fields
+from components.networks import build_network, layer_choices, network_class, network_settings
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import WindowGrid, WindowLayer
 from components.networks.weights import load_weights
@@ -381,6 +382,31 @@ def test_the_published_network_is_diagnosed() -> None:
     )
     assert [layer.name for layer in found.layers if layer.residual is None] == []
     assert isinstance(found.verdict, str)
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, set()),
+        ({"scale": 2}, {"conv_before_upsample.0", "upsample.0"}),
+        ({"scale": 3}, {"conv_before_upsample.0"}),
+        ({"scale": 4}, {"conv_before_upsample.0", "upsample.0", "upsample.2"}),
+        ({"scale": 2, "upsampler": "pixelshuffledirect"}, set()),
+    ],
+)
+def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises(
+    settings: dict[str, Any], more: set[str]
+) -> None:
+    """The convolutions but for the last, the ends of the attention and both linear layers; no queries, keys, values."""
+    network = random("swinir", **settings)
+    inside = {
+        f"layers.0.residual_group.blocks.{number}.{layer}"
+        for number in (0, 1)
+        for layer in ("attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    found = requested_fields(named_layers(network), layer_choices(network)["eqreg-t"])
+    assert set(found) == inside | {"conv_first", "layers.0.conv", "conv_after_body"} | more
+    assert list(layer_choices(network_class("swinir"))) == ["eqreg-t"]
 
 
 def test_no_layer_of_a_training_step_is_left_out() -> None:
