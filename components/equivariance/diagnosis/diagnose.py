@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
-from ..layers.spec import LayerSpec, check_patterns, match_patterns, named_layers
+from ..layers.spec import LayerSpec, channels_incompatibility, check_patterns, match_patterns, named_layers
 from ..layers.tracing import Call, Trace, kernels_in, tracing
 from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
@@ -113,8 +113,8 @@ class Diagnosis:
             position tables.
         can_be_exact: whether some weights make the output exactly equivariant; None if this is undecided.
         is_exact: whether the output and every layer are equivariant now, up to rounding.
-        depends_on_size: whether there are strides, pools, windows of attention and the like, so that other sizes may
-            not fit.
+        depends_on_size: whether there are strides, pools, windows of attention, PixelUnshuffle and the like, so that
+            other sizes may not fit.
 
     Example:
         >>> report = diagnose(nn.Conv2d(1, 1, 3, stride=2, padding=1), torch.rand(1, 1, 8, 8))
@@ -296,7 +296,8 @@ class _Examination:
             can_be_exact,
             max(residuals) <= self.tolerance,
             any(window and max(window.stride) > 1 for window in self._windows())
-            or any(attention.window for attention in operations.attentions.values()),
+            or any(attention.window for attention in operations.attentions.values())
+            or any(call.unshuffled for call in self.calls),
         )
 
     # ------------------------------------------------------------------------------------------------- running
@@ -326,8 +327,8 @@ class _Examination:
             return None, str(error)
 
     def _field(self, spec: LayerSpec) -> FieldType:
-        """The field that "auto" gives, but trivial if the channels do not divide."""
-        return "trivial" if spec.channels % self.group.order else spec.field
+        """The field that "auto" gives, but trivial if the channels do not divide into fields."""
+        return "trivial" if channels_incompatibility(spec, self.group) else spec.field
 
     def _sizes(self) -> tuple[dict[str | None, list[float]], set[str]]:
         """The sizes of all images, elements and calls by layer name (None: the output), and the layers that stay 0."""

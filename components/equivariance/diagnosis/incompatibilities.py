@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from ..groups import Group
 from ..layers.grid import Window
 from ..layers.layouts import Layout, Windows
-from ..layers.spec import LayerSpec, through_fields
+from ..layers.spec import LayerSpec, channels_incompatibility, through_fields
 from ..layers.tracing import Call
 from .operations import Attention, Spatial
 
-FIELD_LIMITS = ("channels", "channel groups", "heads", "cut")
+FIELD_LIMITS = ("channels", "channel groups", "heads", "cut", "split")
 """The kinds of incompatibilities that still allow trivial fields at a layer."""
 
 
@@ -85,6 +85,8 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
         after = ", ".join(str(cut) for cut in cuts)
         reason = f"its channels are sliced, or joined with others, after {after}, through regular fields of {t}"
         yield Incompatibility("cut", reason, f"parts of a multiple of {t} channels; trivial fields fit as it is")
+    elif split := channels_incompatibility(spec, group):
+        yield Incompatibility("split", f"{split}, only trivial ones fit", f"parts of a multiple of {t} channels")
     of_group = spec.inputs // spec.num_groups
     if spec.num_groups > 1 and of_group > 1 and of_group % t:
         reason = f"groups of {of_group} channels cut through regular fields of {t}"
@@ -112,6 +114,10 @@ def spatial_incompatibilities(operation: Spatial, group: Group, breaks: bool) ->
         if any(out % size for size, out in zip(*sizes, strict=True)):
             reason = f"nearest neighbours from {by(sizes[0])} to {by(sizes[1])} are picked from one side"
             yield Incompatibility("resize", reason, "a whole factor, or bilinear", breaks)
+    elif operation.details in ("rows", "columns"):
+        axis = ("rows", "columns").index(operation.details)
+        before, after = (f"{size[axis]} {operation.details}" for size in sizes)
+        yield Incompatibility("resize", f"{before} are resized to {after}, more on one side", "a whole factor", breaks)
     elif operation.kind in ("padding", "crop"):
         kind, widths, of = operation.kind, operation.details, ""
         if any(widths[axis] != widths[axis + 1] for axis in range(0, len(widths) - 1, 2)):

@@ -189,7 +189,7 @@ class OperationRecorder(TorchFunctionMode):
             self._attends_after = len(self._trace.calls)
             self._note_attention(args[0] if args else kwargs["query"])
         elif name == "index_select":
-            self._note_extension(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
+            self._note_selection(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
         self._note_parameters(name, (*args, *kwargs.values()), result)
 
     def _add(self, kind: str, maps: Any, result: Tensor, **more: Any) -> None:
@@ -228,12 +228,21 @@ class OperationRecorder(TorchFunctionMode):
         else:
             self._add("crop", maps, result, details=widths)
 
-    def _note_extension(self, given: dict[str, Any], result: Tensor) -> None:
-        """Record a padding of ``(B, C, H, W)`` that picks its pixels by their positions, as one by reflection."""
+    def _note_selection(self, given: dict[str, Any], result: Tensor) -> None:
+        """Record what picks rows or columns of ``(B, C, H, W)`` by their positions: a padding, a crop or a resize."""
         maps, axis, index = given["input"], given["dim"], given["index"]
-        if maps.ndim != 4 or axis % 4 < 2 or result.numel() <= maps.numel():
+        if maps.ndim != 4 or axis % 4 < 2 or not len(index):
             return
         length = maps.shape[axis]
+        if len(index) <= length:
+            if torch.equal(index.flip(0), length - 1 - index):
+                return
+            if bool((index.diff() == 1).all()):
+                widths = (int(index[0]), length - 1 - int(index[-1]))
+                self._add("crop", maps, result, details=widths if axis % 4 == 3 else (0, 0, *widths))
+            else:
+                self._add("resize", maps, result, details="columns" if axis % 4 == 3 else "rows")
+            return
         own, found = torch.arange(length, device=index.device), index.unfold(0, length, 1)  # (M - N + 1, N)
         starts = (found == own).all(dim=1).nonzero().flatten().tolist()
         if length == 1 or not starts:  # copies of one pixel commute with turns; without the image it is no padding

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import FieldType, Group, group_named, permute_fields
-from ..layers.spec import LayerSpec, kernel_input_field, through_fields
+from ..layers.spec import LayerSpec, channels_incompatibility, kernel_input_field, through_fields
 from ..layers.tracing import Unshuffled, kernels_in, tracing
 from .equivariance_error import evaluation_mode, specs_of
 from .operations import OperationRecorder
@@ -72,7 +72,7 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     cut = {name for name, spec in specs.items() if through_fields(spec.cuts, chosen)}
     for name, spec in specs.items():
         field: FieldType = "trivial"
-        if fields == "auto" and spec.channels % chosen.order == 0 and name not in cut:
+        if fields == "auto" and channels_incompatibility(spec, chosen) is None and name not in cut:
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
         own = getattr(_module(copy, name), "weight", None)

@@ -104,6 +104,7 @@ class LayerSpec:
         has_no_place: whether its output is one vector for each image, as class scores are.
         cuts: positions among its output channels at which they are sliced or joined with others.
         input_cuts: the same of its input channels.
+        splits: positions among its output channels at which they are split into parts, as into the halves of a gate.
     """
 
     inputs: int
@@ -119,6 +120,7 @@ class LayerSpec:
     has_no_place: bool = False
     cuts: tuple[int, ...] = ()
     input_cuts: tuple[int, ...] = ()
+    splits: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: Layer) -> LayerSpec:
@@ -151,8 +153,11 @@ class LayerSpec:
             unshuffled=call.unshuffled,
             has_no_place=len(call.output_shape) == 2,
             cuts=_united(each.cuts for each in calls),
+            splits=_united(each.splits for each in calls),
             input_cuts=_united(
-                cuts for each in calls for cuts in (each.input_cuts, *(source.cuts for source in each.sources))
+                cuts
+                for each in calls
+                for cuts in (each.input_cuts, *(source.cuts | source.splits for source in each.sources))
             ),
         )
 
@@ -181,6 +186,24 @@ def through_fields(cuts: Iterable[int], group: Group) -> list[int]:
     return [cut for cut in cuts if cut % group.order]
 
 
+def channels_incompatibility(spec: LayerSpec, group: Group) -> str | None:
+    """Why the output of this layer cannot be a regular field, because of its channels; or None.
+
+    Parts into which it is split, as the halves of a gate, must be whole fields: the gate multiplies channel by channel.
+
+    Args:
+        spec: of the layer.
+        group: the group.
+    """
+    if spec.channels % group.order:
+        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
+        return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
+    if inside := [place for place in spec.splits if place % (group.order * spec.factor**2)]:
+        places = " and ".join(map(str, inside))
+        return f"{spec.outputs} output channels are split at {places}, inside regular fields of {group.order}"
+    return None
+
+
 def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> str | None:
     """Why no weights can make the output of this layer a field of this type, at any image size; or None.
 
@@ -189,9 +212,8 @@ def field_incompatibility(spec: LayerSpec, field: FieldType, group: Group) -> st
         field: "trivial" or "regular".
         group: the group.
     """
-    if field == "regular" and spec.channels % group.order:
-        after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
-        return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
+    if field == "regular" and (reason := channels_incompatibility(spec, group)):
+        return reason
     return spec.window.incompatibility(group.needs_squares) if spec.window else None
 
 

@@ -26,6 +26,7 @@ LAYER_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 ADJOINT = " (adjoint)"
 """After the name of a weight, for its calls as a transposed convolution, if it is also that of a convolution."""
 
+_SPLITS = ("chunk", "split", "split_with_sizes", "tensor_split")
 _KINDS = {"conv2d": "convolution", "conv_transpose2d": "convolution", "linear": "linear"}
 _REARRANGEMENTS = (
     "view", "reshape", "unsafe_view", "flatten", "unflatten", "permute", "transpose", "movedim", "contiguous", "clone",
@@ -64,6 +65,8 @@ class Call:
         cuts: positions among the channels at which the output, or what is added to it, is sliced or joined with others.
         input_cuts: those of the input that are known before the call.
         sources: the calls from whose outputs the input comes by pointwise operations.
+        splits: positions among the channels at which the output is split into parts, as into the halves of a gate.
+        feeding: of a depthwise convolution the calls whose outputs it reads: its channels are theirs.
     """
 
     name: str
@@ -83,6 +86,14 @@ class Call:
     cuts: set[int] = field(default_factory=set)
     input_cuts: tuple[int, ...] = ()
     sources: tuple[Call, ...] = ()
+    splits: set[int] = field(default_factory=set)
+    feeding: tuple[Call, ...] = ()
+
+    def split(self, places: Iterable[int]) -> None:
+        """Note that the channels of the output are split at these positions."""
+        self.splits.update(places)
+        for call in self.feeding:
+            call.split(places)
 
     @property
     def is_transposed(self) -> bool:
@@ -221,10 +232,8 @@ class _Tracer(TorchFunctionMode):
             tensors = [part for part in result if isinstance(part, Tensor)] if isinstance(result, tuple | list) else []
             for part in tensors:  # results of chunk, split and unbind
                 self._tags[part] = self._inherited(args, kwargs, part)
-            if tensors and args and isinstance(args[0], Tensor) and name in ("chunk", "split", "split_with_sizes"):
-                sizes = [part.shape[1] for part in tensors if part.ndim > 1]
-                if _axis(args[0].ndim, kwargs.get("dim", args[2] if len(args) > 2 else 0)) == 1:
-                    self._cut(args[0], accumulate(sizes))
+            if name in _SPLITS and len(tensors) > 1:
+                self._note_splits(args[0] if args else kwargs["input"], tensors)
         return result
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
@@ -284,6 +293,7 @@ class _Tracer(TorchFunctionMode):
             parameter=parameter,
             input_cuts=incoming.cuts if name != "linear" else (),
             sources=incoming.calls if name != "linear" else (),
+            feeding=incoming.calls if name != "linear" and groups == maps.shape[-3] == result.shape[-3] else (),
         )
         self.trace.calls.append(call)
         if self._on_call:
@@ -352,6 +362,14 @@ class _Tracer(TorchFunctionMode):
             if whole.number == result.shape[-3]:
                 for call in (call for tag in tags if not tag.unshuffled for call in tag.calls):
                     call.sub_pixel, call.joins_unshuffled = whole.factor, True
+
+    def _note_splits(self, maps: Tensor, parts: list[Tensor]) -> None:
+        """Note where the channels of layers' outputs are split."""
+        for call in self._tag(maps).calls:
+            axis = maps.ndim - (1 if call.kind == "linear" else 3)
+            sizes = [part.shape[axis] for part in parts]
+            if sum(sizes) == maps.shape[axis]:
+                call.split(list(accumulate(sizes[:-1])))
 
     def _cut(self, maps: Any, positions: Iterable[int]) -> None:
         """Note that maps ``(B, C, H, W)`` of convolutions are cut at positions among their channels."""

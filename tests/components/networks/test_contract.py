@@ -321,7 +321,9 @@ def test_extending_by_an_even_number_commutes_with_quarter_turns(side: int) -> N
     assert torch.equal(extend(images.rot90(1, (2, 3)), 1, least), extend(images, 1, least).rot90(1, (2, 3)))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mprnet" else ()) for name in SMALL]
+)
 def test_an_exported_program_restores_what_the_module_restores_and_names_no_device(name: str) -> None:
     network = random(name).float()
     example = stack(network, 48, 33, batch=2).float()
@@ -473,12 +475,13 @@ def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises() -> N
         ("drunet", {}, "auto"),
         ("restormer", {"width": 16, "hidden_multiple": 8}, "auto"),
         ("restormer", {"width": 16, "hidden_multiple": 8, "norm": "bias_free"}, "auto"),
-        # As published, the gates of the feed-forward layers multiply parts of different fields.
         ("restormer", {"hidden_multiple": 1}, "trivial"),
         ("derainnet", {}, "auto"),
         ("derainnet", {"activation": "tanh", "in_channels": 1, "out_channels": 1}, "auto"),
         ("fbpconvnet", {"upsampling": "in_place", "width": 16}, "auto"),
         ("mprnet", {"stage2": "whole"}, "auto"),
+        # As published, the gates of the feed-forward layers cut through fields, so these layers keep scalar fields.
+        ("restormer", {"width": 16, "hidden_multiple": 1}, "auto"),
     ],
 )
 def test_projected_weights_make_the_output_equivariant(
@@ -533,6 +536,50 @@ def test_eight_orientations_are_no_regular_fields_of_quarter_turns() -> None:
     copy = projected(network, images, fields="trivial")
     assert equivariance_error(copy, images)["output"] < 1e-6  # the rounding of the basis to single precision
     assert diagnose(network, images).can_be_exact
+
+
+@pytest.mark.parametrize(("name", "side", "fitting"), [("nafnet", 21, 20), ("drunet", 21, 24), ("restormer", 21, 24)])
+def test_an_extension_on_one_side_is_named_with_a_size_that_needs_none(name: str, side: int, fitting: int) -> None:
+    network = random(name)
+    found = diagnose(network, stack(network, side, side))
+    assert {incompatibility.kind for _, incompatibility in found.fatal} == {"padding", "crop"}
+    assert (found.can_be_exact, found.fitting_size) == (False, (fitting, fitting))
+    images = stack(network, side, side)
+    assert equivariance_error(projected(network, images), images)["output"] > 1e-3
+    other = diagnose(network, stack(network, fitting, fitting))
+    assert other.can_be_exact
+    assert not any(layer.incompatibilities for layer in other.layers)
+    assert other.findings == ()
+
+
+def test_the_feed_forward_layers_of_the_published_restormer_limit_its_fields() -> None:
+    """127, 255, 510 and 1021 hidden channels, before the gate twice as many; 1020 divide by 4, their halves do not."""
+    network = random("restormer", width=48, heads=(1, 2, 4, 8), hidden_multiple=1).float()
+    found = diagnose(network, stack(network, 16, 16).float())
+    limits = {
+        (layer.name, each.kind, each.reason.partition(" channels")[0])
+        for layer in found.layers
+        for each in layer.incompatibilities
+    }
+    places = {"encoder_level1": 254, "encoder_level2": 510, "latent": 2042, "decoder_level2": 510}
+    places |= {"decoder_level1": 510, "refinement": 510}
+    layers = ("ffn.project_in", "ffn.dwconv")
+    expected = {(f"{place}.0.{layer}", "channels", str(number)) for place, number in places.items() for layer in layers}
+    whole = ("encoder_level3", "decoder_level3")
+    expected |= {(f"{place}.0.{layer}", "split", "1020 output") for place in whole for layer in layers}
+    assert limits == expected
+    assert found.can_be_exact
+    assert "only with trivial fields, so symmetric kernels, in 16 of 58 layers" in found.verdict
+
+
+def test_heads_that_cut_through_fields_are_named() -> None:
+    network = random("restormer", heads=(1, 8, 2, 2))  # 2 channels each at the second level
+    found = diagnose(network, stack(network, 16, 16))
+    kinds = {layer.name: [each.kind for each in layer.incompatibilities] for layer in found.layers}
+    assert {name for name, of_layer in kinds.items() if of_layer} == {
+        f"{place}.0.attn.qkv_dwconv" for place in ("encoder_level2", "decoder_level2")
+    }
+    assert kinds["encoder_level2.0.attn.qkv_dwconv"] == ["heads"]
 
 
 def test_projecting_does_not_touch_the_network_itself() -> None:

@@ -175,7 +175,7 @@ def test_the_residuals_of_a_new_classifier_are_zero(norm: str) -> None:
 
 EXPORTED: list[tuple[str, dict[str, object]]] = [("resnet", {"norm": "batch"})]
 EXPORTED += [(name, {"scale": scale}) for name in RESTORATIONS for scale in (1, 2, 3, 4)]
-EXPORTED += [(name, {"scale": scale}) for name in EXACT for scale in (1, 3)]
+EXPORTED += [(name, {"scale": scale}) for name, scale in zip(EXACT, (3, 3, 1, 1), strict=True)]
 
 
 @pytest.mark.parametrize(("name", "settings"), EXPORTED)

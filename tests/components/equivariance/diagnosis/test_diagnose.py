@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.equivariance import Diagnosis, Windows, diagnose, equivariance_error
+from components.equivariance import (
+    Diagnosis,
+    EquivarianceRegularizer,
+    Windows,
+    diagnose,
+    equivariance_error,
+    projected,
+)
 from components.equivariance.diagnosis.diagnose import LayerDiagnosis
 from components.equivariance.diagnosis.incompatibilities import other_windows
 from components.equivariance.layers.grid import Window
@@ -263,6 +270,41 @@ class Cropped(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps[:, :, self.width : -self.width, self.width : -self.width]
+
+
+def _picked(maps: Tensor, *places: int) -> Tensor:
+    """Rows and columns at these places."""
+    index = torch.tensor(places)
+    return maps.index_select(-2, index).index_select(-1, index)
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "reason"),
+    [
+        ((0, 1, 2, 3, 2), "padding", "are extended to"),
+        ((1, 0, 1, 2, 3), "padding", "are extended to"),
+        ((0, 1, 2), "crop", "are cropped to"),
+        ((0, 0, 1, 1, 2), "resize", "are resized to"),
+    ],
+)
+def test_rows_and_columns_that_indices_pick_unevenly_are_named(places: tuple[int, ...], kind: str, reason: str) -> None:
+    diagnosis = diagnose(_between(lambda maps: _picked(maps, *places)), random_images(1, 3, 4, 4))
+    assert [(each.where, each.incompatibility.kind) for each in diagnosis.findings] == [
+        (f"{kind} after first", kind)
+    ] * 2
+    expected = [f"4 {axis} {reason} {len(places)} {axis}, more on one side" for axis in ("rows", "columns")]
+    assert [each.incompatibility.reason for each in diagnosis.findings] == expected
+    assert all(each.incompatibility.is_fatal for each in diagnosis.findings)
+    assert diagnosis.can_be_exact is False
+
+
+@pytest.mark.parametrize("places", [(1, 0, 1, 2, 3, 2), (1, 2), (0, 0, 1, 1, 2, 2, 3, 3)])
+def test_rows_and_columns_that_indices_pick_evenly_are_no_finding(places: tuple[int, ...]) -> None:
+    network = _between(lambda maps: _picked(maps, *places))
+    diagnosis = diagnose(network, random_images(1, 3, 4, 4))
+    assert diagnosis.findings == ()
+    assert diagnosis.can_be_exact
+    assert relative_error(network, 1, random_images(1, 3, 4, 4)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -581,6 +623,67 @@ def test_narrow_heads_are_named_and_not_fatal(network: nn.Module, name: str) -> 
     assert incompatibility.kind == "heads"
     assert "heads of 2 channels" in incompatibility.reason
     assert not incompatibility.is_fatal
+
+
+class Gated(nn.Module):
+    """Two halves of the channels are multiplied; ``as_tokens`` with a linear layer."""
+
+    def __init__(self, half: int, as_tokens: bool = False) -> None:
+        super().__init__()
+        self.half, self.as_tokens = half, as_tokens
+        with seeded(0):
+            self.first = nn.Conv2d(3, 8, 3, padding=1).double()
+            self.wide = (nn.Linear(8, 2 * half) if as_tokens else nn.Conv2d(8, 2 * half, 1)).double()
+            self.last = nn.Conv2d(half, 3, 3, padding=1).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        if self.as_tokens:  # (B, C, H, W) -> (B, H, W, C) and back
+            first, second = self.wide(maps.permute(0, 2, 3, 1)).sigmoid().split(self.half, dim=-1)
+            return self.last((first * second).permute(0, 3, 1, 2))
+        first, second = self.wide(maps).chunk(2, dim=1)
+        return self.last(F.gelu(first) * second)
+
+
+@pytest.mark.parametrize("as_tokens", [False, True])
+@pytest.mark.parametrize(("half", "kinds"), [(8, []), (6, ["split"]), (5, ["channels"])])
+def test_halves_of_a_gate_that_cut_through_fields_are_named(half: int, kinds: list[str], as_tokens: bool) -> None:
+    """12 channels divide by 4, and their halves do not."""
+    network, images = Gated(half, as_tokens), random_images(1, 3, 6, 6)
+    diagnosis = diagnose(network, images)
+    found = _layer(diagnosis, "wide").incompatibilities
+    assert [incompatibility.kind for incompatibility in found] == kinds
+    assert diagnosis.can_be_exact
+    assert ("only with trivial fields" in diagnosis.verdict) == bool(kinds)
+    if kinds == ["split"]:
+        assert found[0].reason.startswith("12 output channels are split at 6, inside regular fields of 4")
+        assert found[0].hint == "parts of a multiple of 4 channels"
+    copy = projected(network, images)
+    assert relative_error(copy, 1, images) < TOLERANCE < 1e-2 < relative_error(network, 1, images)
+    assert max(equivariance_error(copy, images).values()) < TOLERANCE
+    regularizer = EquivarianceRegularizer(network.train(), layers=["wide"] if not kinds else "auto")
+    network(regularizer.pair(images.repeat(4, 1, 1, 1), images.repeat(4, 1, 1, 1)).inputs)
+    regularizer.penalty()
+    assert list(regularizer.skipped) == (["wide"] if kinds else [])
+
+
+def test_a_cut_behind_a_depthwise_convolution_is_one_of_the_layer_before() -> None:
+    class DepthwiseGated(Gated):
+        def __init__(self, half: int) -> None:
+            super().__init__(half)
+            self.depthwise = nn.Conv2d(2 * half, 2 * half, 3, padding=1, groups=2 * half).double()
+
+        def forward(self, images: Tensor) -> Tensor:
+            first, second = self.depthwise(self.wide(self.first(images)).relu()).chunk(2, dim=1)
+            return self.last(first * second)
+
+    network, images = DepthwiseGated(6), random_images(1, 3, 6, 6)
+    diagnosis = diagnose(network, images)
+    for name in ("wide", "depthwise"):
+        assert [incompatibility.kind for incompatibility in _layer(diagnosis, name).incompatibilities] == ["split"]
+        assert _layer(diagnosis, name).field == "trivial"
+    assert relative_error(projected(network, images), 1, images) < TOLERANCE
+    assert not [kind for kind in _kinds(diagnose(DepthwiseGated(8), images)) if kind == "split"]
 
 
 def test_windows_that_are_not_square_are_fatal_for_quarter_turns_alone() -> None:

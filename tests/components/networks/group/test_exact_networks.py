@@ -310,7 +310,7 @@ def test_projecting_leaves_the_weights_as_they_are(name: str, group: str, size: 
 # --------------------------------------------------------------------------------------------------- exports and tiles
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["c4_dncnn", "c4_unet", pytest.param("d4_unet", marks=pytest.mark.slow)])
 def test_an_exported_program_is_exact_at_sizes_and_parities_that_its_example_did_not_have(name: str) -> None:
     network = exact(name, scale=2)
     program = torch.export.export(
