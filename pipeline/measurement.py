@@ -101,7 +101,7 @@ def layer_names(job: TrainingJob) -> list[str]:
     """
     network = job.network()
     try:
-        requested = requested_fields(named_layers(network), job.layers)
+        requested = requested_fields(named_layers(network), job.layers_of(network))
         regularizer = job.regularizer(network)
     except ValueError as error:
         raise ValueError(f"equivariance.{error}") from error

@@ -135,15 +135,14 @@ class TrainingJob:
         chosen = self.params.equivariance
         if chosen.pairing == "none" and not chosen.weight:
             return None
-        return EquivarianceRegularizer(network, replace(chosen.config, layers=self.layers))
+        return EquivarianceRegularizer(network, replace(chosen.config, layers=self.layers_of(network)))
 
-    @property
-    def layers(self) -> Layers:
+    def layers_of(self, network: nn.Module) -> Layers:
         """``equivariance.layers`` as the regulariser takes it: the name patterns of a choice that the network owns."""
         chosen = self.params.equivariance.layers
         if isinstance(chosen, Mapping):
             return chosen
-        return "auto" if chosen == "auto" else layer_choices(network_class(self.params.network_name))[chosen]
+        return "auto" if chosen == "auto" else layer_choices(network)[chosen]
 
     def penalty_weight(self) -> PenaltyWeight | BalancedWeight:
         """The object that computes the factor of the penalty at each step.

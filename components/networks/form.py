@@ -37,7 +37,8 @@ class RestorationNetwork(nn.Module):
             the network takes the whole stack of any task and corrects the first image of it.
         scales: the sizes of the output / size of the input that it can have.
         layer_choices: choices of layers that ``equivariance.layers`` can name, each as the name patterns of its layers.
-            "eqreg-t" has those that the released code of EQ-Reg for transformers penalises.
+            "eqreg-t" has those that the released code of EQ-Reg for transformers penalises. A network may have more
+            patterns than its class, for layers that only some settings give.
         published_class: the published module, if the network is a subclass of one; None if its own form is published.
         output_weights: weights of the losses of the supervised images in training; empty for equal weights.
         in_channels: channels of the stack.

@@ -42,7 +42,7 @@ published variants for unknown degradations, with other upsampling and with grou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -58,6 +58,9 @@ Upsampler = Literal["none", "pixelshuffle", "pixelshuffledirect"]
 
 MEAN_COLOUR = (0.4488, 0.4371, 0.4040)
 """What is subtracted from images of three channels."""
+
+JPEG_WINDOW, JPEG_RANGE = 7, 255
+"""Window and range of the published networks for JPEG, and of no other published network."""
 
 UPSAMPLED_CHANNELS = 64
 """Channels of the maps that "pixelshuffle" enlarges."""
@@ -267,6 +270,9 @@ class SwinIRForm(RestorationNetwork, SwinIR):
     """
 
     needs = ("image",)
+    layer_choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "eqreg-t": ("conv_first", "*.attn.proj", "*.mlp.fc?", "layers.*.conv", "conv_after_body")
+    }
     published_class = SwinIR
 
     @dataclass(frozen=True, kw_only=True)
@@ -337,8 +343,7 @@ class SwinIRForm(RestorationNetwork, SwinIR):
         scale: int = 1,
         inputs: Sequence[str] = ("image",),
     ) -> None:
-        SwinIR.__init__(
-            self,
+        self._arguments = (
             scale,
             out_channels,
             settings.width,
@@ -351,8 +356,34 @@ class SwinIRForm(RestorationNetwork, SwinIR):
             settings.upsampler_of(scale),
             settings.drop_path_rate,
         )
+        SwinIR.__init__(self, *self._arguments)
         self.describe(in_channels, out_channels, scale, inputs)
+        if self.upsampler == "pixelshuffle":
+            enlarging = ("conv_before_upsample.0",) if scale == 3 else ("conv_before_upsample.0", "upsample.*")
+            patterns = (*type(self).layer_choices["eqreg-t"], *enlarging)
+            self.layer_choices = {"eqreg-t": patterns}  # type: ignore[misc]
 
     def forward(self, stack: Tensor) -> Tensor:
         """Restore a batch of stacks."""
         return SwinIR.forward(self, *self.take(stack))
+
+    def chainner(self) -> nn.Module:
+        """Return the published module with masks, by whose size chaiNNer's loader tells that of its own.
+
+        Raises:
+            ValueError: that loader would build another network: it takes the image alone, and it tells the range by the
+                window.
+        """
+        if self.in_channels != self.out_channels:
+            raise ValueError(
+                f"chaiNNer's swinir takes one image; this one takes {self.in_channels} channels and gives "
+                f"{self.out_channels}"
+            )
+        if (self.window == JPEG_WINDOW) != (self.image_range == JPEG_RANGE):
+            raise ValueError(
+                f"chaiNNer's swinir has image_range {JPEG_RANGE} with window {JPEG_WINDOW}, and 1 with others; this "
+                f"one has {self.image_range:g} with {self.window}"
+            )
+        module = SwinIR(*self._arguments, image_size=2 * self.window)
+        module.to(self.conv_first.weight).load_state_dict(self.state_dict(), strict=False)
+        return module.train(self.training)

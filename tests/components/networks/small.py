@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from components.networks import build_network
-from components.networks.transformers.window_attention import WindowLayer
+from components.networks.transformers.window_attention import Perceptron, WindowAttention
 
 SMALL: dict[str, dict[str, Any]] = {
     "acdnet": {"maps": 4, "dual_channels": 3, "atoms": 5, "residual_blocks": 1, "stages": 2},
@@ -71,25 +71,23 @@ def random(name: str, **arguments: Any) -> nn.Module:
                 nn.init.uniform_(values, 0.5, 1.5)  # type: ignore[arg-type]
             for values in (module.bias, module.running_mean):
                 nn.init.normal_(values, std=0.1)  # type: ignore[arg-type]
+        elif isinstance(module, WindowAttention | Perceptron):
+            _fill(module)
         elif not isinstance(module, nn.Linear | nn.PReLU):
             for key, values in module.named_parameters(recurse=False):
                 if key in OF_CHANNELS:
                     nn.init.uniform_(values, *OF_CHANNELS[key])
-        elif isinstance(module, WindowLayer):
-            _fill(module)
     return network
 
 
-def _fill(layer: WindowLayer) -> None:
+def _fill(part: WindowAttention | Perceptron) -> None:
     """Weights of a size at which the attention of each window has its own form."""
-    for module in layer.modules():
+    for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.normal_(module.bias, std=0.1)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-    nn.init.normal_(layer.attn.relative_position_bias_table)
+    if isinstance(part, WindowAttention):
+        nn.init.normal_(part.relative_position_bias_table)
 
 
 def stack(network: nn.Module, height: int = 24, width: int = 24, batch: int = 1) -> Tensor:

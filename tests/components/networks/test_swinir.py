@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from components.equivariance import diagnose, equivariance_error, projected
-from components.networks import build_network, network_settings
+from components.equivariance.layers.spec import named_layers, requested_fields
+from components.networks import build_network, layer_choices, network_class, network_settings
 from components.networks.transformers.swinir import SwinIR
 from components.networks.transformers.window_attention import WindowGrid, WindowLayer
 from components.networks.weights import load_weights
@@ -285,6 +289,60 @@ def test_parameters_may_not_be_missing(tmp_path: Path) -> None:
         load_weights(build_network("swinir", **SMALL["swinir"]), tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window": 8},
+        {"window": 7, "image_range": 255},
+        {"window": 8, "scale": 3},
+        {"window": 8, "scale": 4, "upsampler": "pixelshuffledirect"},
+        {"depth": 1, "in_channels": 1, "out_channels": 1},
+    ],
+)
+def test_the_form_for_chainner_is_the_published_module_with_its_masks(settings: dict[str, Any]) -> None:
+    network = random("swinir", **settings).float()
+    module, images = network.chainner(), stack(network, 9, 17).float()  # type: ignore[operator]
+    assert type(module) is SwinIR
+    torch.testing.assert_close(module(images), network(images), rtol=0, atol=0)
+    more = module.state_dict().keys() - network.state_dict().keys()
+    shifted = {name for name, layer in network.named_modules() if isinstance(layer, WindowLayer) and layer.shift}
+    assert more == {f"{name}.attn_mask" for name in shifted}
+
+
+def test_the_loader_of_chainner_builds_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An independent implementation of the reference, with the weights of ours."""
+    if importlib.util.find_spec("spandrel") is None:
+        pytest.skip("no spandrel: .ci/run installs it without torchvision")
+    for module in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    for part in ("InterpolationMode", "normalize", "rotate"):  # of two networks that are not ours
+        setattr(sys.modules["torchvision.transforms.functional"], part, None)
+    from spandrel import ModelLoader
+
+    for settings in ({"window": 8}, {"window": 7, "image_range": 255}, {"window": 8, "scale": 4}):
+        network = random("swinir", **settings).float()
+        found = ModelLoader(device="cpu").load_from_state_dict(network.chainner().state_dict())  # type: ignore[operator]
+        assert (found.architecture.id, found.scale) == ("SwinIR", network.scale)
+        images = stack(network, 23, 17).float()
+        with torch.no_grad():
+            torch.testing.assert_close(found.model.eval()(images), network(images), rtol=0, atol=1e-4)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "spandrel"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 7}, "image_range 255 with window 7, and 1 with others; this one has 1 with 7"),
+        ({"image_range": 255}, "this one has 255 with 4"),
+        ({"inputs": ("image", "mask"), "in_channels": 4}, "takes one image; this one takes 4 channels and gives 3"),
+    ],
+)
+def test_what_the_loader_of_chainner_would_misread_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random("swinir", **settings).chainner()  # type: ignore[operator]
+
+
 # -------------------------------------------------------------------------------------------------------- equivariance
 
 
@@ -306,13 +364,13 @@ def test_tables_of_relative_positions_forbid_exactness_until_they_are_symmetric(
 def test_sizes_that_need_a_padding_forbid_exactness(size: int, exact: bool) -> None:
     found = diagnose(symmetric(random("swinir")), stack(random("swinir"), size, size))
     assert found.can_be_exact is exact
-    assert {each.kind for _, each in found.fatal} == (set() if exact else {"padding"})
+    assert {each.kind for _, each in found.fatal} == (set() if exact else {"padding", "crop"})
     assert found.depends_on_size
     assert exact or found.fitting_size in ((12, 12), (16, 16))
 
 
 @pytest.mark.parametrize(
-    ("size", "fatal"), [(21, {"window shift"}), (14, {"window shift"}), (20, {"window shift", "padding"})]
+    ("size", "fatal"), [(21, {"window shift"}), (14, {"window shift"}), (20, {"window shift", "padding", "crop"})]
 )
 def test_shifted_windows_of_an_odd_side_as_for_jpeg_forbid_exactness_at_every_size(size: int, fatal: set[str]) -> None:
     network = symmetric(random("swinir", window=7, image_range=255))
@@ -381,6 +439,31 @@ def test_the_published_network_is_diagnosed() -> None:
     )
     assert [layer.name for layer in found.layers if layer.residual is None] == []
     assert isinstance(found.verdict, str)
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, set()),
+        ({"scale": 2}, {"conv_before_upsample.0", "upsample.0"}),
+        ({"scale": 3}, {"conv_before_upsample.0"}),
+        ({"scale": 4}, {"conv_before_upsample.0", "upsample.0", "upsample.2"}),
+        ({"scale": 2, "upsampler": "pixelshuffledirect"}, set()),
+    ],
+)
+def test_the_layers_of_eqreg_t_are_those_that_its_released_code_penalises(
+    settings: dict[str, Any], more: set[str]
+) -> None:
+    """The convolutions but for the last, the ends of the attention and both linear layers; no queries, keys, values."""
+    network = random("swinir", **settings)
+    inside = {
+        f"layers.0.residual_group.blocks.{number}.{layer}"
+        for number in (0, 1)
+        for layer in ("attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    found = requested_fields(named_layers(network), layer_choices(network)["eqreg-t"])
+    assert set(found) == inside | {"conv_first", "layers.0.conv", "conv_after_body"} | more
+    assert list(layer_choices(network_class("swinir"))) == ["eqreg-t"]
 
 
 def test_no_layer_of_a_training_step_is_left_out() -> None:
