@@ -27,8 +27,8 @@ A network that chaiNNer's loader knows has a method ``chainner``. It returns the
 published names. With these names it is the network itself.
 
 Example:
-    >>> sorted(NETWORKS)
-    ['acdnet', 'dncnn', 'ffdnet', 'prenet', 'redcnn', 'resnet', 'unet']
+    >>> {"dncnn", "prenet", "restormer"} <= NETWORKS.keys()
+    True
     >>> {name: network_class(name).needs for name in ("prenet", "acdnet", "unet")}
     {'prenet': ('image',), 'acdnet': ('image', 'li', 'metal_mask'), 'unet': None}
 """

@@ -286,4 +286,4 @@ def test_an_unknown_norm_is_refused(name: str) -> None:
 
 def test_an_unknown_network_is_refused_with_the_known_names() -> None:
     with pytest.raises(ValueError, match=", ".join(sorted(NETWORKS))):
-        build_network("restormer")
+        build_network("uformer")

@@ -16,6 +16,7 @@ from torch import nn
 
 from components.data.packs import Entry, write_pack
 from components.equivariance import PenaltyWeight
+from components.members import NETWORKS
 from components.networks import build_network
 from components.training.state import TrainingState
 from components.training.worker import Worker
@@ -231,8 +232,8 @@ def test_a_network_is_diagnosed_by_its_name_with_published_settings(
     [
         (
             "nowhere",
-            "nowhere: no such file or folder; give params, a network (acdnet, dncnn, ffdnet, prenet, redcnn, resnet, "
-            "unet), models:/NAME@ALIAS, results/train/model.safetensors",
+            f"nowhere: no such file or folder; give params, a network ({', '.join(sorted(NETWORKS))}), "
+            "models:/NAME@ALIAS, results/train/model.safetensors",
         ),
         ("nowhere.safetensors", "nowhere.safetensors: no such file or folder"),
         ("empty", "empty: neither model.safetensors nor step-*.pt in this folder"),

@@ -59,7 +59,10 @@ SWITCHES = [
 ]
 
 
-OF_NETWORKS: dict[str, dict[str, Any]] = {"acdnet": {"task": "ct_mar", "equivariance.penalty": "rotation"}}
+OF_NETWORKS: dict[str, dict[str, Any]] = {
+    **{name: {"task": "ct_mar", "equivariance.penalty": "rotation"} for name in ("acdnet", "dicdnet", "oscnet")},
+    "rcdnet": {"equivariance.penalty": "rotation"},
+}
 """Network -> the further changes under which it is allowed with its published settings."""
 
 

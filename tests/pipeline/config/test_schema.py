@@ -12,6 +12,7 @@ import pytest
 from components.degradations.noise import GaussianNoise
 from components.equivariance import PenaltyWeight, group_named
 from components.inference.tiles import ENSEMBLES
+from components.members import NETWORKS
 from pipeline.config.schema import Params, check_params, load_params, unreached
 from pipeline.config.sections import SELF_ENSEMBLES
 from pipeline.config.values import get_value, parse_values, read_values, set_value
@@ -203,7 +204,7 @@ def _section(values: dict[str, Any], sections: list[str]) -> dict[str, Any]:
         pytest.param(
             "network.name",
             "unett",
-            "'unett': use auto, acdnet, dncnn, ffdnet, prenet, redcnn, resnet or unet; did you mean unet?",
+            f"'unett': use auto, {', '.join(sorted(NETWORKS)[:-1])} or unet; did you mean unet?",
             id="network.name-unett-'unett': use auto, dncnn, resnet or unet; did you mean unet?",
         ),
         ("equivariance.weight", -0.1, "-0.1: use a number of at least 0"),
