@@ -233,24 +233,21 @@ class OperationRecorder(TorchFunctionMode):
         maps, axis, index = given["input"], given["dim"], given["index"]
         if maps.ndim != 4 or axis % 4 < 2 or not len(index):
             return
-        length = maps.shape[axis]
-        if len(index) <= length:
-            if torch.equal(index.flip(0), length - 1 - index):
-                return
-            if bool((index.diff() == 1).all()):
-                widths = (int(index[0]), length - 1 - int(index[-1]))
-                self._add("crop", maps, result, details=widths if axis % 4 == 3 else (0, 0, *widths))
-            else:
-                self._add("resize", maps, result, details="columns" if axis % 4 == 3 else "rows")
+        length, is_last = maps.shape[axis], axis % 4 == 3
+        if torch.equal(index.flip(0), length - 1 - index):  # also copies of one pixel
             return
-        own, found = torch.arange(length, device=index.device), index.unfold(0, length, 1)  # (M - N + 1, N)
-        starts = (found == own).all(dim=1).nonzero().flatten().tolist()
-        if length == 1 or not starts:  # copies of one pixel commute with turns; without the image it is no padding
-            return
-        widths = (starts[0], len(index) - length - starts[0])
-        if torch.equal(index.flip(0), length - 1 - index):
-            widths = ((len(index) - length) // 2,) * 2
-        self._add("padding", maps, result, details=widths if axis % 4 == 3 else (0, 0, *widths))
+        own = torch.arange(length, device=index.device)
+        kind, widths = "resize", (0, 0)
+        if len(index) <= length and bool((index.diff() == 1).all()):
+            kind, widths = "crop", (int(index[0]), length - 1 - int(index[-1]))
+        elif len(index) > length:
+            starts = (index.unfold(0, length, 1) == own).all(dim=1).nonzero().flatten().tolist()
+            if starts:  # (M - N + 1, N) -> where the image lies in what is picked
+                kind, widths = "padding", (starts[0], len(index) - length - starts[0])
+        if kind == "resize":
+            self._add(kind, maps, result, details="columns" if is_last else "rows")
+        else:
+            self._add(kind, maps, result, details=widths if is_last else (0, 0, *widths))
 
     def _note_attention(self, queries: Any) -> None:
         """Record an attention, from queries ``(B, heads, N, width)`` or ``(B, heads, width, N)``.
