@@ -81,12 +81,12 @@ def _field_limits(spec: LayerSpec, head_width: int | None, group: Group) -> Iter
         after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
         reason = f"{spec.channels} channels{after} do not divide by {t} into regular fields, only trivial ones fit"
         yield Incompatibility("channels", reason, f"{_nearest_multiple(spec.channels, t)} channels")
+    elif split := channels_incompatibility(spec, group):
+        yield Incompatibility("split", f"{split}, only trivial ones fit", f"parts of a multiple of {t} channels")
     elif cuts := through_fields(spec.cuts, group):
         after = ", ".join(str(cut) for cut in cuts)
         reason = f"its channels are sliced, or joined with others, after {after}, through regular fields of {t}"
         yield Incompatibility("cut", reason, f"parts of a multiple of {t} channels; trivial fields fit as it is")
-    elif split := channels_incompatibility(spec, group):
-        yield Incompatibility("split", f"{split}, only trivial ones fit", f"parts of a multiple of {t} channels")
     of_group = spec.inputs // spec.num_groups
     if spec.num_groups > 1 and of_group > 1 and of_group % t:
         reason = f"groups of {of_group} channels cut through regular fields of {t}"

@@ -370,6 +370,8 @@ class _Tracer(TorchFunctionMode):
             sizes = [part.shape[axis] for part in parts]
             if sum(sizes) == maps.shape[axis]:
                 call.split(list(accumulate(sizes[:-1])))
+                if call.kind == "convolution":
+                    call.cuts.update(call.splits)
 
     def _cut(self, maps: Any, positions: Iterable[int]) -> None:
         """Note that maps ``(B, C, H, W)`` of convolutions are cut at positions among their channels."""
