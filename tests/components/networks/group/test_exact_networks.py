@@ -31,7 +31,8 @@ ODD = [(13, 13), (12, 9), (7, 11), (1, 1), (2, 5)]
 
 def exact(name: str, **settings: Any) -> nn.Module:
     """A small network with random weights, in double precision and evaluation mode."""
-    return random_network(name, **{"width": 8, "depth": 3, "norm": "batch", **settings})
+    depth = 2 if name.endswith("unet") else 3
+    return random_network(name, **{"width": 8, "depth": depth, "norm": "batch", **settings})
 
 
 def deviation(network: nn.Module, images: Tensor, plane: PlaneGroup) -> float:
@@ -48,15 +49,21 @@ def deviation(network: nn.Module, images: Tensor, plane: PlaneGroup) -> float:
 # ------------------------------------------------------------------------------------------------------------ exactness
 
 
-@pytest.mark.parametrize("size", [*EVEN, *ODD])
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", NAMES)
+SIZES_AND_SCALES = [
+    pytest.param(name, scale, size, marks=() if scale == 1 or size == (13, 13) else pytest.mark.slow)
+    for name in NAMES
+    for scale in (1, 2, 3, 4)
+    for size in (*EVEN, *ODD)
+]
+
+
+@pytest.mark.parametrize(("name", "scale", "size"), SIZES_AND_SCALES)
 def test_the_output_turns_with_the_stack_at_every_size_and_scale(name: str, scale: int, size: tuple[int, int]) -> None:
     network = exact(name, scale=scale, in_channels=5)
     assert deviation(network, random_images(2, 5, *size), PLANES[name]) < 1e-12
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trained_network_is_as_exact_as_a_new_one(name: str, norm: str) -> None:
     network = exact(name, norm=norm).train()
@@ -126,7 +133,7 @@ def plain_twin(network: nn.Module, **arguments: Any) -> nn.Module:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_is_the_plain_one_with_tied_weights(name: str, scale: int) -> None:
     """At even sizes: at an odd one, the plain U-Net pools on one side."""
-    network = exact(name, width=16, match="channels", scale=scale)
+    network = exact(name, width=16, depth=3, match="channels", scale=scale)
     images = random_images(2, 3, 12, 20)
     twin = plain_twin(network, width=16, depth=3, scale=scale)
     torch.testing.assert_close(network(images), twin(images), rtol=0, atol=1e-12)
@@ -222,7 +229,7 @@ def step(network: nn.Module, element: int = 1, **options: Any) -> dict[str, floa
     return {name: float(value) for name, value in regularizer.layer_penalties().items()}
 
 
-@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("scale", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_regular_penalty_of_every_layer_is_zero(name: str, scale: int) -> None:
     for element in range(1, PLANES[name].order):
@@ -246,8 +253,17 @@ def test_the_kernels_are_their_own_projections(name: str) -> None:
     assert max(found.values()) < 1e-24
 
 
-@pytest.mark.parametrize("penalty", ["rotation", "channel", "rotation+channel", "regular", "projection", "paper"])
-@pytest.mark.parametrize("name", ["c4_dncnn", "c4_unet"])
+@pytest.mark.parametrize(
+    ("name", "penalty"),
+    [
+        pytest.param(name, penalty, marks=() if (name, penalty) == ("c4_dncnn", "regular") else pytest.mark.slow)
+        for name, penalties in (
+            ("c4_dncnn", ("rotation", "channel", "rotation+channel", "regular", "projection", "paper")),
+            ("c4_unet", ("regular",)),
+        )
+        for penalty in penalties
+    ],
+)
 def test_a_network_under_turns_learns_to_mirror_and_stays_exact_under_turns(name: str, penalty: Any) -> None:
     """The penalties under D4 are not zero, and their gradient passes the kernels to the weights."""
     network = exact(name, width=16, norm="none").train()
