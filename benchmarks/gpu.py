@@ -18,6 +18,7 @@ Name another file for other code. What does not fit into the minutes is skipped,
    and with all layers (k = B/4), each beside a plain run of its own: ``ms``, ``plain_ms``, ``ratio`` are medians over
    rounds in which the two take some steps in turn, with quartiles; ``memory`` is the most bytes allocated at once for
    weights, optimiser, batch and step. Float32 is as torch has it by default, with TF32 in convolutions if ``tf32``.
+   The published networks are measured with their published settings and a batch of 8.
    Compiled runs are measured one after the other (``interleaved: false``), since networks of one class share compiled
    code. ``loss`` and ``penalty`` are of the third step, to compare settings by.
 3. ``"figure": "profile"``: the operations with the most time of their own on the device, in a step. They are measured
@@ -113,7 +114,10 @@ class Sizes:
     Attributes:
         networks: name -> settings, of the steps.
         batch, patch: images a step, and their side.
+        published: networks whose steps are measured in the first of the settings alone.
+        published_batch: images of one of their steps.
         checked: settings beside the network's name, of the checks, whose batch is 8 and whose patch is `checked_patch`.
+        small: the same of published networks, which are checked with the default penalty alone.
         rounds, steps: of a measured step; steps are those of a round that are timed.
         eager: (precision, layout) of the steps.
         compiled: (network, precision, layout) of the compiled steps.
@@ -124,7 +128,10 @@ class Sizes:
     networks: dict[str, dict[str, Any]]
     batch: int
     patch: int
+    published: dict[str, dict[str, Any]]
+    published_batch: int
     checked: dict[str, dict[str, Any]]
+    small: dict[str, dict[str, Any]]
     checked_patch: int
     rounds: int
     steps: int
@@ -134,6 +141,14 @@ class Sizes:
     seconds: dict[str, float]
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "prenet": {"width": 8, "stages": 2},
+    "nafnet": {"width": 8, "encoder_blocks": (1, 1), "middle_blocks": 1, "decoder_blocks": (1, 1)},
+    "restormer": {"width": 8, "blocks": (1, 1, 1, 1), "refinement_blocks": 1, "heads": (1, 2, 2, 2)},
+    "swinir": {"width": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4},
+}
+"""Small settings of the published networks that are measured."""
+
 FULL = Sizes(
     {
         "dncnn": {"width": 64, "depth": 17, "norm": "none"},
@@ -141,12 +156,18 @@ FULL = Sizes(
     },
     batch=32,
     patch=128,
+    published={name: {} for name in SMALL},
+    published_batch=8,
     checked={"dncnn": {"width": 32, "depth": 8, "norm": "none"}, "unet": {"width": 16, "depth": 3, "norm": "batch"}},
+    small=SMALL,
     checked_patch=48,
     rounds=9,
     steps=5,
     eager=SETTINGS,
-    compiled=[(network, *setting) for setting in SETTINGS for network in ("dncnn", "unet")],
+    compiled=[
+        *((network, *SETTINGS[0]) for network in ("dncnn", "unet", *SMALL)),
+        *((network, *setting) for setting in SETTINGS[1:] for network in ("dncnn", "unet")),
+    ],
     backend="inductor",
     seconds={"check": 5, "step": 10, "profile": 10, "compiled step": 60},
 )
@@ -154,12 +175,15 @@ TOY = Sizes(
     {"dncnn": {"width": 8, "depth": 3, "norm": "none"}, "unet": {"width": 8, "depth": 2, "norm": "batch"}},
     batch=4,
     patch=16,
+    published=SMALL,
+    published_batch=4,
     checked={"dncnn": {"width": 8, "depth": 3, "norm": "none"}, "unet": {"width": 8, "depth": 2, "norm": "batch"}},
+    small=SMALL,
     checked_patch=16,
     rounds=3,
     steps=1,
     eager=SETTINGS[:2],
-    compiled=[("dncnn", *SETTINGS[0])],
+    compiled=[("dncnn", *SETTINGS[0]), ("prenet", *SETTINGS[0])],
     backend="eager",
     seconds={},
 )
@@ -269,7 +293,9 @@ def noisy(clean: Tensor) -> Tensor:
 def random_network(name: str, **settings: Any) -> nn.Module:
     """The same at every call; not the identity that a new one is, so gradients reach every layer."""
     torch.manual_seed(0)
-    network = build_network(name, **{"norm": "none", **settings})
+    if name not in SMALL:
+        settings = {"norm": "none", **settings}
+    network = build_network(name, **settings)
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -386,14 +412,15 @@ def checks(images: Sequence[np.ndarray], sizes: Sizes, device: str) -> Iterator[
     def both(name: str, network: str, result: Callable[[str], Tensors]) -> Figure:
         return figure(name, network, lambda: result("cpu"), lambda: result(device))
 
-    for name, settings in sizes.checked.items():
+    small = sizes.checked | sizes.small
+    for name, settings in small.items():
         yield both(
             "forward and backward", name, lambda on, name=name, settings=settings: forward_backward(
                 name, settings, clean, on
             )
         )  # fmt: skip
     for label, (options, weight) in CHECKED.items():
-        for name, settings in sizes.checked.items():
+        for name, settings in (small if label == "default" else sizes.checked).items():
             yield both(
                 label if label in ("cap", "default") else f"penalty {label}",
                 name,
@@ -404,8 +431,8 @@ def checks(images: Sequence[np.ndarray], sizes: Sizes, device: str) -> Iterator[
         for name, settings in sizes.checked.items():
             yield both(label, name, lambda on, given=(name, settings, image, self_ensemble): tiled(*given, on))
     odd = clean[:3, :, :-3, :-8]
-    for name in (name for name in NETWORKS if not takes_named_inputs(network_class(name))):
-        network = random_network(name, **sizes.checked.get(name, {"width": 8, "depth": 2})).eval()
+    for name in (name for name in NETWORKS if name in small or not takes_named_inputs(network_class(name))):
+        network = random_network(name, **small.get(name, {"width": 8, "depth": 2})).eval()
         yield figure(
             "exported and moved",
             name,
@@ -425,7 +452,7 @@ class Run:
         sizes: Sizes, device: str,
     ) -> None:  # fmt: skip
         memory_format = LAYOUTS[layout]
-        self._network = random_network(network, **sizes.networks[network]).to(device)
+        self._network = random_network(network, **(sizes.networks | sizes.published)[network]).to(device)
         self._network.to(memory_format=memory_format)  # type: ignore[call-overload]
         self._network.train()
         self._called = torch.compile(self._network, backend=sizes.backend) if is_compiled else self._network
@@ -592,7 +619,8 @@ def steps(images: Sequence[np.ndarray], sizes: Sizes, device: str, clock: Clock)
     clean = patches(images, sizes.batch, sizes.patch, 0)
 
     def maker(network: str, precision: str, layout: str, is_compiled: bool) -> Callable[[str], Run]:
-        return lambda case: Run(network, case, precision, layout, is_compiled, clean, sizes, device)
+        batch = clean[: sizes.published_batch] if network in sizes.published else clean
+        return lambda case: Run(network, case, precision, layout, is_compiled, batch, sizes, device)
 
     def figure(network: str, case: str, precision: str, layout: str, is_compiled: bool) -> Figure:
         make = maker(network, precision, layout, is_compiled)
@@ -601,7 +629,7 @@ def steps(images: Sequence[np.ndarray], sizes: Sizes, device: str, clock: Clock)
         return Figure(kind, name | {"mode": mode}, lambda: measure_step(make, case, is_compiled, sizes, device, clock))
 
     for precision, layout in sizes.eager:
-        for network in sizes.networks:
+        for network in (*sizes.networks, *(sizes.published if (precision, layout) == SETTINGS[0] else ())):
             for case in ("default", "all layers"):
                 yield figure(network, case, precision, layout, False)
     precision, layout = SETTINGS[0]

@@ -24,6 +24,14 @@ from typing import Any
 
 import pytest
 
+# Beside each other, tests take one core each; torch reads the number when it is imported, which the plugins below do.
+# Ray's workers are no less urgent than the tests (Ray gives them the niceness 15, with which they would wait until the
+# unit tests are through).
+if "PYTEST_XDIST_WORKER" in os.environ:
+    assert "torch" not in sys.modules
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 pytest_plugins = ("pytester", "tests.messages", "tests.pipeline.services", "tests.pipeline.databases")
 LAYERS = ("unit", "process", "ray", "hosts")
 PATIENT = ("tests/pipeline/test_end_to_end.py",)
@@ -40,15 +48,8 @@ _refuses = False
 
 
 def pytest_configure() -> None:
-    """A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C: not here.
-
-    Beside each other, tests take one core each, and Ray's workers are no less urgent than they (Ray gives them the
-    niceness 15, with which they would wait until the unit tests are through).
-    """
+    """A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C: not here."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # ------------------------------------------------------------------------------------------------------ which layer

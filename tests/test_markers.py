@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import layer_of_module
 
@@ -84,3 +86,8 @@ def test_below_the_layer_ray_the_records_of_a_ray_cannot_be_written(with_layers:
 def test_a_module_without_a_layer_is_refused(with_layers: pytest.Pytester) -> None:
     with_layers.makepyfile("def test_nothing(): pass")
     assert run(with_layers).ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_tests_beside_each_other_take_one_core_each() -> None:
+    """With two threads each, two of them wait for each other: some took twenty times as long."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ or torch.get_num_threads() == 1

@@ -30,10 +30,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 REDUCED: dict[str, dict[str, Any]] = {
-    "acdnet": {"stages": 2, "residual_blocks": 1},
-    "dicdnet": {"stages": 2, "residual_blocks": 1},
-    "oscnet": {"stages": 2, "residual_blocks": 1},
+    **{name: {"stages": 2, "residual_blocks": 1} for name in ("acdnet", "dicdnet", "oscnet")},
+    **{name: {"width": 16, "depth": 4} for name in ("c4_dncnn", "d4_dncnn")},
+    **{name: {"width": 16, "depth": 3} for name in ("c4_unet", "d4_unet")},
+    "drunet": {"width": 16, "blocks": 1},
+    "fbpconvnet": {"width": 8},
+    "mprnet": {"orsnet_blocks": 1},
+    "nafnet": {"encoder_blocks": [1, 1, 1, 1], "middle_blocks": 1, "decoder_blocks": [1, 1, 1, 1]},
     "rcdnet": {"stages": 3, "residual_blocks": 1},
+    "restormer": {"blocks": [1, 1, 1, 1], "refinement_blocks": 1},
+    "swinir": {"groups": 1, "depth": 2},
     "unet": {"width": 16},
 }
 """Network -> settings of the diagnosis alone: fewer of the same layers, which take less time."""
