@@ -291,7 +291,7 @@ class SwinIRForm(RestorationNetwork, SwinIR):
         """Height and width of a window, in pixels; 7 in the published networks for JPEG."""
         expansion: int = 2
         """Channels between the linear layers of a layer / width."""
-        image_range: Literal[1, 255] = 1
+        image_range: int = 1
         """White in the range of the network: 1, or 255 in the published networks for JPEG."""
         upsampler: Literal["auto", "none", "pixelshuffle", "pixelshuffledirect"] = "auto"
         """What enlarges: "pixelshuffle" (classical), "pixelshuffledirect" (light); "none" for a scale of 1. "auto": the

@@ -386,12 +386,12 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"network": {"name": "acdnet"}},
             [
                 "acdnet does not fit task denoise (acdnet needs li and metal_mask, where there is image, noise_level)",
-                "dncnn, ffdnet, prenet",
+                "use auto or c4_dncnn, c4_unet, d4_dncnn, d4_unet, derainnet, dncnn, drunet, ",
             ],
         ),
         (
             {"task": "super_resolution", "network": {"name": "prenet"}},
-            ["prenet gives images of the size of its input, not 2 times as large", "use auto or dncnn, unet"],
+            ["prenet gives images of the size of its input, not 2 times as large", "use auto or c4_dncnn, "],
         ),
         (
             {"task": "ct_mar", "network": {"name": "acdnet"}},
@@ -402,7 +402,7 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ({"evaluate.self_ensemble": 3}, ["evaluate.self_ensemble: 3: use one of 1, 4, 8"]),
         (
             {"task": "derain", "network": {"name": "ffdnet"}},
-            ["ffdnet does not fit task derain (ffdnet needs noise_level, where there is image)", "use auto or dncnn"],
+            ["ffdnet does not fit task derain (ffdnet needs noise_level, where there is image)", "derainnet, dncnn, fbpconvnet, "],
         ),
         (
             {"tasks.denoise.degradation": {"sigma": 5, "gain": 0.01}, "network": {"name": "ffdnet"}},
