@@ -36,6 +36,8 @@ SMALL: dict[str, dict[str, Any]] = {
 """Name -> settings with which a forward takes some milliseconds."""
 
 OWN: dict[str, dict[str, Any]] = {
+    **{name: {"width": 8, "depth": 3} for name in ("c4_dncnn", "d4_dncnn")},
+    **{name: {"width": 8, "depth": 2} for name in ("c4_unet", "d4_unet")},
     "dncnn": {"width": 8, "depth": 3},
     "resnet": {"width": 8, "depth": 2},
     "unet": {"width": 8, "depth": 2},

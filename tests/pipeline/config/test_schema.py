@@ -402,7 +402,10 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ({"evaluate.self_ensemble": 3}, ["evaluate.self_ensemble: 3: use one of 1, 4, 8"]),
         (
             {"task": "derain", "network": {"name": "ffdnet"}},
-            ["ffdnet does not fit task derain (ffdnet needs noise_level, where there is image)", "derainnet, dncnn, fbpconvnet, "],
+            [
+                "ffdnet does not fit task derain (ffdnet needs noise_level, where there is image)",
+                "derainnet, dncnn, fbpconvnet, ",
+            ],
         ),
         (
             {"tasks.denoise.degradation": {"sigma": 5, "gain": 0.01}, "network": {"name": "ffdnet"}},
