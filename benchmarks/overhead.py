@@ -71,6 +71,9 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
             {"name": "prenet"},
             {"name": "redcnn", "in_channels": 3, "out_channels": 3},
             {"name": "acdnet", "maps": 8, "dual_channels": 35},
+            {"name": "nafnet"},
+            {"name": "restormer", "hidden_multiple": 4},
+            {"name": "swinir"},
         )
     },
 }
