@@ -383,6 +383,17 @@ def test_the_table_of_costs_holds_the_rows() -> None:
     assert written == wanted
 
 
+def test_the_table_of_the_cost_on_published_networks_holds_the_rows() -> None:
+    expected: dict[str, list[str]] = {}
+    for row in rows_of("overhead_published.jsonl"):
+        low, high = map(rounded, row["time_quartiles"])
+        cells = expected.setdefault(f"`{row['network'].partition(' ')[0]}`", [])
+        assert row["case"] == ("default of params.yaml", "all layers, k = B/4")[len(cells)]
+        cells.append(f"{rounded(row['time'])} [{low}, {high}] / {rounded(row['memory'])}")
+    written = table("docs/results/cost.md", "## Published networks")
+    assert {title: [cell for cell in cells if cell] for title, cells in written.items()} == expected
+
+
 def test_the_readme_names_the_range_of_the_defaults_cost() -> None:
     times = [row["time"] for row in rows_of("overhead.jsonl") if row["case"] == "default of params.yaml"]
     assert f"{rounded(min(times))} to {rounded(max(times))} of a plain step's time" in (ROOT / "README.md").read_text()
