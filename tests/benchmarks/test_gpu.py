@@ -43,7 +43,7 @@ def run(folder: Path, *more: str, absent: tuple[str, ...] = ABSENT) -> subproces
         "--toy",
         *more,
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -91,13 +91,10 @@ def test_steps_are_measured_in_order_each_beside_a_plain_one(measured: Path) -> 
         assert 0 < plain_low <= row["plain_ms"] <= plain_high
         assert row["penalty"] > 0
         same = [other for other in found if (other["network"], other["case"]) == (row["network"], row["case"])]
-        if row["network"] != "swinir":  # it leaves out branches at random
-            assert row["loss"] == pytest.approx(same[0]["loss"], rel=0.05)
-            assert row["penalty"] == pytest.approx(same[0]["penalty"], rel=0.05)
+        assert row["loss"] == pytest.approx(same[0]["loss"], rel=0.05)
+        assert row["penalty"] == pytest.approx(same[0]["penalty"], rel=0.05)
     assert {(row["network"], row["case"]) for row in found} == {
-        (network, case)
-        for network in ("dncnn", "unet", "prenet", "nafnet", "restormer", "swinir")
-        for case in ("default", "all layers")
+        (network, case) for network in ("dncnn", "unet", "prenet") for case in ("default", "all layers")
     }
 
 
