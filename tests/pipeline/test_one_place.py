@@ -167,7 +167,7 @@ def test_a_network_with_settings_of_its_own(copy: Copy) -> None:
         assert "network.features: 10 channels do not divide by 4" in refusal(
             {"network": {"name": "halved", "features": 10}})
         assert "needs 20 pixels or more" in refusal({**network, "train.patch_size": 16})
-        assert "use auto, halved, acdnet, dncnn, " in refusal({"network.name": "x"})
+        assert "use auto, halved, acdnet, " in refusal({"network.name": "x"})
 
         params, metrics, _ = train({**network, "equivariance.sample_layers": None})
         assert {"penalty/first", "penalty/last"} <= metrics.keys(), metrics
