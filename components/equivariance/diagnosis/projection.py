@@ -66,7 +66,7 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
     with evaluation_mode(copy), tracing(copy) as trace, OperationRecorder(copy, trace) as watch:
         copy(images[:1])
     specs = specs_of(trace)
-    parameters, modules = dict(copy.named_parameters()), dict(copy.named_modules())
+    parameters = dict(copy.named_parameters())
     call_of = {call.name: call for call in trace.calls}
     last = trace.calls[-1].name if trace.calls else ""
     cut = {name for name, spec in specs.items() if through_fields(spec.cuts, chosen)}
@@ -75,7 +75,7 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         if fields == "auto" and channels_incompatibility(spec, chosen) is None and name not in cut:
             field = spec.field
         prefix = "" if name == "network" else f"{name}."
-        own = getattr(modules.get("" if name == "network" else name), "weight", None)
+        own = getattr(_module(copy, name), "weight", None)
         if isinstance(own, Tensor) and not isinstance(own, nn.Parameter):
             raise ValueError(
                 f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
@@ -98,6 +98,11 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
             own = tensors[name]
             own.copy_(_averaged_channels(own, found.factor, "regular" if regular else "trivial", chosen))
     return copy.eval()
+
+
+def _module(network: nn.Module, name: str) -> nn.Module | None:
+    """The module of a layer; None for a layer that is called after a parameter."""
+    return dict(network.named_modules()).get("" if name == "network" else name)
 
 
 def _averaged_channels(values: Tensor, factor: int, field: FieldType, group: Group) -> Tensor:
