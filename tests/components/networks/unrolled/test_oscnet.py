@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.equivariance import diagnose, equivariance_error, projected
 from components.equivariance.groups import Group, group_named
 from components.networks.unrolled.dictionary import analysis
 from components.networks.unrolled.oscnet import OrientedKernels, oriented_basis
@@ -153,3 +154,34 @@ def test_what_lies_in_the_metal_decides_nothing_but_through_the_interpolation(se
         other = torch.cat((torch.where(inputs[:, 2:] > 0, 1 - inputs[:, :1], inputs[:, :1]), inputs[:, 1:]), dim=1)
         assert not torch.equal(other, inputs)
         torch.testing.assert_close(network(other), network(inputs))
+
+
+@pytest.mark.parametrize(("orientations", "group"), [(4, "C4"), (2, "C2")])
+def test_the_dictionary_of_oscnet_is_exact_as_it_is_if_its_orientations_are_the_group(
+    orientations: int, group: str
+) -> None:
+    """The maps of a kernel are a regular field, so the kernels need no projection."""
+    network = random("oscnet", orientations=orientations, kernels=8 // orientations)
+    images = stack(network)
+    copy = projected(network, images, group)
+    assert torch.equal(copy.fcnn.weights, network.fcnn.weights)  # type: ignore[union-attr, arg-type]
+    found = equivariance_error(copy, images, group=group)
+    assert found["output"] < 1e-12 < 1e-2 < equivariance_error(network, images, group=group)["output"]
+    assert found["fcnn.weights (adjoint)"] < 1e-12
+    output = copy(images)
+    assert (output - images[:, :1]).std() > 1e-3 * images.std()
+
+
+def test_eight_orientations_are_no_regular_fields_of_quarter_turns() -> None:
+    """A quarter turn moves the maps of a kernel by two, and those of a regular field by one; scalar fields are left."""
+    network = random("oscnet", orientations=8)
+    images = stack(network)
+    assert equivariance_error(projected(network, images), images)["output"] > 1e-4
+    basis = network.fcnn.Basis  # type: ignore[union-attr]
+    turned = basis.rot90(1, (0, 1))  # type: ignore[operator]
+    is_symmetric = (turned - basis).abs().amax(dim=(0, 1, 2)) < 1e-6  # type: ignore[operator]
+    assert 3 <= is_symmetric.sum() < 25
+    network.fcnn.weights.data *= is_symmetric  # type: ignore[union-attr, operator]
+    copy = projected(network, images, fields="trivial")
+    assert equivariance_error(copy, images)["output"] < 1e-6  # the rounding of the basis to single precision
+    assert diagnose(network, images).can_be_exact

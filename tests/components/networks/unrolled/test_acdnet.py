@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.equivariance import diagnose, equivariance_error, projected
 from components.networks.unrolled.acdnet import ACDNet, dictionary
+from tests.components.networks.small import random, stack
 
 pytestmark = pytest.mark.unit
 
@@ -81,3 +83,24 @@ def test_what_lies_in_the_metal_decides_nothing_but_through_the_interpolation() 
     torch.testing.assert_close(
         network(changed, interpolated, mask).images[-1], network(image, interpolated, mask).images[-1]
     )
+
+
+def test_acdnet_is_supervised_by_all_images_and_artifacts_with_the_published_weights() -> None:
+    network = random("acdnet").train()
+    inputs = stack(network)
+    outputs = network(inputs)
+    assert network.output_weights == (1.0, *[0.1] * (len(outputs) - 1))
+    published = network.published(255 * inputs[:, :1], 255 * inputs[:, 1:2], 1 - inputs[:, 2:])
+    torch.testing.assert_close(outputs[0], published.images[-1] / 255)
+    torch.testing.assert_close(outputs[-1], inputs[:, :1] - published.warm_up_artifacts[-1] / 255)
+    wanted = 1 + 2 + 1 + 2 + 2 + 2  # result; earlier images, first image, warm-up images; artifacts of both
+    assert len(outputs) == wanted
+    assert isinstance(network.eval()(inputs), Tensor)
+
+
+def test_regular_fields_do_not_pass_the_linear_layers_of_acdnet() -> None:
+    network = random("acdnet")
+    inputs = stack(network)
+    assert equivariance_error(projected(network, inputs), inputs)["output"] > 1e-9
+    assert equivariance_error(projected(network, inputs, fields="trivial"), inputs)["output"] < 1e-12
+    assert diagnose(network, inputs).can_be_exact
