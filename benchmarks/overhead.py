@@ -76,6 +76,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], int, int]] = {
             {"name": "swinir"},
         )
     },
+    "swinir of 2 groups of 2": ({"name": "swinir", "groups": 2, "depth": 2}, 4, 64),
 }
 WEIGHT = 0.01
 REPORTS, REPORT_EVERY, REPORTS_BOUND = "as eqreg train runs it, reports included", 25, 1.05
@@ -109,6 +110,7 @@ def cases() -> list[Case]:
         Case("append, k = B", {"pairing": "append", "pair_fraction": 1.0}),
         Case("detached", {}, is_detached=True),
         Case("evaluation", {}, is_evaluation=True),
+        Case("default, a tenth of the layers", {**default_options(), "sample_layers": 0.1}),
     ]
 
 

@@ -394,6 +394,13 @@ def test_the_table_of_the_cost_on_published_networks_holds_the_rows() -> None:
     assert {title: [cell for cell in cells if cell] for title, cells in written.items()} == expected
 
 
+def test_the_repeated_cost_of_nafnet_is_that_of_its_rows() -> None:
+    page = " ".join((ROOT / "docs/results/cost.md").read_text().split())
+    for row in rows_of("overhead_nafnet.jsonl"):
+        low, high = map(rounded, row["time_quartiles"])
+        assert f"{rounded(row['time'])} [{low}, {high}]" in page, row["case"]
+
+
 def test_the_readme_names_the_range_of_the_defaults_cost() -> None:
     times = [row["time"] for row in rows_of("overhead.jsonl") if row["case"] == "default of params.yaml"]
     assert f"{rounded(min(times))} to {rounded(max(times))} of a plain step's time" in (ROOT / "README.md").read_text()
