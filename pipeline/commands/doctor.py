@@ -25,6 +25,7 @@ from components.data.packs import Pack
 from components.equivariance import Diagnosis, diagnose
 from components.equivariance.diagnosis.incompatibilities import Incompatibility
 from components.networks import NETWORKS, build_network
+from components.registry import nearest, similar
 from pipeline.console import console
 from pipeline.errors import UserError
 from pipeline.paths import MODEL, PACKED, PARAMS
@@ -103,6 +104,8 @@ def _load(name: str) -> tuple[nn.Module, str]:
             raise UserError(f"{name}: neither {MODEL.name} nor {_CHECKPOINT} in this folder")
         path = held[0]
     if not path.is_file():
+        if similar(name, list(NETWORKS)):
+            raise UserError(f"{name}: no such file, folder or network{nearest(name, list(NETWORKS))}")
         raise UserError(
             f"{name}: no such file or folder; give params, a network ({', '.join(NETWORKS)}), models:/NAME@ALIAS, "
             f"{MODEL} or a checkpoint"

@@ -52,6 +52,7 @@ def import_weights(name: str, weights: Path, out: Path, task: str, settings: Seq
             network = build_network(name, **chosen, **shape).eval()
         if not given.is_classification:
             _check_channels(network, name, task, inputs)
+            _check_scale(network, name, given)
         load_weights(network, weights)
     except (ValueError, RuntimeError) as error:
         if reason := fault_of_machine(error):
@@ -102,6 +103,20 @@ def _check_channels(network: nn.Module, name: str, task: str, inputs: Sequence[s
         raise UserError(
             f"--task {task}: stacks {', '.join(inputs)}, which has {channels} channels for an image of {gives}, and "
             f"network {name} takes {takes}: use --set in_channels={channels}, or another number of out_channels"
+        )
+
+
+def _check_scale(network: nn.Module, name: str, task: type[Task]) -> None:
+    """Checks that a network enlarges its image if the task does, and only then.
+
+    Raises:
+        UserError: it does not.
+    """
+    enlarges = task.scale is not Task.scale  # the number is a setting of the task
+    if (int(network.scale) > 1) != enlarges:  # type: ignore[arg-type]
+        does, fitting = ("enlarges an image", "2, 3 or 4") if enlarges else ("keeps the size of an image", "1")
+        raise UserError(
+            f"--task {task.name}: {does}, and network {name} has scale {network.scale}: use --set scale={fitting}"
         )
 
 

@@ -238,6 +238,7 @@ def test_a_network_is_diagnosed_by_its_name_with_published_settings(
         ("nowhere.safetensors", "nowhere.safetensors: no such file or folder"),
         ("empty", "empty: neither model.safetensors nor step-*.pt in this folder"),
         ("models:/eqreg-denoise@champion", "models:/eqreg-denoise@champion: there is no sqlite:///"),
+        ("restormr", "restormr: no such file, folder or network; did you mean restormer?"),
     ],
 )
 def test_networks_that_are_not_there_are_named(project: Project, name: str, message: str) -> None:

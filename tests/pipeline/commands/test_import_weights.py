@@ -117,6 +117,14 @@ def test_a_setting_may_be_a_list(project: Project) -> None:
             "--set width=2020-13-45: the value is no",
         ),
         (("prenet", "w.pth", "/proc/a.safetensors", "derain", ["width=8"]), "--out /proc/a.safetensors: cannot be wri"),
+        (
+            ("dncnn", "w.pth", "a.safetensors", "super_resolution", []),
+            "--task super_resolution: enlarges an image, and network dncnn has scale 1: use --set scale=2",
+        ),
+        (
+            ("swinir", "w.pth", "a.safetensors", "denoise", ["scale=2", "width=8", "heads=2", "groups=1", "depth=2"]),
+            "--task denoise: keeps the size of an image, and network swinir has scale 2: use --set scale=1",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_refused_in_a_line_and_leaves_no_file(
