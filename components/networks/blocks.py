@@ -38,6 +38,10 @@ class NetworkSettings(Settings):
         """Name of a setting -> number of channels, which regular fields of the group must divide."""
         return {}
 
+    def channels_for(self, colours: int) -> dict[str, int]:
+        """The `channels` of a network that restores images of so many colours."""
+        return self.channels
+
     def check_scale(self, scale: int) -> None:
         """Check that a network with these settings can have a scale that its class has.
 

@@ -21,7 +21,7 @@ from components.brief import first_line
 from components.equivariance import BalancedWeight, PenaltyWeight
 from components.formats import KEY, check_format
 from components.training.settings import TrainingSettings, ema_update
-from components.training.worker import Worker
+from components.training.worker import Worker, arranged
 
 FORMAT = 1
 """Version of the layout of a checkpoint."""
@@ -80,7 +80,7 @@ class TrainingState:
         settings: TrainingSettings,
         worker: Worker,
     ) -> None:
-        self.network = network.to(worker.device).to(memory_format=worker.memory_format)  # type: ignore[call-overload]
+        self.network = arranged(network.to(worker.device), worker.memory_format)
         self.averaged = AveragedModel(self.network, multi_avg_fn=ema_update(settings.ema_decay), use_buffers=True)
         self.optimizer = settings.optimizer.build(
             self.network.parameters(), settings.learning_rate, settings.weight_decay

@@ -102,3 +102,15 @@ class Worker:
     def memory_format(self) -> torch.memory_format:
         """Memory format: channels_last on a GPU, which suits bf16 convolutions; contiguous on a CPU."""
         return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+
+
+def arranged(network: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Put the parameters and buffers of a network with four axes into a memory format, and return the network.
+
+    ``Module.to`` does so with five axes, too, and fails: channels_last exists for four alone. Group convolutions and
+    RCDNet have parameters with five.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+    return network

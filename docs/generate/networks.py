@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.equivariance import C4, Diagnosis, diagnose
 from components.equivariance.diagnosis.equivariance_error import specs_of
+from components.equivariance.layers.spec import channels_incompatibility
 from components.equivariance.layers.tracing import tracing
 from components.networks import NETWORKS, build_network, network_class
 from docs.generate.markdown import code, first_paragraph, in_yaml, table, text
@@ -72,9 +73,11 @@ def _parts() -> Iterator[str]:
             rows.append((code(title), *_facts(network), _fields(network), _exact(diagnosis)))
     yield table(("Network", "Parameters", "Needs", "Scales", "Layers as fields", "Exactly equivariant output"), rows)
     yield (
-        '*Needs*: what the task must give; "any" is the whole stack of any task. *Layers as fields*: how the penalty '
-        f"compares the layers under C4. *Exactly equivariant output*: what `diagnose` finds at {SIDE}x{SIDE} pixels "
-        "with symmetric weights. If the structure forbids it, no weights can give it."
+        '*Needs*: what the task must give; "any" is the whole stack of any task. *Layers as fields*: how `diagnose` '
+        "compares the layers under C4. The penalty `regular` leaves out the hidden layers that can only be trivial "
+        "fields, and those that no module calls, as the dictionary of `rcdnet`. *Exactly equivariant output*: what "
+        f"`diagnose` finds at {SIDE}x{SIDE} pixels with symmetric weights. If the structure forbids it, no weights can "
+        "give it."
     )
     for title, diagnosis in found.items():
         name = title.partition(" ")[0]
@@ -116,7 +119,7 @@ def _fields(network: nn.Module) -> str:
     with torch.no_grad(), tracing(network) as trace:
         network(_images(network))
     specs = [spec for spec in specs_of(trace).values() if not spec.has_no_place]
-    regular = sum(spec.field == "regular" and spec.channels % C4.order == 0 for spec in specs)
+    regular = sum(spec.field == "regular" and channels_incompatibility(spec, C4) is None for spec in specs)
     return f"{regular} regular, {len(specs) - regular} trivial"
 
 

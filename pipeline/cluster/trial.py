@@ -20,7 +20,7 @@ import torch
 
 from components.training.loop import Metrics, TrainingDivergedError
 from components.training.state import TrainingResult, TrainingState
-from components.training.worker import Worker
+from components.training.worker import Worker, arranged
 from pipeline.cluster.resources import WorkerResources
 from pipeline.config.schema import Params
 from pipeline.errors import InsufficientResourcesError
@@ -197,7 +197,7 @@ def _measure(number: int, job: TrainingJob, result: TrainingResult, task: TrialT
     metrics = dict(_report(result.history[-1])[1])
     if "step_time" in task.objectives:
         metrics["step_time"] = step_time(job.params.train.batch_size, result.history)
-    network = result.network.to(memory_format=Worker.current().memory_format).eval()  # type: ignore[call-overload]
+    network = arranged(result.network, Worker.current().memory_format).eval()
     metrics |= validation_errors(job, network)
     if task.measures:
         task.write_measurements(number, measure_rows(job, network))

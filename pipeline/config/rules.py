@@ -45,7 +45,7 @@ def _fields_divide_channels(params: Params) -> str | None:
     if (chosen.pairing == "none" and not chosen.weight) or not chosen.rule.has_regular_fields:
         return None
     settings = params.network_settings
-    for name, channels in settings.channels.items():
+    for name, channels in settings.channels_for(params.colours).items():
         if channels % order:
             number = max(order, order * round(channels / order))
             fitting = number if hasattr(settings, name) else f"{name} = {number}"  # a sum of a setting and a number

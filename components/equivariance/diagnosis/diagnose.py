@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from ..groups import FieldType, Group, group_named
 from ..layers.grid import Window
 from ..layers.layouts import Layout
-from ..layers.spec import LayerSpec, channels_incompatibility, check_patterns, match_patterns, named_layers
+from ..layers.spec import (
+    LayerSpec,
+    channels_incompatibility,
+    check_patterns,
+    kernel_incompatibility,
+    kernel_input_field,
+    match_patterns,
+    named_layers,
+)
 from ..layers.tracing import Call, Trace, kernels_in, tracing
-from ..penalties import EPSILON, field_residual, pair_scale, relative_mse
+from ..penalties import EPSILON, field_residual, kernel_relative_mse, kernel_residual, pair_scale, relative_mse
 from .equivariance_error import call_layout, evaluation_mode, specs_of
 from .incompatibilities import (
     FIELD_LIMITS,
@@ -366,6 +374,7 @@ class _Examination:
         layout, why_none = self._layout(calls[0])
         attention = self.first.operations.attentions.get(name)
         incompatibilities = dict.fromkeys(layer_incompatibilities(spec, calls, layout, attention, self.group, breaks))
+        incompatibilities |= dict.fromkeys(self._of_kernel(spec, calls[0]))
         if layout is None:
             hint = "none if it makes the class scores, which can be invariant; else declare its layout"
             incompatibilities[Incompatibility("no place", why_none, hint)] = None
@@ -380,11 +389,35 @@ class _Examination:
             (*_notes(spec, calls, is_zero), *self._notes_on_weight(calls[0])),
         )
 
+    def _of_kernel(self, spec: LayerSpec, call: Call) -> Iterator[Incompatibility]:
+        """Report a kernel that is computed from other numbers, if an element changes it in the fields of its layer."""
+        kernel, field = self.first.operations.kernels.get(call), self.fields[call.name]
+        if kernel is None or self._holds_kernel(call) or kernel_incompatibility(spec, field, self.group):
+            return
+        if call.is_transposed:
+            kernel = kernel.transpose(0, 1)  # (I, O, ...) -> (O, I, ...)
+        if kernel.ndim == 2:
+            kernel = kernel[:, :, None, None]  # (O, I) -> (O, I, 1, 1)
+        residual = kernel_residual(kernel, kernel_input_field(spec, self.group), field, self.group)
+        change = kernel_relative_mse(residual, kernel.square().sum()).sqrt().item()
+        if change > self.tolerance:
+            reason = (
+                f"its kernel, which is computed from {call.parameter}, does not keep the fields of its channels now: "
+                f"{change:.2g} of its size breaks them"
+            )
+            hint = f"if it has orientations, {self.group.order} of them; else look whether training keeps the fields"
+            yield Incompatibility("kernel", reason, hint)
+
+    def _holds_kernel(self, call: Call) -> bool:
+        """Whether a parameter of the network is the weight of a call, or holds it."""
+        weight = dict(self.network.named_parameters()).get(call.parameter)
+        return weight is None or bool(kernels_in(weight, call))
+
     def _notes_on_weight(self, call: Call) -> Iterator[str]:
-        modules, weight = named_layers(self.network), dict(self.network.named_parameters()).get(call.parameter)
+        modules = named_layers(self.network)
         if modules and call.name not in modules:
             yield "no module calls it, so it is measured here and no penalty compares it"
-        if weight is not None and not kernels_in(weight, call):
+        if not self._holds_kernel(call):
             yield f"its kernel is computed from {call.parameter}, so no projection changes it"
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:

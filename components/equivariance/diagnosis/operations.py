@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..groups import Group
 from ..layers.grid import Window
-from ..layers.tracing import Trace, Unshuffled
+from ..layers.tracing import Call, Trace, Unshuffled
 from ..penalties import EPSILON
 
 LAYERS = ("conv2d", "conv_transpose2d", "linear")
@@ -127,6 +127,7 @@ class Operations:
         channel_parameters: name -> parameter or buffer with one value per channel that is combined with features of so
             many channels.
         attentions: layer -> the attention that follows.
+        kernels: call of a layer without a module -> its weight, if that is computed from parameters.
     """
 
     spatial: list[Spatial] = field(default_factory=list)
@@ -134,6 +135,7 @@ class Operations:
     table_sums: dict[int, int] = field(default_factory=dict)
     channel_parameters: dict[str, ChannelParameter] = field(default_factory=dict)
     attentions: dict[str, Attention] = field(default_factory=dict)
+    kernels: dict[Call, Tensor] = field(default_factory=dict)
 
 
 class OperationRecorder(TorchFunctionMode):
@@ -153,6 +155,7 @@ class OperationRecorder(TorchFunctionMode):
         self._names = WeakTensorKeyDictionary()  # of parameters, buffers and what is computed only from them
         for name, tensor in (*network.named_buffers(), *network.named_parameters()):
             self._names[tensor] = name
+        self._modules = {name for name, _ in network.named_modules()}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -164,7 +167,9 @@ class OperationRecorder(TorchFunctionMode):
         found = dict(self._trace.position_tables)
         self._trace.position_tables.update(tables | found)
         name = plain_name(func)
-        if isinstance(result, Tensor) and name not in LAYERS:
+        if name in LAYERS:
+            self._note_kernel(args[1] if len(args) > 1 else kwargs["weight"])
+        elif isinstance(result, Tensor):
             self._note(name, args, kwargs, result)
         if name in SUMS:
             self._note_sum(args, found)
@@ -191,6 +196,11 @@ class OperationRecorder(TorchFunctionMode):
         elif name == "index_select":
             self._note_selection(dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs, result)
         self._note_parameters(name, (*args, *kwargs.values()), result)
+
+    def _note_kernel(self, weight: Tensor) -> None:
+        call = self._trace.calls[-1]
+        if call.parameter and call.name not in self._modules and not isinstance(weight, nn.Parameter):
+            self.seen.kernels[call] = weight.detach()
 
     def _add(self, kind: str, maps: Any, result: Tensor, **more: Any) -> None:
         if isinstance(maps, Tensor) and maps.ndim >= 2:

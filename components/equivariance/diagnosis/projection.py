@@ -46,8 +46,8 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: the group or the fields are others, or the weight of a layer is computed from other tensors, as that
-            of a weight norm.
+        ValueError: the group or the fields are others, the weight of a layer is computed from other tensors, as that
+            of a weight norm, or a kernel is not square and the group has quarter turns.
 
     Example:
         >>> from components.equivariance import equivariance_error
@@ -81,6 +81,8 @@ def projected(network: nn.Module, images: Tensor, group: str = "C4", fields: Fie
                 f"network: the weight of '{name}' is computed from other tensors, as that of a weight norm: make it a "
                 "parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
             )
+        if spec.window and chosen.needs_squares and len(set(spec.window.kernel_size)) > 1:
+            raise ValueError(f"network: '{name}': {spec.window.incompatibility()}")
         weight = parameters.get(call_of[name].parameter)
         bias = parameters.get(f"{prefix}bias")
         into: FieldType = "trivial"

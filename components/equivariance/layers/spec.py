@@ -102,9 +102,9 @@ class LayerSpec:
         unshuffled: its input channels that come from PixelUnshuffle.
         has_trivial_input: whether its input channels are trivial fields, because only trivial fields are declared.
         has_no_place: whether its output is one vector for each image, as class scores are.
-        cuts: positions among its output channels at which they are sliced or joined with others.
+        cuts: positions among its output channels at which they are sliced, split or joined with others.
         input_cuts: the same of its input channels.
-        splits: positions among its output channels at which they are split into parts, as into the halves of a gate.
+        splits: those of the cuts at which its output is split into parts, as into the halves of a gate.
     """
 
     inputs: int
@@ -155,9 +155,7 @@ class LayerSpec:
             cuts=_united(each.cuts for each in calls),
             splits=_united(each.splits for each in calls),
             input_cuts=_united(
-                cuts
-                for each in calls
-                for cuts in (each.input_cuts, *(source.cuts | source.splits for source in each.sources))
+                cuts for each in calls for cuts in (each.input_cuts, *(source.cuts for source in each.sources))
             ),
         )
 

@@ -6,7 +6,6 @@ programs, because it records calls of functions, not of modules. It changes noth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -62,10 +61,11 @@ class Call:
         unshuffled: the channels of the input that come from PixelUnshuffle, if no operation between mixes channels.
         patches: (rows, columns) of the patches of each image that lie on the batch axis; (1, 1) for whole images.
         parameter: the name of the parameter that is the weight, or from which it is computed; empty if there is none.
-        cuts: positions among the channels at which the output, or what is added to it, is sliced or joined with others.
+        cuts: positions among the channels at which the output, or what is added to it, is sliced, split or joined with
+            others.
         input_cuts: those of the input that are known before the call.
         sources: the calls from whose outputs the input comes by pointwise operations.
-        splits: positions among the channels at which the output is split into parts, as into the halves of a gate.
+        splits: those of the cuts at which the output is split into parts, as into the halves of a gate.
         feeding: of a depthwise convolution the calls whose outputs it reads: its channels are theirs.
     """
 
@@ -91,6 +91,7 @@ class Call:
 
     def split(self, places: Iterable[int]) -> None:
         """Note that the channels of the output are split at these positions."""
+        self.cuts.update(places)
         self.splits.update(places)
         for call in self.feeding:
             call.split(places)
@@ -255,6 +256,9 @@ class _Tracer(TorchFunctionMode):
                 tag = replace(tag, cuts=self._joined_cuts(args[0]) if _axis(result.ndim, dim) == 1 else tag.cuts)
         elif name in ("getitem", "slice", "narrow"):
             self._cut(args[0], _slice_of_channels(name, args, kwargs))
+        elif name == "glu":  # a gate of its halves
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+            self._note_splits(args[0], list(args[0].chunk(2, dim)))
         elif name == "roll":
             tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
         elif name in _REARRANGEMENTS and args and isinstance(args[0], Tensor):
@@ -370,8 +374,6 @@ class _Tracer(TorchFunctionMode):
             sizes = [part.shape[axis] for part in parts]
             if sum(sizes) == maps.shape[axis]:
                 call.split(list(accumulate(sizes[:-1])))
-                if call.kind == "convolution":
-                    call.cuts.update(call.splits)
 
     def _cut(self, maps: Any, positions: Iterable[int]) -> None:
         """Note that maps ``(B, C, H, W)`` of convolutions are cut at positions among their channels."""
@@ -477,12 +479,12 @@ def kernels_in(parameter: Tensor, call: Call) -> list[Tensor]:
         call: of a layer.
 
     Returns:
-        The parameter itself, if it has as many values as the weight. Its copies of the weight, of which one is used, if
-        its last axes are those of the weight. Nothing, if the weight is computed from other numbers, as the factors of
-        a basis.
+        The parameter itself, if it has the axes of the weight, those of length 1 apart. Its copies of the weight, of
+        which one is used, if its last axes are those of the weight. Nothing, if the weight is computed from other
+        numbers, as the factors of a basis.
     """
     shape = call.weight_shape
-    if parameter.numel() == math.prod(shape):
+    if [side for side in parameter.shape if side > 1] == [side for side in shape if side > 1]:
         return [parameter]
     return list(parameter.view(-1, *shape)) if tuple(parameter.shape[-len(shape) :]) == shape else []
 

@@ -310,14 +310,15 @@ class SwinIRForm(RestorationNetwork, SwinIR):
                 expansion=(1, 1024),
             )
             check_one_of(self, upsampler=("auto", "none", "pixelshuffle", "pixelshuffledirect"))
-            if self.image_range not in (1, 255):
+            if self.image_range not in (1, 255) or isinstance(self.image_range, bool):
                 raise ValueError(f"image_range: {self.image_range}: use 1 or 255")
             if self.width % self.heads:
                 below, above = self.width // self.heads * self.heads, -(-self.width // self.heads) * self.heads
                 fitting = f"{below} or {above}" if below else f"{above}"
                 raise ValueError(f"heads: {self.heads} do not divide width {self.width}: use a width of {fitting}")
-            if not 0 <= self.drop_path_rate < 1:
-                raise ValueError(f"drop_path_rate: {self.drop_path_rate}: use a number of at least 0 and below 1")
+            rate = self.drop_path_rate
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(f"drop_path_rate: {rate!r}: use a number of at least 0 and below 1")
 
         @property
         def channels(self) -> dict[str, int]:

@@ -31,12 +31,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from components.networks.blocks import MOST_CHANNELS, NetworkSettings
 from components.networks.unrolled.dictionary import (
     DICTIONARY_SCALE,
     FIRST_STEP_OF_IMAGE,
@@ -49,10 +47,11 @@ from components.networks.unrolled.separation import (
     MetalArtifactForm,
     Parts,
     Separation,
+    SeparationSettings,
     scaled,
     separate,
 )
-from components.registry import check_between, check_one_of
+from components.registry import check_between
 
 
 class DICDNet(nn.Module):
@@ -142,7 +141,7 @@ class DICDNetForm(MetalArtifactForm, DICDNet):  # type: ignore[misc]  # another 
     published_class = DICDNet
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(NetworkSettings):
+    class Settings(SeparationSettings):
         """Settings of the network; the defaults are the published ones.
 
         Those of the EQ-Reg paper, whose channels divide by 4, are ``dual_channels=35``.
@@ -150,30 +149,10 @@ class DICDNetForm(MetalArtifactForm, DICDNet):  # type: ignore[misc]  # another 
 
         maps: int = 32
         """k, the channels of the artifacts' maps."""
-        dual_channels: int = 32
-        """Channels beside the image in its network."""
-        residual_blocks: int = 3
-        """Blocks of each network for the image and for the maps."""
-        stages: int = 10
-        """S, at least 2."""
-        kernel_file: str = ""
-        """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
-
-        A model file does not hold it: a trained network does without."""
-        supervised: Literal["last", "all"] = "all"
-        """Outputs with a task loss: the result alone, or the images and artifacts of all stages."""
-
-        initial = ("kernel_file",)
 
         def __post_init__(self) -> None:
-            check_between(
-                self,
-                maps=(1, 1024),
-                dual_channels=(1, MOST_CHANNELS),
-                residual_blocks=(1, 1000),
-                stages=(2, 1000),
-            )
-            check_one_of(self, supervised=("last", "all"))
+            super().__post_init__()
+            check_between(self, maps=(1, 1024))
 
         @property
         def channels(self) -> dict[str, int]:

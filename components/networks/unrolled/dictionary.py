@@ -93,8 +93,9 @@ def first_kernels(number: int, channels: int = 1, file: str = "") -> Tensor:
         return line_kernels(number, channels)
     try:
         content = Path(file).read_bytes()
-    except OSError as error:
-        raise ValueError(f"kernel_file: {file}: cannot be read ({error.strerror or error})") from None
+    except (OSError, TypeError) as error:  # the latter of what is no path
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"kernel_file: {file}: cannot be read ({reason})") from None
     if (found := hashlib.sha256(content).hexdigest()) != PUBLISHED_KERNELS:
         raise ValueError(
             f"kernel_file: {file}: not the published init_kernel.mat: its SHA-256 is {found[:12]}..., not "

@@ -36,12 +36,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from components.networks.blocks import MOST_CHANNELS, NetworkSettings
 from components.networks.unrolled.dictionary import (
     DICTIONARY_SCALE,
     FIRST_STEP_OF_IMAGE,
@@ -55,10 +54,11 @@ from components.networks.unrolled.separation import (
     MetalArtifactForm,
     Parts,
     Separation,
+    SeparationSettings,
     scaled,
     separate,
 )
-from components.registry import check_between, check_one_of
+from components.registry import check_between
 
 HIGHEST = 2
 """Of the multiples of the lowest frequency that the basis has."""
@@ -264,7 +264,7 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
     published_class = OSCNet
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(NetworkSettings):
+    class Settings(SeparationSettings):
         """Settings of the network; the defaults are the published ones.
 
         Those of the EQ-Reg paper, whose channels divide by 4, are ``dual_channels=35``. With 39 they divide by 8.
@@ -274,31 +274,10 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
         """k, the kernels of the dictionary."""
         orientations: int = 8
         """n, of each kernel; the artifacts' maps have k n channels."""
-        dual_channels: int = 32
-        """Channels beside the image in its network."""
-        residual_blocks: int = 3
-        """Blocks of each network for the image and for the maps."""
-        stages: int = 10
-        """S, at least 2."""
-        kernel_file: str = ""
-        """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
-
-        A model file does not hold it: a trained network does without."""
-        supervised: Literal["last", "all"] = "all"
-        """Outputs with a task loss: the result alone, or the images and artifacts of all stages."""
-
-        initial = ("kernel_file",)
 
         def __post_init__(self) -> None:
-            check_between(
-                self,
-                kernels=(1, 1024),
-                orientations=(1, 1024),
-                dual_channels=(1, MOST_CHANNELS),
-                residual_blocks=(1, 1000),
-                stages=(2, 1000),
-            )
-            check_one_of(self, supervised=("last", "all"))
+            super().__post_init__()
+            check_between(self, kernels=(1, 1024), orientations=(1, 1024))
 
         @property
         def channels(self) -> dict[str, int]:

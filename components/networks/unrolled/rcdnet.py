@@ -36,7 +36,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from components.networks.blocks import MOST_CHANNELS, NetworkSettings
 from components.networks.form import RestorationNetwork
 from components.networks.unrolled.dictionary import (
     DICTIONARY_SCALE,
@@ -50,6 +49,7 @@ from components.networks.unrolled.proximal import ImageNetwork, MapNetwork
 from components.networks.unrolled.separation import (
     Parts,
     Separation,
+    SeparationSettings,
     scaled,
     separate,
     supervised_images,
@@ -192,7 +192,7 @@ class RCDNetForm(RestorationNetwork, RCDNet):
     published_class = RCDNet
 
     @dataclass(frozen=True, kw_only=True)
-    class Settings(NetworkSettings):
+    class Settings(SeparationSettings):
         """Settings of the network; the defaults are the published ones.
 
         Those of the EQ-Reg paper, whose channels divide by 4, are ``form="simple", dual_channels=33``.
@@ -200,37 +200,21 @@ class RCDNetForm(RestorationNetwork, RCDNet):
 
         maps: int = 32
         """k, the channels of the rain maps."""
-        dual_channels: int = 32
-        """Channels beside the image in its network."""
         residual_blocks: int = 4
         """Blocks of each network for the image and for the maps."""
         stages: int = 17
         """S; at least 3 in the official form, 2 in the simple one."""
         form: Form = "official"
         """Whose parameters the network has: "official" (RCDNet), or "simple" (RCDNet_simple, without unused ones)."""
-        kernel_file: str = ""
-        """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
-
-        A model file does not hold it: a trained network does without."""
-        supervised: Literal["last", "all"] = "all"
-        """Outputs with a task loss: the result alone, or the images and the rain of all stages."""
-
-        initial = ("kernel_file",)
 
         def __post_init__(self) -> None:
-            check_one_of(self, form=("official", "simple"), supervised=("last", "all"))
-            check_between(
-                self,
-                maps=(1, 1024),
-                dual_channels=(1, MOST_CHANNELS),
-                residual_blocks=(1, 1000),
-                stages=(3 if self.form == "official" else 2, 1000),
-            )
+            super().__post_init__()
+            check_one_of(self, form=("official", "simple"))
+            check_between(self, maps=(1, 1024), stages=(3 if self.form == "official" else 2, 1000))
 
-        @property
-        def channels(self) -> dict[str, int]:
-            """The channels of the networks for the maps, and of those for an image of three colours."""
-            return {"maps": self.maps, "dual_channels + 3": 3 + self.dual_channels}
+        def channels_for(self, colours: int) -> dict[str, int]:
+            """The channels of the networks for the maps, and of those for the image and its dual channels."""
+            return {"maps": self.maps, f"dual_channels + {colours}": colours + self.dual_channels}
 
     def __init__(
         self,

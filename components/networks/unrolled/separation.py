@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.networks.blocks import MOST_CHANNELS, NetworkSettings
 from components.networks.form import RestorationNetwork
 from components.networks.unrolled.dictionary import DICTIONARY_SCALE, EARLIER, WHITE, analysis, synthesis
+from components.registry import check_between, check_one_of
 
 
 class Separation(NamedTuple):
@@ -137,6 +139,30 @@ def supervised_weights(stages: int, last_layer: float) -> tuple[float, ...]:
         (1.0, 0.1, 0.1, 0.1, 0.1, 1.0)
     """
     return (1.0, *[EARLIER] * (stages + 1), *[EARLIER] * (stages - 1), last_layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeparationSettings(NetworkSettings):
+    """Base class of the settings of the networks that run the algorithm."""
+
+    initial = ("kernel_file",)
+
+    dual_channels: int = 32
+    """Channels beside the image in its network."""
+    residual_blocks: int = 3
+    """Blocks of each network for the image and for the maps."""
+    stages: int = 10
+    """S, at least 2."""
+    kernel_file: str = ""
+    """Path of the published file of first kernels, which every worker must find; empty for lines in all directions.
+
+    A model file does not hold it: a trained network does without."""
+    supervised: Literal["last", "all"] = "all"
+    """Outputs with a task loss: the result alone, or the images and layers (rain, artifacts) of all stages."""
+
+    def __post_init__(self) -> None:
+        check_between(self, dual_channels=(1, MOST_CHANNELS), residual_blocks=(1, 1000), stages=(2, 1000))
+        check_one_of(self, supervised=("last", "all"))
 
 
 LAST_ARTIFACTS = 1.1

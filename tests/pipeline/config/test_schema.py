@@ -445,6 +445,14 @@ def test_a_number_is_a_range_of_one_value() -> None:
         ),
         ({"network": {"name": "swinir", "heads": 7}}, ["network.heads: 7 do not divide width 180", "175 or 182"]),
         ({"network": {"name": "swinir", "width": 90}}, ["network.width: 90 channels do not divide by 4"]),
+        (
+            {"task": "derain", "preprocess.colour": "grey", "network": {"name": "rcdnet", "dual_channels": 33}},
+            ["network.dual_channels + 1: 34 channels do not divide by 4", "use dual_channels + 1 = 32, or"],
+        ),
+        (
+            {"task": "derain", "network": {"name": "rcdnet", "dual_channels": 35}},
+            ["network.dual_channels + 3: 38 channels do not divide by 4"],
+        ),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(
@@ -461,6 +469,12 @@ def test_a_network_may_be_as_deep_as_the_smallest_image_allows() -> None:
 def test_a_width_that_does_not_divide_by_4_is_fine_where_no_channels_are_shifted() -> None:
     _checked({"network.width": 22, "equivariance.penalty": "rotation"})
     _checked({"network.width": 22, "equivariance.pairing": "none", "equivariance.weight": 0})
+
+
+@pytest.mark.parametrize(("colour", "dual_channels"), [("rgb", 33), ("grey", 35)])
+def test_the_channels_beside_the_image_fit_its_colours(colour: str, dual_channels: int) -> None:
+    network = {"name": "rcdnet", "dual_channels": dual_channels}
+    _checked({"task": "derain", "preprocess.colour": colour, "network": network})
 
 
 def test_projection_compares_kernels_and_needs_no_pairs() -> None:

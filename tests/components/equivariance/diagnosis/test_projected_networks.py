@@ -227,3 +227,106 @@ def test_halves_of_whole_fields_are_not_cut() -> None:
     with tracing(network) as trace:
         network(images())
     assert trace.calls[0].cuts == {8}
+
+
+# --------------------------------------------------------------------------------------------------- computed kernels
+
+
+class Oriented(nn.Module):
+    """Kernels in several orientations, each a quarter turn or no turn after the one before."""
+
+    basis: Tensor
+
+    def __init__(self, turns: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.rand(6, 3, 3))
+        self.factors = nn.Parameter(torch.rand(2, 6))
+        self.last = convolution(2 * len(turns), 1)
+        self.turns = turns
+
+    def forward(self, images: Tensor) -> Tensor:
+        kernels = torch.einsum("fhw,kf->khw", self.basis, self.factors)
+        turned = torch.stack([kernels.rot90(turn, (1, 2)) for turn in self.turns], dim=1).flatten(0, 1)  # (2 n, 3, 3)
+        restored: Tensor = self.last(F.conv2d(images, turned[:, None], padding=1).relu())
+        return restored
+
+
+@pytest.mark.parametrize(
+    ("turns", "group", "fits"),
+    [
+        ((0, 1, 2, 3), "C4", True),
+        ((0, 3, 2, 1), "C4", False),
+        ((0, 0, 1, 1, 2, 2, 3, 3), "C4", False),  # a turn moves the channels by two
+        ((0, 2), "C2", True),
+        ((0, 1, 2, 3), "C2", False),
+    ],
+)
+def test_a_computed_kernel_that_turns_with_other_fields_is_named(
+    turns: tuple[int, ...], group: str, fits: bool
+) -> None:
+    """The oracle is the error of its output, which no weight of another layer changes."""
+    torch.manual_seed(0)
+    network = Oriented(turns).double()
+    first, last = diagnose(network, images(), group).layers
+    assert [each.kind for each in first.incompatibilities] == ([] if fits else ["kernel"])
+    assert last.incompatibilities == ()
+    assert (errors(network, images(), group)["factors"] < EXACT) == fits
+    if not fits:
+        (limit,) = first.incompatibilities
+        assert limit.reason.startswith("its kernel, which is computed from factors, does not keep the fields")
+        assert not limit.is_fatal
+
+
+class OfCoefficients(nn.Module):
+    """As many coefficients as its kernels have entries, of a basis that is not that of the pixels."""
+
+    basis: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.linalg.qr(torch.rand(9, 9, dtype=torch.float64))[0].view(9, 3, 3))
+        self.coefficients = nn.Parameter(torch.rand(8, 1, 9, dtype=torch.float64))
+        self.last = convolution(8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        kernels = torch.einsum("oij,jhw->oihw", self.coefficients, self.basis)
+        restored: Tensor = self.last(F.conv2d(images, kernels, padding=1).relu())
+        return restored
+
+
+def test_coefficients_are_no_kernel_although_there_are_as_many() -> None:
+    network = OfCoefficients().double()
+    copy = projected(network, images())
+    assert torch.equal(copy.coefficients, network.coefficients)  # type: ignore[arg-type]
+    notes = diagnose(network, images()).layers[0].notes
+    assert "its kernel is computed from coefficients, so no projection changes it" in notes
+
+
+# ---------------------------------------------------------------------------------------------------- gates and strips
+
+
+class Halves(nn.Module):
+    """A gate of the halves of its channels, by torch's own function."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.both, self.last = convolution(1, channels), convolution(channels // 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        restored: Tensor = self.last(F.glu(self.both(images), dim=1))
+        return restored
+
+
+@pytest.mark.parametrize(("channels", "limits"), [(12, ["split"]), (16, [])])
+def test_the_gate_of_torch_splits_its_channels(channels: int, limits: list[str]) -> None:
+    network = Halves(channels).double()
+    assert [each.kind for each in diagnose(network, images()).layers[0].incompatibilities] == limits
+    assert errors(network, images())["output"] > 1e-2
+    assert errors(projected(network, images()), images())["output"] < EXACT
+
+
+def test_a_kernel_that_is_not_square_is_refused_by_the_name_of_its_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, (1, 3), padding=(0, 1)), nn.ReLU(), convolution(4, 1)).double()
+    with pytest.raises(ValueError, match=r"network: '0': kernel_size \(1, 3\) is not square"):
+        projected(network, images())
+    assert errors(projected(network, images(), "C2"), images(), "C2")["output"] < EXACT

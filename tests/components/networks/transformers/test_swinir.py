@@ -227,6 +227,9 @@ def test_the_mean_colour_is_that_of_three_channels(colours: int) -> None:
         ({"drop_path_rate": 1.0}, "drop_path_rate: 1.0: use a number of at least 0 and below 1"),
         ({"depth": 0}, "depth: 0"),
         ({"inputs": ("mask",), "in_channels": 1}, "needs image, and the stack holds mask"),
+        ({"image_range": True}, "image_range: True: use 1 or 255"),
+        ({"drop_path_rate": "0.1"}, "drop_path_rate: '0.1': use a number of at least 0 and below 1"),
+        ({"drop_path_rate": math.nan}, "drop_path_rate: nan: use a number of at least 0 and below 1"),
     ],
 )
 def test_impossible_settings_are_refused_with_their_values(arguments: dict[str, Any], message: str) -> None:
