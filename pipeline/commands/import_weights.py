@@ -52,6 +52,7 @@ def import_weights(name: str, weights: Path, out: Path, task: str, settings: Seq
             network = build_network(name, **chosen, **shape).eval()
         if not given.is_classification:
             _check_channels(network, name, task, inputs)
+            _check_scale(network, name, task)
         load_weights(network, weights)
     except (ValueError, RuntimeError) as error:
         if reason := fault_of_machine(error):
@@ -103,6 +104,21 @@ def _check_channels(network: nn.Module, name: str, task: str, inputs: Sequence[s
             f"--task {task}: stacks {', '.join(inputs)}, which has {channels} channels for an image of {gives}, and "
             f"network {name} takes {takes}: use --set in_channels={channels}, or another number of out_channels"
         )
+
+
+def _check_scale(network: nn.Module, name: str, task: str) -> None:
+    """Checks that a network enlarges images if the task does, and only then.
+
+    Raises:
+        UserError: it does not.
+    """
+    enlarges = task_class(task).scale is not Task.scale  # how much, only its settings say
+    if enlarges and network.scale == 1:
+        raise UserError(
+            f"--task {task}: enlarges images, and network {name} of scale 1 does not: use --set scale=2, 3 or 4"
+        )
+    if not enlarges and network.scale != 1:
+        raise UserError(f"--task {task}: keeps the size of images, and network {name} enlarges them: use --set scale=1")
 
 
 def _what_next(network: nn.Module, task: type[Task], out: Path) -> str:

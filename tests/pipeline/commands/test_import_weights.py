@@ -117,6 +117,14 @@ def test_a_setting_may_be_a_list(project: Project) -> None:
             "--set width=2020-13-45: the value is no",
         ),
         (("prenet", "w.pth", "/proc/a.safetensors", "derain", ["width=8"]), "--out /proc/a.safetensors: cannot be wri"),
+        (
+            ("dncnn", "w.pth", "a.safetensors", "denoise", ["scale=2"]),
+            "--task denoise: keeps the size of images, and network dncnn enlarges them: use --set scale=1",
+        ),
+        (
+            ("dncnn", "w.pth", "a.safetensors", "super_resolution", []),
+            "--task super_resolution: enlarges images, and network dncnn of scale 1 does not: use --set scale=2, 3 or 4",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_refused_in_a_line_and_leaves_no_file(
