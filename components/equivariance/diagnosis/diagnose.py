@@ -418,7 +418,9 @@ class _Examination:
         if modules and call.name not in modules:
             yield "no module calls it, so it is measured here and no penalty compares it"
         if not self._holds_kernel(call):
-            yield f"its kernel is computed from {call.parameter}, so no projection changes it"
+            is_own = call.parameter == f"{call.name}.weight".removeprefix("network.")
+            source = "its weight" if is_own else call.parameter
+            yield f"its kernel is computed from {source}, so no projection changes it"
 
     def _spatial_findings(self, breaks: bool) -> Iterator[Finding]:
         seen: dict[Finding, None] = {}

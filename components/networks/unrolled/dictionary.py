@@ -93,7 +93,7 @@ def first_kernels(number: int, channels: int = 1, file: str = "") -> Tensor:
         return line_kernels(number, channels)
     try:
         content = Path(file).read_bytes()
-    except (OSError, TypeError) as error:  # the latter of what is no path
+    except (OSError, TypeError, ValueError) as error:  # the latter two of what can be no path
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"kernel_file: {file}: cannot be read ({reason})") from None
     if (found := hashlib.sha256(content).hexdigest()) != PUBLISHED_KERNELS:

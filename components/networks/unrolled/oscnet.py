@@ -246,7 +246,8 @@ class OSCNetForm(MetalArtifactForm, OSCNet):  # type: ignore[misc]  # another fo
     A quarter turn of the image moves the n maps of a kernel by n / 4 positions, because the dictionary turns so by
     itself. They are a regular field of the group C<n>: of C8 as published, of C4 with ``orientations=4``. Choose the
     group of the penalty so. With C4 and 8 orientations the penalty regular compares four neighbours, which the
-    dictionary does not turn into each other. No penalty compares the dictionary, whose basis is fixed.
+    dictionary does not turn into each other; ``eqreg doctor`` says so. No penalty compares the dictionary, whose basis
+    is fixed.
 
     Shapes: as of `components.networks.form`, any H and W from 1 pixel.
 

@@ -436,3 +436,12 @@ def test_impossible_settings_are_refused_with_their_values(name: str, settings: 
 def test_a_group_is_that_of_the_name() -> None:
     for name in NAMES:
         assert build_network(name, width=8, depth=2).group == group_named(name[:2].upper())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_diagnosis_has_one_note_for_all_layers_that_compute_their_kernel(name: str) -> None:
+    """The doctor numbers its notes: one for each layer would fill its screen."""
+    report = diagnose(exact(name), random_images(1, 3, 12, 12), name[:2].upper())
+    assert {layer.notes for layer in report.layers} == {
+        ("its kernel is computed from its weight, so no projection changes it",)
+    }

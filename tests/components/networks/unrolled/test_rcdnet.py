@@ -86,6 +86,8 @@ def test_a_file_of_other_kernels_is_refused(kernel_file: tuple[Path, Tensor], tm
         build_network("rcdnet", kernel_file=str(tmp_path / "none.mat"))
     with pytest.raises(ValueError, match=r"kernel_file: 9: cannot be read \(.*not int\)"):
         build_network("rcdnet", kernel_file=9)
+    with pytest.raises(ValueError, match=r"kernel_file: .*cannot be read \(embedded null byte"):
+        build_network("rcdnet", kernel_file="\0")
     savemat(path, {"C9": kernels.numpy() + 1})
     with pytest.raises(ValueError, match=r"kernel_file: .*init_kernel\.mat: not the published init_kernel\.mat"):
         build_network("dicdnet", kernel_file=str(path))
