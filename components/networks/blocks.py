@@ -42,6 +42,14 @@ class NetworkSettings(Settings):
         """The `channels` of a network that restores images of so many colours."""
         return self.channels
 
+    def can_turn(self, side: int) -> bool:
+        """Whether the features can turn exactly with a square input of this side, in pixels.
+
+        They cannot if the network extends such an input on one side more than on the other, or if the places at which
+        it pools do not lie symmetrically.
+        """
+        return True
+
     def check_scale(self, scale: int) -> None:
         """Check that a network with these settings can have a scale that its class has.
 

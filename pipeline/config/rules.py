@@ -204,6 +204,25 @@ def _sizes_fit(params: Params) -> str | None:
     return None
 
 
+def _patches_turn(params: Params) -> str | None:
+    """The features of the network can turn exactly with a patch, if pairs are compared."""
+    chosen, task, patch = params.equivariance, params.build_task(), params.train.patch_size
+    if chosen.pairing == "none" or not chosen.rule.needs_pairs or not task.trains_on_patches:
+        return None
+    can_turn, scale = params.network_settings.can_turn, task.scale
+    if can_turn(patch // scale):
+        return None
+    largest = task.largest_patch or 4 * patch
+    sides = [side for side in range(scale, largest + 1, scale) if can_turn(side // scale)]
+    close = [*[side for side in sides if side < patch][-1:], *[side for side in sides if side > patch][:1]]
+    fitting = " or ".join(map(str, close)) or "another network"
+    return (
+        f"train.patch_size: {patch}: network {params.network_name} cannot turn inputs of {patch // scale} pixels "
+        "exactly, because it would extend or pool them on one side, and the penalty would count that: use "
+        f"{fitting}, or equivariance.pairing: none"
+    )
+
+
 def _batch_divides(params: Params) -> str | None:
     """The batch gives whole pairs, and something to each worker."""
     train, chosen = params.train, params.equivariance
@@ -240,6 +259,7 @@ RULES: tuple[Callable[[Params], str | None], ...] = (
     _data_fit_task,
     _degradations_fit,
     _sizes_fit,
+    _patches_turn,
     _batch_divides,
     _steps_leave_something,
 )

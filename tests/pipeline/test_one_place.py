@@ -98,6 +98,9 @@ NETWORK = '''
             def channels(self) -> dict[str, int]:
                 return {"features": self.features}
 
+            def can_turn(self, side: int) -> bool:
+                return side % 2 == 0
+
         def __init__(self, settings: Settings, *, in_channels: int = 3, out_channels: int = 3, scale: int = 1) -> None:
             super().__init__()
             self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
@@ -166,6 +169,7 @@ def test_a_network_with_settings_of_its_own(copy: Copy) -> None:
             "params: network.features: '8': use a whole number")
         assert "network.features: 10 channels do not divide by 4" in refusal(
             {"network": {"name": "halved", "features": 10}})
+        assert "network halved cannot turn inputs of 25 pixels exactly" in refusal({**network, "train.patch_size": 25})
         assert "needs 20 pixels or more" in refusal({**network, "train.patch_size": 16})
         assert "use auto, halved, acdnet, " in refusal({"network.name": "x"})
 

@@ -111,6 +111,10 @@ class FFDNetForm(RestorationNetwork, FFDNet):
         def __post_init__(self) -> None:
             check_between(self, width=(1, MOST_CHANNELS), depth=(2, 1000))
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension."""
+            return side % 2 == 0 and side >= SMALLEST_SIDE
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the hidden layers."""

@@ -112,6 +112,10 @@ class REDCNNForm(RestorationNetwork, REDCNN):
         def __post_init__(self) -> None:
             check_between(self, width=(1, MOST_CHANNELS))
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension, or as many pixels before as after."""
+            return side % 2 == 0 or side >= EXTENDED_SIDE
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the hidden layers."""

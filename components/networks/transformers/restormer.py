@@ -299,6 +299,10 @@ class RestormerForm(RestorationNetwork, Restormer):
                     f"hidden channel, and of at most {MOST_CHANNELS / self.width:.2g}"
                 )
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension."""
+            return side % MULTIPLE == 0 and side >= 2 * MULTIPLE
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the first level; those of the others are multiples of them."""

@@ -320,6 +320,10 @@ class SwinIRForm(RestorationNetwork, SwinIR):
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
                 raise ValueError(f"drop_path_rate: {rate!r}: use a number of at least 0 and below 1")
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension."""
+            return side % self.window == 0
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the maps. Heads may have any number: it limits their fields, and refuses no penalty."""

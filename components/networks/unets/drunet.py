@@ -141,6 +141,10 @@ class DRUNetForm(RestorationNetwork, DRUNet):
         def __post_init__(self) -> None:
             check_between(self, width=(1, MOST_CHANNELS), blocks=(1, 1000))
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension."""
+            return side % MULTIPLE == 0 and side >= 2 * MULTIPLE
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the first level; those of the others are multiples of them."""

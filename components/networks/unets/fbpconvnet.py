@@ -175,6 +175,10 @@ class FBPConvNetForm(RestorationNetwork, FBPConvNet):
             check_between(self, width=(1, MOST_CHANNELS), levels=(2, 12))
             check_one_of(self, upsampling=("matconvnet", "pytorch_port", "in_place"))
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension, or as many pixels before as after."""
+            return side % 2 == 0
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the first level; those of the others are multiples of them."""

@@ -411,6 +411,10 @@ class MPRNetForm(RestorationNetwork, MPRNet):
             )
             check_one_of(self, stage2=("bands", "whole"), supervised=("last", "all"))
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension."""
+            return side % MULTIPLE == 0 and side >= SMALLEST_SIDE
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the three levels, and of the last stage."""

@@ -195,6 +195,11 @@ class NAFNetForm(RestorationNetwork, NAFNet):
                     f"decoder_blocks: {list(self.decoder_blocks)}: use as many levels as encoder_blocks has, {levels}"
                 )
 
+        def can_turn(self, side: int) -> bool:
+            """Whether the side needs no extension."""
+            multiple = 2 ** len(self.encoder_blocks)
+            return side % multiple == 0 and side >= 2 * multiple
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the first level; those of the others are multiples of them."""

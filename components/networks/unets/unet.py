@@ -97,6 +97,10 @@ class ResidualUNet(RestorationNetwork):
             """One pixel at the coarsest resolution."""
             return int(2 ** (self.depth - 1))
 
+        def can_turn(self, side: int) -> bool:
+            """Whether every pooling finds an even side."""
+            return side % self.smallest_side == 0
+
         @property
         def channels(self) -> dict[str, int]:
             """The channels of the first resolution; those of the others are multiples of them."""

@@ -282,6 +282,38 @@ def test_an_extension_on_one_side_is_named_with_a_size_that_needs_none(name: str
     assert other.findings == ()
 
 
+@pytest.mark.parametrize("side", [8, 16, 20, 21, 22, 24])
+@pytest.mark.parametrize(
+    ("name", "settings", "fields"),
+    [
+        ("dncnn", {"width": 8, "depth": 4}, "auto"),
+        ("unet", {"width": 8, "depth": 3}, "auto"),
+        ("prenet", {}, "auto"),
+        ("redcnn", {}, "auto"),
+        ("derainnet", {}, "auto"),
+        ("ffdnet", {}, "auto"),
+        ("nafnet", {}, "auto"),
+        ("nafnet", {"encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 1)}, "auto"),
+        ("drunet", {}, "auto"),
+        ("restormer", {"width": 16, "hidden_multiple": 8}, "auto"),
+        ("fbpconvnet", {"upsampling": "in_place", "width": 16}, "auto"),
+        ("mprnet", {"stage2": "whole"}, "auto"),
+        ("acdnet", {}, "trivial"),
+        ("rcdnet", {}, "auto"),
+        ("dicdnet", {}, "auto"),
+    ],
+)
+def test_a_network_says_with_which_sides_its_features_can_turn(
+    name: str, settings: dict[str, Any], fields: Fields, side: int
+) -> None:
+    network = random(name, **settings)
+    copy = projected(network, stack(network, 48, 48), fields=fields)
+    error = equivariance_error(copy, stack(network, side, side))["output"]
+    assert error < 1e-12 or error > 1e-6
+    chosen = network_settings(name, **{**SMALL.get(name, {}), **settings})
+    assert chosen.can_turn(side) == (error < 1e-12)
+
+
 def test_projecting_does_not_touch_the_network_itself() -> None:
     network = random("redcnn")
     before = deepcopy(network.state_dict())

@@ -453,6 +453,18 @@ def test_a_number_is_a_range_of_one_value() -> None:
             {"task": "derain", "network": {"name": "rcdnet", "dual_channels": 35}},
             ["network.dual_channels + 3: 38 channels do not divide by 4"],
         ),
+        (
+            {"network": {"name": "nafnet"}, "train.patch_size": 40},
+            ["train.patch_size: 40: network nafnet cannot turn inputs of 40 pixels exactly", "use 32 or 48"],
+        ),
+        (
+            {"task": "jpeg", "network": {"name": "swinir", "window": 7, "image_range": 255}},
+            ["train.patch_size: 48: network swinir cannot turn inputs of 48 pixels", "use 42 or 49"],
+        ),
+        (
+            {"task": "super_resolution", "network": {"name": "swinir"}, "train.patch_size": 40},
+            ["train.patch_size: 40: network swinir cannot turn inputs of 20 pixels", "use 32 or 48"],
+        ),
     ],
 )
 def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_remedy(
@@ -464,6 +476,12 @@ def test_values_that_are_impossible_together_are_refused_with_the_keys_and_a_rem
 
 def test_a_network_may_be_as_deep_as_the_smallest_image_allows() -> None:
     _checked({"network.name": "unet", "network.depth": 7, "train.patch_size": 64})
+
+
+@pytest.mark.parametrize("changes", [{"weight": 0, "pairing": "none"}, {"penalty": "projection", "pairing": "none"}])
+def test_any_patch_is_fine_where_no_features_are_compared(changes: dict[str, Any]) -> None:
+    chosen = {f"equivariance.{key}": value for key, value in changes.items()}
+    _checked({"network": {"name": "nafnet"}, "train.patch_size": 40, "tune.trials": 0, **chosen})
 
 
 def test_a_width_that_does_not_divide_by_4_is_fine_where_no_channels_are_shifted() -> None:

@@ -415,6 +415,15 @@ def test_projected_weights_and_symmetric_tables_make_the_output_equivariant(
     assert equivariance_error(copy, stack(network, 13, 8), group=group)["output"] > 1e-4  # a padding on one side
 
 
+@pytest.mark.parametrize("side", [8, 12, 13, 14, 16])
+def test_its_features_can_turn_with_sides_of_whole_windows(side: int) -> None:
+    network = symmetric(random("swinir", width=16))
+    copy = projected(network, stack(network, 16, 16))
+    error = equivariance_error(copy, stack(network, side, side))["output"]
+    assert error < 1e-12 or error > 1e-6
+    assert network_settings("swinir", **{**SMALL["swinir"], "width": 16}).can_turn(side) == (error < 1e-12)
+
+
 def test_random_tables_keep_projected_weights_from_being_equivariant() -> None:
     network = random("swinir")
     images = stack(network, 8, 8)
