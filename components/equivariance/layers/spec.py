@@ -104,7 +104,8 @@ class LayerSpec:
         has_no_place: whether its output is one vector for each image, as class scores are.
         cuts: positions among its output channels at which they are sliced, split or joined with others.
         input_cuts: the same of its input channels.
-        splits: those of the cuts at which its output is split into parts, as into the halves of a gate.
+        splits: those of the cuts at which its output is split into parts, as into the halves of a gate or the
+            groups of a norm.
     """
 
     inputs: int
@@ -197,7 +198,7 @@ def channels_incompatibility(spec: LayerSpec, group: Group) -> str | None:
         after = f" after PixelShuffle({spec.factor})" if spec.factor > 1 else ""
         return f"{spec.channels} output channels{after} do not divide by {group.order} into regular fields"
     if inside := [place for place in spec.splits if place % (group.order * spec.factor**2)]:
-        places = " and ".join(map(str, inside))
+        places = " and ".join(map(str, inside)) if len(inside) < 4 else f"{inside[0]}, {inside[1]} and so on"
         return f"{spec.outputs} output channels are split at {places}, inside regular fields of {group.order}"
     return None
 

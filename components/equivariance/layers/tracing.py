@@ -65,7 +65,8 @@ class Call:
             others.
         input_cuts: those of the input that are known before the call.
         sources: the calls from whose outputs the input comes by pointwise operations.
-        splits: those of the cuts at which the output is split into parts, as into the halves of a gate.
+        splits: those of the cuts at which the output is split into parts, as into the halves of a gate or the
+            groups of a norm.
         feeding: of a depthwise convolution the calls whose outputs it reads: its channels are theirs.
     """
 
@@ -259,6 +260,8 @@ class _Tracer(TorchFunctionMode):
         elif name == "glu":  # a gate of its halves
             dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
             self._note_splits(args[0], list(args[0].chunk(2, dim)))
+        elif name == "group_norm":
+            self._note_norm(args[0], int(args[1] if len(args) > 1 else kwargs["num_groups"]))
         elif name == "roll":
             tag = replace(tag, shift=_added(tag.shift, _spatial_roll(args, kwargs, result.ndim)))
         elif name in _REARRANGEMENTS and args and isinstance(args[0], Tensor):
@@ -374,6 +377,13 @@ class _Tracer(TorchFunctionMode):
             sizes = [part.shape[axis] for part in parts]
             if sum(sizes) == maps.shape[axis]:
                 call.split(list(accumulate(sizes[:-1])))
+
+    def _note_norm(self, maps: Tensor, groups: int) -> None:
+        """Note that groups of channels are normalised together: each is a part, unless it is one channel."""
+        size = maps.shape[1] // groups
+        for call in self._tag(maps).calls:
+            if size > 1 and call.kind == "convolution":
+                call.split(range(size, maps.shape[1], size))
 
     def _cut(self, maps: Any, positions: Iterable[int]) -> None:
         """Note that maps ``(B, C, H, W)`` of convolutions are cut at positions among their channels."""

@@ -325,6 +325,14 @@ def test_the_gate_of_torch_splits_its_channels(channels: int, limits: list[str])
     assert errors(projected(network, images()), images())["output"] < EXACT
 
 
+@pytest.mark.parametrize(("groups", "limits"), [(1, []), (2, []), (4, ["split"]), (8, [])])
+def test_the_groups_of_a_norm_must_be_whole_fields_or_single_channels(groups: int, limits: list[str]) -> None:
+    network = nn.Sequential(convolution(1, 8), nn.GroupNorm(groups, 8), nn.ReLU(), convolution(8, 1)).double()
+    assert [each.kind for each in diagnose(network, images()).layers[0].incompatibilities] == limits
+    assert errors(network, images())["output"] > 1e-2
+    assert errors(projected(network, images()), images())["output"] < EXACT
+
+
 def test_a_kernel_that_is_not_square_is_refused_by_the_name_of_its_layer() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, (1, 3), padding=(0, 1)), nn.ReLU(), convolution(4, 1)).double()
     with pytest.raises(ValueError, match=r"network: '0': kernel_size \(1, 3\) is not square"):
