@@ -219,7 +219,7 @@ def _patches_turn(params: Params) -> str | None:
     return (
         f"train.patch_size: {patch}: network {params.network_name} cannot turn inputs of {patch // scale} pixels "
         "exactly, because it would extend or pool them on one side, and the penalty would count that: use "
-        f"{fitting}, or equivariance.pairing: none"
+        f"{fitting}, or equivariance.weight: 0 and equivariance.pairing: none"
     )
 
 
