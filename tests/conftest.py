@@ -32,7 +32,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-pytest_plugins = ("pytester", "tests.messages", "tests.pipeline.services", "tests.pipeline.databases")
+pytest_plugins = ("pytester", "tests.messages", "tests.chainner", "tests.pipeline.services", "tests.pipeline.databases")
 LAYERS = ("unit", "process", "ray", "hosts")
 PATIENT = ("tests/pipeline/test_end_to_end.py",)
 """Modules of layer ray that may run beside others of it: commands alone, of which nothing is killed or timed."""

@@ -9,7 +9,6 @@ import re
 import stat
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,27 +242,15 @@ def test_the_published_network_with_the_exported_weights_is_the_model(models: Pr
 
 
 @pytest.mark.parametrize(("name", "most"), [("denoise", 1e-5), ("plain", 0.0)])
-def test_the_loader_of_chainner_reads_the_file(
-    models: Project, name: str, most: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if importlib.util.find_spec("spandrel") is None:
-        pytest.skip("no spandrel: .ci/run installs it without torchvision")
-    for module in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
-    for part in ("InterpolationMode", "normalize", "rotate"):  # of two networks that are not ours
-        setattr(sys.modules["torchvision.transforms.functional"], part, None)
-    from spandrel import ImageModelDescriptor, ModelLoader
-
+def test_the_loader_of_chainner_reads_the_file(models: Project, name: str, most: float, spandrel: Any) -> None:
     export(f"{name}.safetensors", "chainner", Path("out.safetensors"))
-    found = ModelLoader(device="cpu").load_from_file("out.safetensors")
-    assert isinstance(found, ImageModelDescriptor)
+    found = spandrel.ModelLoader(device="cpu").load_from_file("out.safetensors")
+    assert isinstance(found, spandrel.ImageModelDescriptor)
     assert found.architecture.id == "DnCNN"
     assert (found.input_channels, found.output_channels, found.scale) == (3, 3, 1)
     images = _images(name, 1, 23, 51)
     with torch.no_grad():
         assert (found.model(images) - _expected(name, images)).abs().max() <= most
-    for module in [module for module in sys.modules if module.partition(".")[0] == "spandrel"]:
-        monkeypatch.delitem(sys.modules, module)
 
 
 # --------------------------------------------------------------------------------------------------------- registry
